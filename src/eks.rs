@@ -1,0 +1,279 @@
+//! The EKS cluster: where its API server is, how the function proves who it is, and what the API server answers.
+
+mod api_server;
+mod token;
+
+use std::{error::Error as StdError, io};
+
+use aws_credential_types::Credentials;
+use aws_sdk_eks::{error::SdkError, operation::describe_cluster::DescribeClusterError};
+use http::{Request, Uri, header, request};
+use kube::core::Status;
+use serde_json::Value;
+
+pub use self::{api_server::connect, token::token};
+use crate::config::{CertificateAuthority, Config};
+
+/// The cluster that this function makes Jobs in.
+#[derive(Clone)]
+pub struct Cluster {
+    client: kube::Client,
+    name: String,
+    namespace: String,
+    endpoint: Uri,
+}
+
+/// What went wrong between us and the cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// EKS was asked for endpoint and CA, and could not tell.
+    #[error("cannot ask EKS for the endpoint of cluster {cluster:?}{hint}")]
+    Describe {
+        /// As configured.
+        cluster: String,
+        /// How to mend it, where that is known.
+        hint: &'static str,
+        /// What the SDK says.
+        source: Box<SdkError<DescribeClusterError>>,
+    },
+    /// EKS knows the cluster, but it has no endpoint or CA that can be used; so it is while a cluster is being made.
+    #[error(
+        "EKS shows no usable endpoint and certificate authority for cluster {cluster:?} (status {status}); try again when it is ACTIVE"
+    )]
+    NotReady {
+        /// As configured.
+        cluster: String,
+        /// CREATING, DELETING, …
+        status: String,
+    },
+    /// The client could not be made: only a CA that is no certificate does that.
+    #[error("KUBERNETES_CERTIFICATE_AUTHORITY_DATA holds a certificate that cannot be used")]
+    Client(#[source] kube::Error),
+    /// Whoever answers at the endpoint is not the API server that the CA vouches for.
+    #[error(
+        "the API server at {endpoint} shows a certificate that is not to be trusted; compare KUBERNETES_API_SERVER_ENDPOINT and \
+         KUBERNETES_CERTIFICATE_AUTHORITY_DATA with what `aws eks describe-cluster --name {cluster}` shows"
+    )]
+    Certificate {
+        /// As configured, or as EKS told.
+        endpoint: Uri,
+        /// As configured.
+        cluster: String,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
+    /// No connection, or none that lasted until the answer.
+    #[error("cannot reach the API server at {endpoint}; is the endpoint right, and open to the function's network?")]
+    Unreachable {
+        /// As configured, or as EKS told.
+        endpoint: Uri,
+        /// How it failed.
+        source: Box<kube::Error>,
+    },
+    /// Connected, and no answer in time.
+    #[error("the API server at {endpoint} did not answer within {} s", api_server::TIMEOUT.as_secs())]
+    Timeout {
+        /// As configured, or as EKS told.
+        endpoint: Uri,
+    },
+    /// An answer that is no answer of an API server.
+    #[error("the API server at {endpoint} answered something that cannot be read")]
+    Garbage {
+        /// As configured, or as EKS told.
+        endpoint: Uri,
+        /// What it is not.
+        source: Box<kube::Error>,
+    },
+    /// 429 and 5xx: it cannot serve us now.
+    #[error("the API server cannot serve the request now: {code} {message}")]
+    Overloaded {
+        /// HTTP status.
+        code: u16,
+        /// The API server's words.
+        message: String,
+    },
+    /// 401, also with a fresh token.
+    #[error(
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
+         {SUBJECT} with an access entry or in aws-auth, and check that KUBERNETES_CLUSTER_IDENTIFIER is the cluster's name \
+         and that the clock is right"
+    )]
+    Unauthorized {
+        /// As configured.
+        cluster: String,
+    },
+    /// 403 by RBAC.
+    #[error(
+        "the function lacks a permission in the cluster: {message}; grant it with \
+         `kubectl apply -f buildkite-role.yaml --namespace {namespace}`"
+    )]
+    Forbidden {
+        /// The API server's words, which name verb and resource.
+        message: String,
+        /// As configured.
+        namespace: String,
+    },
+    /// 404 for the namespace.
+    #[error(
+        "the cluster has no namespace {namespace:?}; make it with `kubectl create namespace {namespace}`, or set KubernetesNamespace"
+    )]
+    NoNamespace {
+        /// As configured.
+        namespace: String,
+    },
+    /// Any other refusal, which a repetition would meet again.
+    #[error("the API server rejects it: {} {}", .0.code, .0.message)]
+    Rejected(Box<Status>),
+}
+
+/// The user, and the group, that the function's role is mapped to.
+pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
+
+impl Error {
+    /// The kind of failure: [`crate::scheduler::Error::kind`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Describe { .. }
+            | Self::NotReady { .. }
+            | Self::Client(_)
+            | Self::Certificate { .. }
+            | Self::Unreachable { .. }
+            | Self::Garbage { .. }
+            | Self::Overloaded { .. } => "ClusterUnavailable",
+            Self::Timeout { .. } => "Timeout",
+            Self::Unauthorized { .. } => "Unauthorized",
+            Self::Forbidden { .. } => "Forbidden",
+            Self::NoNamespace { .. } | Self::Rejected(_) => "RejectedByApiServer",
+        }
+    }
+
+    /// The API server already has an object of that name.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.is_already_exists())
+    }
+
+    /// Another field manager owns a field that was to be applied.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.is_conflict() && !status.is_already_exists())
+    }
+}
+
+impl Cluster {
+    /// Takes endpoint and CA from the settings, and asks EKS for what is not there.
+    pub async fn find(config: &Config, eks: &aws_sdk_eks::Client, credentials: &Credentials) -> Result<Self, Error> {
+        let (endpoint, certificate_authority) = match (&config.api_server_endpoint, &config.certificate_authority) {
+            (Some(endpoint), Some(certificate_authority)) => (endpoint.clone(), certificate_authority.clone()),
+            (endpoint, certificate_authority) => {
+                let described = describe(eks, &config.cluster).await?;
+                (endpoint.clone().unwrap_or(described.0), certificate_authority.clone().unwrap_or(described.1))
+            }
+        };
+        let signer = token::Signer::new(credentials.clone(), &config.region, &config.cluster);
+        let client = connect(&endpoint, certificate_authority, signer).map_err(Error::Client)?;
+        Ok(Self::new(client, endpoint, config))
+    }
+
+    /// A cluster behind any client, such as a test's.
+    pub fn new(client: kube::Client, endpoint: Uri, config: &Config) -> Self {
+        Self { client, name: config.cluster.clone(), namespace: config.namespace.clone(), endpoint }
+    }
+
+    /// Where Jobs and Secret live.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Makes the connection and has the API server look at our token, so that the first Job need not wait for either.
+    pub async fn warm_up(&self) -> Result<(), Error> {
+        self.request(Request::get("/version"), Vec::new()).await.map(drop)
+    }
+
+    /// Reads an object.
+    pub async fn get(&self, path: &str) -> Result<Value, Error> {
+        let text = self.request(Request::get(path), Vec::new()).await?;
+        serde_json::from_str(&text).map_err(|error| self.explain(kube::Error::SerdeError(error)))
+    }
+
+    /// Sends a JSON body. Of the answer only the status counts, so the API server is asked to leave the object out of it.
+    pub async fn send_json(&self, request: request::Builder, body: &Value) -> Result<(), Error> {
+        let request = request
+            .header(header::ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
+        self.request(request, body.to_string().into_bytes()).await.map(drop)
+    }
+
+    async fn request(&self, request: request::Builder, body: Vec<u8>) -> Result<String, Error> {
+        let answer = match request.body(body) {
+            Ok(request) => self.client.request_text(request).await,
+            Err(error) => Err(kube::Error::HttpError(error)),
+        };
+        answer.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, error: kube::Error) -> Error {
+        let endpoint = self.endpoint.clone();
+        match error {
+            kube::Error::Api(status) => self.explain_status(status),
+            error @ (kube::Error::Service(_) | kube::Error::HyperError(_)) => {
+                if let Some(source) = cause::<rustls::Error>(&error) {
+                    Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
+                } else if cause::<tower::timeout::error::Elapsed>(&error).is_some() {
+                    Error::Timeout { endpoint }
+                } else {
+                    Error::Unreachable { endpoint, source: Box::new(error) }
+                }
+            }
+            error => Error::Garbage { endpoint, source: Box::new(error) },
+        }
+    }
+
+    fn explain_status(&self, status: Box<Status>) -> Error {
+        match status.code {
+            401 => Error::Unauthorized { cluster: self.name.clone() },
+            // A quota and an admission webhook answer 403 too, and no role mends those.
+            403 if status.message.contains(" cannot ") => {
+                Error::Forbidden { message: status.message, namespace: self.namespace.clone() }
+            }
+            404 if status.message.starts_with("namespaces ") => {
+                Error::NoNamespace { namespace: self.namespace.clone() }
+            }
+            code @ (429 | 500..) => Error::Overloaded { code, message: status.message },
+            _ => Error::Rejected(status),
+        }
+    }
+}
+
+/// Asks EKS for the endpoint and the CA of a cluster.
+async fn describe(eks: &aws_sdk_eks::Client, cluster: &str) -> Result<(Uri, CertificateAuthority), Error> {
+    let described = eks.describe_cluster().name(cluster).send().await.map_err(|error| Error::Describe {
+        cluster: cluster.to_owned(),
+        hint: match error.as_service_error() {
+            Some(DescribeClusterError::ResourceNotFoundException(_)) => {
+                "; KUBERNETES_CLUSTER_IDENTIFIER must be the name of a cluster in the function's region"
+            }
+            _ => "; allow the function eks:DescribeCluster, or set KUBERNETES_API_SERVER_ENDPOINT and KUBERNETES_CERTIFICATE_AUTHORITY_DATA",
+        },
+        source: Box::new(error),
+    })?;
+    let found = described.cluster();
+    let endpoint = found.and_then(|cluster| cluster.endpoint()?.parse().ok());
+    let certificate_authority = found.and_then(|cluster| cluster.certificate_authority()?.data()?.parse().ok());
+    endpoint.zip(certificate_authority).ok_or_else(|| Error::NotReady {
+        cluster: cluster.to_owned(),
+        status: found.and_then(|cluster| Some(cluster.status()?.to_string())).unwrap_or_else(|| "unknown".to_owned()),
+    })
+}
+
+/// The first cause of that type. An `io::Error` does not give what it wraps as its source, so it is asked for that.
+fn cause<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}

@@ -1,0 +1,247 @@
+//! The part of Buildkite's `Job Scheduled` event that decides what to run.
+//!
+//! Shape: <https://buildkite.com/docs/pipelines/integrations/observability/amazon-eventbridge#events-job-scheduled>.
+//! Fields that this crate does not read are left out, so Buildkite can add more; those that it does not need may be null.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// What one delivery from the event bus says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A job waits for an agent.
+    JobScheduled(Box<ScheduledJob>),
+    /// Anything else that Buildkite announces; the bus carries all of it.
+    Other {
+        /// The envelope's `detail-type`.
+        detail_type: String,
+    },
+}
+
+/// One job that is waiting for an agent.
+///
+/// Its `state` is not here: the event says `assigned`, which is none of the lifecycle's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduledJob {
+    /// Identifies the job to `buildkite-agent start --acquire-job`.
+    pub uuid: Uuid,
+    /// Only a `script` needs an agent; `manual`, `waiter` and `trigger` do not.
+    pub kind: String,
+    /// The step's `agents:`, each as `key=value`, such as `queue=default`.
+    pub agent_query_rules: Vec<String>,
+    /// The step's `key:`.
+    pub step_key: Option<String>,
+    /// Counts per pipeline.
+    pub build_number: Option<u64>,
+    /// What is built; may be `HEAD`.
+    pub commit: Option<String>,
+    /// Where it is built from.
+    pub branch: Option<String>,
+    /// The pipeline's name in its URL.
+    pub pipeline: Option<String>,
+    /// The organization's name in its URL.
+    pub organization: Option<String>,
+}
+
+/// Why a delivery cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidEvent {
+    /// No envelope: whoever invoked the function is not EventBridge.
+    #[error("not an EventBridge event; expected the envelope of the partner event bus, with detail-type and detail")]
+    Envelope(#[source] Malformed),
+    /// A `Job Scheduled` event without what it must have.
+    #[error("cannot read the Job Scheduled event")]
+    Detail(#[source] Malformed),
+}
+
+/// A JSON document that is not what it should be: which field, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Malformed {
+    field: String,
+    problem: serde_json::Error,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "detail-type")]
+    detail_type: String,
+    #[serde(borrow)]
+    detail: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Detail {
+    job: Job,
+    #[serde(default, deserialize_with = "null_as_default")]
+    build: Build,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pipeline: Slug,
+    #[serde(default, deserialize_with = "null_as_default")]
+    organization: Slug,
+}
+
+#[derive(Deserialize)]
+struct Job {
+    uuid: Uuid,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    agent_query_rules: Vec<String>,
+    step_key: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Build {
+    number: Option<u64>,
+    commit: Option<String>,
+    branch: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Slug {
+    slug: Option<String>,
+}
+
+fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
+}
+
+impl Event {
+    /// Reads a delivery: the envelope first, and the detail only of the type that is ours, so that no change in another one
+    /// can make us fail.
+    pub fn parse(json: &str) -> Result<Self, InvalidEvent> {
+        let envelope: Envelope = parse(json, "").map_err(InvalidEvent::Envelope)?;
+        if envelope.detail_type != "Job Scheduled" {
+            return Ok(Self::Other { detail_type: envelope.detail_type });
+        }
+        let detail: Detail = parse(envelope.detail.get(), "detail").map_err(InvalidEvent::Detail)?;
+        Ok(Self::JobScheduled(Box::new(ScheduledJob {
+            uuid: detail.job.uuid,
+            kind: detail.job.kind.unwrap_or_else(|| "script".to_owned()),
+            agent_query_rules: detail.job.agent_query_rules,
+            step_key: detail.job.step_key,
+            build_number: detail.build.number,
+            commit: detail.build.commit,
+            branch: detail.build.branch,
+            pipeline: detail.pipeline.slug,
+            organization: detail.organization.slug,
+        })))
+    }
+}
+
+/// Parses, and parses again with a record of the path when that fails: the record costs, and good events need none.
+fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Malformed> {
+    serde_json::from_str(json).map_err(|error| {
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let path =
+            serde_path_to_error::deserialize::<_, T>(&mut deserializer).err().map(|error| error.path().to_string());
+        let field = [root, path.as_deref().unwrap_or_default()].into_iter().filter(|part| !matches!(*part, "" | "."));
+        let field = field.collect::<Vec<_>>().join(".");
+        Malformed { field: if field.is_empty() { "event".to_owned() } else { field }, problem: error }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const TODAY: &str = include_str!("../events/job-scheduled.json");
+    const OF_2019: &str = include_str!("../events/job-scheduled-2019.json");
+
+    fn job(json: &str) -> ScheduledJob {
+        match Event::parse(json) {
+            Ok(Event::JobScheduled(job)) => *job,
+            other => panic!("no job in {other:?}"),
+        }
+    }
+
+    /// The published event with `change` made to its `detail`.
+    fn changed(change: impl FnOnce(&mut Value)) -> String {
+        let mut event: Value = serde_json::from_str(TODAY).unwrap();
+        change(&mut event["detail"]);
+        event.to_string()
+    }
+
+    fn problem(json: &str) -> String {
+        let error = Event::parse(json).unwrap_err();
+        format!("{error}: {}", error.source().unwrap())
+    }
+
+    #[test]
+    fn both_published_shapes_are_read() {
+        let expected = ScheduledJob {
+            uuid: "11111111-2222-4333-8444-555555555501".parse().unwrap(),
+            kind: "script".to_owned(),
+            agent_query_rules: vec!["queue=default".to_owned()],
+            step_key: Some("unit_tests".to_owned()),
+            build_number: Some(1234),
+            commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()),
+            branch: Some("main".to_owned()),
+            pipeline: Some("example-pipeline".to_owned()),
+            organization: Some("example-org".to_owned()),
+        };
+        assert_eq!(job(TODAY), expected);
+        assert_eq!(job(OF_2019), expected);
+    }
+
+    #[test]
+    fn a_job_is_known_by_its_uuid_alone() {
+        let least =
+            r#"{"detail-type":"Job Scheduled","detail":{"job":{"uuid":"11111111-2222-4333-8444-555555555501"}}}"#;
+        let nulls = r#"{"detail-type":"Job Scheduled","detail":{"job":{"uuid":"11111111-2222-4333-8444-555555555501",
+            "type":null,"agent_query_rules":null,"step_key":null},"build":null,"pipeline":{"slug":null},"organization":null}}"#;
+        assert_eq!(job(least), job(nulls));
+        assert_eq!((&*job(least).kind, job(least).agent_query_rules.len()), ("script", 0));
+    }
+
+    #[test]
+    fn unknown_fields_are_welcome() {
+        let more = changed(|detail| {
+            detail["job"]["priority"] = json!({"nested": [1, 2]});
+            detail["cluster"] = json!(7);
+        });
+        assert_eq!(job(&more), job(TODAY));
+    }
+
+    #[test]
+    fn text_keeps_its_emoji_quotes_and_newlines() {
+        let branch = "feature/🚀 \"quoted\"\nsecond line";
+        assert_eq!(job(&changed(|detail| detail["build"]["branch"] = json!(branch))).branch.as_deref(), Some(branch));
+    }
+
+    #[test]
+    fn another_detail_type_is_no_error_whatever_its_detail() {
+        let event = r#"{"detail-type":"Agent Connected","detail":[{"job":7}]}"#;
+        assert_eq!(Event::parse(event).unwrap(), Event::Other { detail_type: "Agent Connected".to_owned() });
+    }
+
+    #[test]
+    fn json_that_is_no_event_is_told_so() {
+        for json in ["{}", "[]", "null", "7", r#"{"job":{}}"#, r#"{"detail-type":null,"detail":{}}"#] {
+            assert!(problem(json).starts_with("not an EventBridge event"), "{json}");
+        }
+        assert!(problem(r#"{"detail":{}}"#).contains("missing field `detail-type`"));
+    }
+
+    #[test]
+    fn the_field_that_cannot_be_read_is_named() {
+        let cases = [
+            (changed(|detail| detail["job"]["uuid"] = json!("no-uuid")), "detail.job.uuid: "),
+            (changed(|detail| detail["job"]["uuid"] = json!(null)), "detail.job.uuid: "),
+            (changed(|detail| detail["job"] = json!({})), "detail.job: missing field `uuid`"),
+            (changed(|detail| *detail = json!({})), "detail: missing field `job`"),
+            (changed(|detail| detail["job"]["agent_query_rules"] = json!([7])), "detail.job.agent_query_rules[0]: "),
+            (changed(|detail| detail["build"]["number"] = json!("7")), "detail.build.number: "),
+        ];
+        for (event, field) in cases {
+            let problem = problem(&event);
+            assert!(problem.starts_with(&format!("cannot read the Job Scheduled event: {field}")), "{problem}");
+        }
+    }
+}

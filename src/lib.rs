@@ -1,0 +1,37 @@
+//! Starts one Buildkite agent on EKS for every job that waits for one.
+//!
+//! One event in, one Kubernetes Job out:
+//!
+//! ```text
+//! JSON --event--> ScheduledJob --query_rules--> for us? --no--> Outcome::Ignored
+//!                                                 | yes
+//!              pod_definition --job::build--> Job --eks client--> POST jobs
+//!                                                   |      |         |
+//!                                               Created  AlreadyExists  Error
+//! ```
+//!
+//! The middle ([`event`], [`query_rules`], [`pod_definition`], [`job`]) is functions of values: no client, no clock, no
+//! environment. The edge ([`agent_token`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
+
+pub mod agent_token;
+pub mod config;
+pub mod eks;
+pub mod event;
+pub mod job;
+pub mod pod_definition;
+pub mod query_rules;
+pub mod scheduler;
+
+use std::error::Error;
+
+/// An error and its causes, the outermost first, as one text.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,110 @@
+//! The Lambda function's start-up: logs, settings, clients, and then one event after the other.
+
+use std::{env, error::Error, process::ExitCode, time::Duration};
+
+use agent_scheduler::{
+    chain,
+    config::{Config, ConfigError},
+    scheduler::Scheduler,
+};
+use aws_config::{BehaviorVersion, Region, environment::EnvironmentVariableCredentialsProvider};
+use aws_credential_types::provider::ProvideCredentials;
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use http::Request;
+use lambda_runtime::{
+    Diagnostic, LambdaEvent, service_fn,
+    tracing::subscriber::{
+        filter::{LevelFilter, Targets},
+        fmt,
+        prelude::*,
+        registry,
+    },
+};
+use lambda_runtime_api_client::{PooledClient, body::Body};
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+/// Lambda stops an init at 10 s, and then starts it again within the first event's time.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+// One event at a time, so one thread: what runs side by side waits for the network.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    logs();
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = chain(&*error), "the function cannot start");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let config = match Config::read(|name| env::var(name).ok()) {
+        Ok(config) => config,
+        Err(error) => {
+            report_init_error(&error).await?;
+            return Err(error.into());
+        }
+    };
+    // Lambda gives the role's credentials in variables; they last as long as this environment does.
+    let provider = EnvironmentVariableCredentialsProvider::new();
+    let credentials = provider.provide_credentials().await?;
+    let aws = aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(config.region.clone()))
+        .credentials_provider(provider)
+        .http_client(
+            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https(),
+        )
+        .load()
+        .await;
+
+    let scheduler = Scheduler::new(config, credentials, &aws);
+    match timeout(START_TIMEOUT, scheduler.start()).await {
+        Ok(Ok(())) => {}
+        // The first event tries again, and fails with the reason if that is no use.
+        Ok(Err(error)) => tracing::warn!(error_type = error.kind(), error = chain(&error), "start-up is not complete"),
+        Err(_) => {
+            tracing::warn!(error_type = "Timeout", "start-up is not complete after {} s", START_TIMEOUT.as_secs());
+        }
+    }
+
+    let scheduler = &scheduler;
+    lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
+        scheduler
+            .handle(event.payload.get())
+            .await
+            .map_err(|error| Diagnostic { error_type: error.kind().to_owned(), error_message: chain(&error) })
+    }))
+    .await
+}
+
+/// Tells Lambda why there will be no function: an operator finds the text where any other error of the function is.
+async fn report_init_error(error: &ConfigError) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let diagnostic = Diagnostic { error_type: "InvalidConfig".to_owned(), error_message: error.to_string() };
+    let request = Request::post("/2018-06-01/runtime/init/error")
+        .header("lambda-runtime-function-error-type", "Runtime.InvalidConfig")
+        .body(Body::from(serde_json::to_vec(&diagnostic)?))?;
+    PooledClient::builder().build().call(request).await?;
+    Ok(())
+}
+
+/// Lines on standard output, in the format and from the level that the function's logging settings ask for.
+///
+/// The libraries never say more than warnings: at a finer level they print whole events and the answer of SSM.
+fn logs() {
+    let level = env::var("AWS_LAMBDA_LOG_LEVEL").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let filter = Targets::new()
+        .with_target("agent_scheduler", level)
+        // Its span gives every line the request's id.
+        .with_target("lambda_runtime", level.min(LevelFilter::INFO))
+        .with_default(level.min(LevelFilter::WARN));
+    let lines = fmt::layer().without_time().with_target(false);
+    if env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json")) {
+        let lines = lines.json().flatten_event(true).with_span_list(false);
+        registry().with(filter).with(lines).init();
+    } else {
+        registry().with(filter).with(lines).init();
+    }
+}

@@ -1,0 +1,168 @@
+//! A step's `agents:`, which arrive as agent query rules: `queue=default`, `os=linux`, `pod-definition=node`.
+//!
+//! An agent in acquire mode takes its job whatever the job's tags are, so matching is ours to do, by Buildkite's rule: an
+//! agent must have every tag that a step asks for, and may have more. The official matcher splits at the first `=`, compares
+//! exactly, and leaves a rule without `=` out: buildkite/agent-stack-k8s, `internal/controller/agenttags/tags.go`. A value of
+//! `*`, or none, asks for the tag with any value: <https://buildkite.com/docs/agent/queues>.
+
+use crate::config::{Config, Tag};
+
+/// What one step asks of its agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentQueryRules<'a> {
+    rules: Vec<Rule<'a>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rule<'a> {
+    key: &'a str,
+    value: &'a str,
+}
+
+/// Why a job is not for this function.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Some other agents serve that queue.
+    #[error("queue={wanted} is not served here (BUILDKITE_QUEUE is {served})")]
+    OtherQueue {
+        /// The queue that the step names.
+        wanted: String,
+        /// The queues of this function.
+        served: String,
+    },
+    /// The step names no queue, so its cluster's default queue has it.
+    #[error("the job names no queue, and SERVE_JOBS_WITHOUT_QUEUE is false")]
+    NoQueue,
+    /// The queue is ours, but no agent of ours has that tag: the job waits until somebody mends the step or the tags.
+    #[error(
+        "no agent of this stack has the tag {tag} (add it to BuildkiteAgentTags, or take it from the step's agents)"
+    )]
+    UnservedTag {
+        /// As the step writes it.
+        tag: String,
+    },
+}
+
+impl Rule<'_> {
+    fn accepts(self, value: &str) -> bool {
+        matches!(self.value, "*" | "") || self.value == value
+    }
+}
+
+impl<'a> AgentQueryRules<'a> {
+    /// Reads the rules of an event. One without `=` asks for nothing that an agent could have.
+    pub fn parse(rules: &'a [String]) -> Self {
+        let rules = rules.iter().filter_map(|rule| {
+            let (key, value) = rule.split_once('=')?;
+            Some(Rule { key, value })
+        });
+        Self { rules: rules.collect() }
+    }
+
+    /// The queue that the agent shall name, if these rules are for this function; `None` for a job without a queue.
+    pub fn matched<'c>(&self, config: &'c Config) -> Result<Option<&'c str>, Mismatch> {
+        let queue = self.queue(config)?;
+        match self.rules.iter().find(|rule| !is_ours(rule.key) && !has_tag(&config.agent_tags, **rule)) {
+            Some(Rule { key, value }) => Err(Mismatch::UnservedTag { tag: format!("{key}={value}") }),
+            None => Ok(queue),
+        }
+    }
+
+    /// The pod definition that the step chose; `None` for the default one.
+    pub fn pod_definition(&self) -> Option<&'a str> {
+        self.rules.iter().find(|rule| rule.key == "pod-definition").map(|rule| rule.value)
+    }
+
+    /// An agent is in one queue, so it must satisfy all the rules that name one.
+    fn queue<'c>(&self, config: &'c Config) -> Result<Option<&'c str>, Mismatch> {
+        let mut wanted = self.rules.iter().filter(|rule| rule.key == "queue").peekable();
+        let Some(first) = wanted.peek().map(|rule| rule.value.to_owned()) else {
+            return if config.serve_jobs_without_queue { Ok(None) } else { Err(Mismatch::NoQueue) };
+        };
+        let wanted: Vec<_> = wanted.collect();
+        match config.queues.iter().find(|queue| wanted.iter().all(|rule| rule.accepts(queue))) {
+            Some(queue) => Ok(Some(queue)),
+            None => Err(Mismatch::OtherQueue { wanted: first, served: config.queues.join(",") }),
+        }
+    }
+}
+
+/// The keys that tell us what to do and are no tags to match.
+fn is_ours(key: &str) -> bool {
+    matches!(key, "queue" | "pod-definition")
+}
+
+fn has_tag(tags: &[Tag], rule: Rule) -> bool {
+    tags.iter().any(|tag| tag.key == rule.key && rule.accepts(&tag.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::fixtures::config;
+
+    fn matched(rules: &[&str], variables: &[(&str, &str)]) -> Result<Option<String>, String> {
+        let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+        let config = config(variables);
+        let matched = AgentQueryRules::parse(&rules).matched(&config);
+        matched.map(|queue| queue.map(str::to_owned)).map_err(|mismatch| mismatch.to_string())
+    }
+
+    #[test]
+    fn a_job_is_matched_as_buildkite_matches_agents() {
+        let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b")];
+        let cases: [(&[&str], Option<&str>, &str); 12] = [
+            (&["queue=default"], Some("default"), "exact"),
+            (&["queue=gpu"], Some("gpu"), "any of our queues"),
+            (&["queue=*"], Some("default"), "any queue"),
+            (&["queue="], Some("default"), "a blank value is any"),
+            (&["queue=gpu", "queue=gpu"], Some("gpu"), "twice the same"),
+            (&["queue=gpu", "queue=*"], Some("gpu"), "both rules hold"),
+            (&["queue=gpu", "os=linux", "os=ubuntu"], Some("gpu"), "two tags of one key"),
+            (&["queue=gpu", "os=*", "os="], Some("gpu"), "any value"),
+            (&["queue=gpu", "flags=a=b"], Some("gpu"), "split at the first ="),
+            (&["queue=gpu", "no-equals-sign"], Some("gpu"), "a rule without = is left out"),
+            (&["queue=gpu", "pod-definition=node"], Some("gpu"), "our own rule"),
+            (&["os=linux", "queue=default"], Some("default"), "in any order"),
+        ];
+        for (rules, queue, case) in cases {
+            assert_eq!(matched(rules, &ours), Ok(queue.map(str::to_owned)), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_not_ours_says_why() {
+        let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux")];
+        let cases: [(&[&str], &str); 9] = [
+            (&["queue=windows"], "queue=windows is not served here (BUILDKITE_QUEUE is default,gpu)"),
+            (&["queue=Default"], "queue=Default is not served"),
+            (&["queue=def*"], "queue=def* is not served"),
+            (&["queue=default", "queue=gpu"], "queue=default is not served"),
+            (&["queue=default", "os=mac"], "the tag os=mac "),
+            (&["queue=default", "arch=*"], "the tag arch=* "),
+            (&["queue=default", "os=lin*"], "the tag os=lin* "),
+            (&[], "names no queue"),
+            (&["os=linux"], "names no queue"),
+        ];
+        for (rules, reason) in cases {
+            let told = matched(rules, &ours).unwrap_err();
+            assert!(told.contains(reason), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_job_without_a_queue_is_served_on_request() {
+        let serve = [("SERVE_JOBS_WITHOUT_QUEUE", "true")];
+        assert_eq!(matched(&[], &serve), Ok(None));
+        assert_eq!(matched(&["no-equals-sign"], &serve), Ok(None));
+        assert!(matched(&["queue=windows"], &serve).is_err());
+        assert!(matched(&["os=linux"], &serve).is_err());
+    }
+
+    #[test]
+    fn the_step_chooses_its_pod_definition() {
+        let rules = ["queue=default".to_owned(), "pod-definition=node".to_owned()];
+        assert_eq!(AgentQueryRules::parse(&rules).pod_definition(), Some("node"));
+        assert_eq!(AgentQueryRules::parse(&rules[..1]).pod_definition(), None);
+    }
+}

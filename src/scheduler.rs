@@ -1,0 +1,298 @@
+//! One event from start to finish: is it for us, what does it run in, make the Job, name the result.
+
+use std::time::Instant;
+
+use aws_credential_types::Credentials;
+use http::{Request, header};
+use serde::Serialize;
+use tokio::{sync::OnceCell, try_join};
+use uuid::Uuid;
+
+use crate::{
+    agent_token::{self, AgentToken},
+    chain,
+    config::Config,
+    eks::{self, Cluster},
+    event::{Event, InvalidEvent, ScheduledJob},
+    job::{self, JOB_UUID_LABEL},
+    pod_definition::{self, DEFAULT, Library},
+    query_rules::{AgentQueryRules, Mismatch},
+};
+
+/// Turns scheduled jobs into Kubernetes Jobs.
+pub struct Scheduler {
+    config: Config,
+    definitions: Library,
+    credentials: Credentials,
+    eks: aws_sdk_eks::Client,
+    agent_token: AgentToken,
+    /// Found once; a function that cannot find it looks again at the next event.
+    cluster: OnceCell<Cluster>,
+}
+
+/// What became of an event. All but the failures: those are errors, so that Lambda tries again and then hands the event to
+/// the failure queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A Job is there now.
+    Created,
+    /// An earlier delivery of the same event made the Job.
+    AlreadyExists,
+    /// Nothing to do here.
+    Ignored(Reason),
+}
+
+/// Why an event is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Buildkite announces more than waiting jobs.
+    #[error("{detail_type:?} is no \"Job Scheduled\"")]
+    OtherEvent {
+        /// The envelope's `detail-type`.
+        detail_type: String,
+    },
+    /// A step that no agent runs.
+    #[error("a job of type {0:?} needs no agent")]
+    NoScript(String),
+    /// A job for others.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+}
+
+/// What the function answers to Lambda.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Why a job has no Kubernetes Job.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The event cannot be read.
+    #[error(transparent)]
+    Event(#[from] InvalidEvent),
+    /// The step's pod definition cannot be used.
+    #[error(transparent)]
+    PodDefinition(#[from] pod_definition::Error),
+    /// The agent would have no token.
+    #[error(transparent)]
+    AgentToken(#[from] agent_token::Error),
+    /// There is no client for the cluster.
+    #[error(transparent)]
+    Cluster(#[from] eks::Error),
+    /// The API server did not take the Job.
+    #[error("cannot create Job {name}")]
+    CreateJob {
+        /// `buildkite-<uuid>`
+        name: String,
+        /// What the API server said.
+        source: eks::Error,
+    },
+    /// The API server has a Job of that name, and it could not be looked at.
+    #[error("Job {name} exists already, and cannot be read to see whether it is ours")]
+    ReadJob {
+        /// `buildkite-<uuid>`
+        name: String,
+        /// What the API server said.
+        source: eks::Error,
+    },
+    /// The API server has a Job of that name, and somebody else made it.
+    #[error(
+        "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
+    )]
+    NameTaken {
+        /// `buildkite-<uuid>`
+        name: String,
+        /// The label's value, as JSON.
+        label: String,
+    },
+}
+
+impl Error {
+    /// The kind of failure, for alarms and for README's table; it never changes its spelling.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Event(_) => "InvalidEvent",
+            Self::PodDefinition(pod_definition::Error::Unknown { .. }) => "UnknownPodDefinition",
+            Self::PodDefinition(pod_definition::Error::Invalid { .. }) => "InvalidPodDefinition",
+            Self::AgentToken(agent_token::Error::Read { .. } | agent_token::Error::Empty { .. }) => {
+                "AgentTokenUnavailable"
+            }
+            Self::NameTaken { .. } => "RejectedByApiServer",
+            Self::AgentToken(
+                agent_token::Error::Conflict { source, .. } | agent_token::Error::Apply { source, .. },
+            )
+            | Self::Cluster(source)
+            | Self::CreateJob { source, .. }
+            | Self::ReadJob { source, .. } => source.kind(),
+        }
+    }
+}
+
+impl Scheduler {
+    /// Asks nobody yet.
+    pub fn new(config: Config, credentials: Credentials, aws: &aws_config::SdkConfig) -> Self {
+        Self {
+            definitions: Library::compiled(),
+            credentials,
+            eks: aws_sdk_eks::Client::new(aws),
+            agent_token: AgentToken::new(&config, aws_sdk_ssm::Client::new(aws)),
+            cluster: OnceCell::new(),
+            config,
+        }
+    }
+
+    /// Does the slow part before there is an event: the connection, the agent token, and the Secret that carries it.
+    pub async fn start(&self) -> Result<(), Error> {
+        let connect = async {
+            let cluster = self.cluster().await?;
+            cluster.warm_up().await?;
+            Ok(cluster)
+        };
+        let read_token = async { self.agent_token.read_ahead().await.map_err(Error::from) };
+        let (cluster, ()) = try_join!(connect, read_token)?;
+        Ok(self.agent_token.deliver(cluster).await?)
+    }
+
+    /// Serves one delivery from the event bus.
+    pub async fn handle(&self, event: &str) -> Result<Answer, Error> {
+        match Event::parse(event) {
+            Ok(Event::JobScheduled(job)) => {
+                let outcome = self.schedule(&job).await?;
+                Ok(Answer::new(&outcome, &job, &self.config.namespace))
+            }
+            Ok(Event::Other { detail_type }) => {
+                let reason = Reason::OtherEvent { detail_type };
+                tracing::info!(outcome = "ignored", %reason, "event handled");
+                Ok(Answer::ignored(&reason))
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                tracing::error!(error_type = error.kind(), error = chain(&error), "event failed");
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a job its Kubernetes Job, wherever we heard of it, and logs what became of it.
+    pub async fn schedule(&self, job: &ScheduledJob) -> Result<Outcome, Error> {
+        let started = Instant::now();
+        let rules = AgentQueryRules::parse(&job.agent_query_rules);
+        let definition = rules.pod_definition().unwrap_or(DEFAULT);
+        let matched = if job.kind == "script" {
+            rules.matched(&self.config).map_err(Reason::from)
+        } else {
+            Err(Reason::NoScript(job.kind.clone()))
+        };
+        let (queue, result) = match matched {
+            Ok(queue) => (queue, self.create(job, queue, definition).await),
+            Err(reason) => (None, Ok(Outcome::Ignored(reason))),
+        };
+        Line { job, queue, definition, started }.log(&result);
+        result
+    }
+
+    async fn create(&self, job: &ScheduledJob, queue: Option<&str>, definition: &str) -> Result<Outcome, Error> {
+        tracing::debug!(queue, definition, "job matched");
+        let definition = self.definitions.get(definition)?;
+        let manifest = job::build(job, queue, definition, &self.config);
+        let cluster = self.cluster().await?;
+        if !definition.brings_agent_token() {
+            self.agent_token.deliver(cluster).await?;
+        }
+        // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
+        let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", cluster.namespace());
+        let request =
+            Request::post(format!("{jobs}?fieldValidation=Strict")).header(header::CONTENT_TYPE, "application/json");
+        match cluster.send_json(request, &manifest).await {
+            Ok(()) => Ok(Outcome::Created),
+            Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid).await,
+            Err(source) => Err(Error::CreateJob { name: job::name(job.uuid), source }),
+        }
+    }
+
+    async fn cluster(&self) -> Result<&Cluster, eks::Error> {
+        self.cluster.get_or_try_init(|| Cluster::find(&self.config, &self.eks, &self.credentials)).await
+    }
+}
+
+/// The name is taken: by an earlier delivery of the same event, if the Job carries our label for it.
+async fn already_exists(cluster: &Cluster, jobs: &str, uuid: Uuid) -> Result<Outcome, Error> {
+    let name = job::name(uuid);
+    match cluster.get(&format!("{jobs}/{name}")).await {
+        Ok(job) => match &job["metadata"]["labels"][JOB_UUID_LABEL] {
+            label if *label == uuid.to_string() => Ok(Outcome::AlreadyExists),
+            label => Err(Error::NameTaken { name, label: label.to_string() }),
+        },
+        Err(source) => Err(Error::ReadJob { name, source }),
+    }
+}
+
+impl Answer {
+    fn new(outcome: &Outcome, job: &ScheduledJob, namespace: &str) -> Self {
+        match outcome {
+            Outcome::Ignored(reason) => Self::ignored(reason),
+            Outcome::Created | Outcome::AlreadyExists => Self {
+                outcome: outcome.as_str(),
+                job: Some(job::name(job.uuid)),
+                namespace: Some(namespace.to_owned()),
+                reason: None,
+            },
+        }
+    }
+
+    fn ignored(reason: &Reason) -> Self {
+        Self { outcome: "ignored", job: None, namespace: None, reason: Some(reason.to_string()) }
+    }
+}
+
+impl Outcome {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::AlreadyExists => "already-exists",
+            Self::Ignored(_) => "ignored",
+        }
+    }
+}
+
+/// The one line that the log has for each job.
+struct Line<'a> {
+    job: &'a ScheduledJob,
+    queue: Option<&'a str>,
+    definition: &'a str,
+    started: Instant,
+}
+
+impl Line<'_> {
+    fn log(&self, result: &Result<Outcome, Error>) {
+        macro_rules! line {
+            ($level:ident, $message:literal, $($result:tt)*) => {
+                tracing::$level!(
+                    job = %self.job.uuid,
+                    pipeline = self.job.pipeline,
+                    build = self.job.build_number,
+                    queue = self.queue,
+                    definition = self.definition,
+                    milliseconds = self.started.elapsed().as_secs_f64() * 1_000.0,
+                    $($result)*,
+                    $message
+                )
+            };
+        }
+        match result {
+            Ok(outcome @ Outcome::Ignored(reason @ Reason::Mismatch(Mismatch::UnservedTag { .. }))) => {
+                line!(warn, "event handled", outcome = outcome.as_str(), %reason);
+            }
+            Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "event handled", outcome = outcome.as_str(), %reason),
+            Ok(outcome) => line!(info, "event handled", outcome = outcome.as_str()),
+            Err(error) => line!(error, "event failed", error_type = error.kind(), error = chain(error)),
+        }
+    }
+}
