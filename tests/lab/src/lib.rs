@@ -1,1 +1,151 @@
+//! What an agent scheduler meets in production, on one machine: Lambda, SSM and EKS of AWS, and the Kubernetes API.
+//!
+//! ```text
+//!   test ──event──> Function (Runtime API + the real binary as a child process)
+//!                      │ http, or https of the lab's authority
+//!                      ├──> Aws         GetParameter, DescribeCluster
+//!                      │ https of the lab's authority
+//!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; judges the EKS token as the real one does
+//! ```
+//!
+//! Each stand-in keeps what it was asked, notes it in the [`Timeline`], and can be told to misbehave ([`Fault`]). Everything ends when
+//! the [`Lab`] is dropped.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use lab::{Answer, Fault, Lab, When};
+//!
+//! let lab = Lab::start().await;
+//! lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::status(503), 1);
+//! let function = lab.function("target/debug/agent-scheduler").env("BUILDKITE_QUEUE", "default").start();
+//! let answer = function.invoke(include_str!("../../../events/job-scheduled.json")).await;
+//! assert!(matches!(answer, Answer::Success(_)));
+//! assert_eq!(lab.kubernetes.jobs().len(), 1);
+//! # }
+//! ```
 
+pub mod aws;
+mod certificates;
+#[cfg(test)]
+mod client;
+mod credentials;
+pub mod eks_token;
+mod exchange;
+pub mod fault;
+pub mod function;
+pub mod kubernetes;
+pub mod log_line;
+mod runtime_api;
+mod server;
+mod timeline;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use self::{credentials::random_hex, eks_token::Verifier};
+
+pub use self::{
+    aws::{Aws, Parameter},
+    certificates::{Certificate, Certificates},
+    credentials::Credentials,
+    exchange::Request,
+    fault::{Fault, When},
+    function::{Answer, Function},
+    kubernetes::Kubernetes,
+    timeline::{Actor, Entry, Timeline},
+};
+
+/// The cluster that exists from the start.
+pub const CLUSTER: &str = "example-cluster";
+/// The parameter that holds the agent token from the start.
+pub const AGENT_TOKEN_PARAMETER: &str = "/buildkite/agent-token";
+
+/// All stand-ins together, with one authority, one pair of keys, and one record of what happened.
+pub struct Lab {
+    /// SSM and EKS.
+    pub aws: Aws,
+    /// The cluster's API server.
+    pub kubernetes: Kubernetes,
+    /// What happened, in order.
+    pub timeline: Timeline,
+    /// The authority behind every https URL of the lab.
+    pub certificates: Arc<Certificates>,
+    credentials: Credentials,
+    agent_token: String,
+}
+
+impl Lab {
+    /// On loopback, each server on a free port.
+    pub async fn start() -> Self {
+        Self::start_on(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// On another address of this machine, so that a container can reach it too.
+    pub async fn start_on(ip: impl Into<IpAddr>) -> Self {
+        let ip = ip.into();
+        let timeline = Timeline::start();
+        let credentials = Credentials::random();
+        let certificates = Arc::new(Certificates::new(ip));
+        let verifier = Verifier {
+            cluster: CLUSTER.to_owned(),
+            region: aws::REGION.to_owned(),
+            access_key_id: credentials.access_key_id.clone(),
+            secret_access_key: credentials.secret_access_key.clone(),
+            session_token: credentials.session_token.clone(),
+        };
+        let kubernetes = Kubernetes::start(ip, &timeline, verifier, &certificates).await;
+        let aws = Aws::start(ip, &timeline, &credentials, &certificates).await;
+        let agent_token = format!("bkct_{}", random_hex::<20>());
+        aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
+        aws.put_cluster(CLUSTER, kubernetes.url(), kubernetes.ca_data());
+        Self { aws, kubernetes, timeline, certificates, credentials, agent_token }
+    }
+
+    /// A function with all that Lambda gives it, and settings that lead it to this lab.
+    pub fn function(&self, binary: impl Into<PathBuf>) -> function::Builder {
+        function::Builder::new(binary.into(), self.variables(), self.timeline.clone())
+    }
+
+    /// The token that `/buildkite/agent-token` holds from the start; it occurs nowhere else, so a leak can be searched for.
+    pub fn agent_token(&self) -> &str {
+        &self.agent_token
+    }
+
+    /// The keys that a function gets.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    fn variables(&self) -> BTreeMap<String, String> {
+        let Credentials { access_key_id, secret_access_key, session_token } = &self.credentials;
+        let variables = [
+            ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+            ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+            ("AWS_LAMBDA_LOG_LEVEL", "INFO"),
+            ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/agent-scheduler"),
+            ("AWS_LAMBDA_LOG_STREAM_NAME", "2026/01/15/[$LATEST]0123456789abcdef0123456789abcdef"),
+            ("AWS_REGION", aws::REGION),
+            ("AWS_DEFAULT_REGION", aws::REGION),
+            ("AWS_ACCESS_KEY_ID", access_key_id),
+            ("AWS_SECRET_ACCESS_KEY", secret_access_key),
+            ("AWS_SESSION_TOKEN", session_token),
+            ("AWS_ENDPOINT_URL", &self.aws.url()),
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("LANG", "en_US.UTF-8"),
+            ("TZ", ":UTC"),
+            ("RUST_BACKTRACE", "1"),
+            ("BUILDKITE_QUEUE", "default"),
+            ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
+            ("KUBERNETES_API_SERVER_ENDPOINT", &self.kubernetes.url()),
+            ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.kubernetes.ca_data()),
+        ];
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}

@@ -1,0 +1,88 @@
+//! A certificate authority for one run, and the good and bad certificates that it signs.
+
+use std::net::IpAddr;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
+use std::sync::Arc;
+use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
+
+/// The lab's own authority. Nothing on the machine trusts it unless told.
+pub struct Certificates {
+    authority: CertifiedIssuer<'static, KeyPair>,
+    stranger: CertifiedIssuer<'static, KeyPair>,
+    names: Vec<String>,
+}
+
+/// What a server shows to its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Names the lab's hosts and is valid now.
+    Good,
+    /// Names the lab's hosts, but its time is over.
+    Expired,
+    /// Valid now, but for a host of another name.
+    OtherHost,
+}
+
+impl Certificates {
+    pub(crate) fn new(ip: IpAddr) -> Self {
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "host.docker.internal".to_owned()];
+        if !names.contains(&ip.to_string()) {
+            names.push(ip.to_string());
+        }
+        Self { authority: authority("lab"), stranger: authority("stranger"), names }
+    }
+
+    /// The authority's certificate, as `AWS_CA_BUNDLE` wants it in a file.
+    pub fn ca_pem(&self) -> String {
+        self.authority.pem()
+    }
+
+    /// The authority's certificate as EKS shows it: base64 of the PEM.
+    pub fn ca_data(&self) -> String {
+        BASE64_STANDARD.encode(self.authority.pem())
+    }
+
+    /// Like [`Self::ca_data`], of an authority that signed none of the lab's servers.
+    pub fn other_ca_data(&self) -> String {
+        BASE64_STANDARD.encode(self.stranger.pem())
+    }
+
+    /// TLS for a server that shows this kind of certificate.
+    pub(crate) fn server(&self, kind: Certificate) -> Arc<ServerConfig> {
+        let names = match kind {
+            Certificate::Good | Certificate::Expired => self.names.clone(),
+            Certificate::OtherHost => vec!["another.example".to_owned()],
+        };
+        let mut params = CertificateParams::new(names).expect("the names are fit for a certificate");
+        params.distinguished_name.push(DnType::CommonName, "lab");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if kind == Certificate::Expired {
+            params.not_after = date_time_ymd(2020, 1, 1);
+        }
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = params.signed_by(&key, &self.authority).expect("the authority can sign");
+
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows the default versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .expect("the key belongs to the certificate");
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+}
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, format!("{name} authority"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().expect("a key can be made");
+    CertifiedIssuer::self_signed(params, key).expect("an authority can sign itself")
+}

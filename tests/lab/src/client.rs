@@ -1,0 +1,79 @@
+//! One HTTP connection, for the tests of the stand-ins.
+
+use std::{error::Error, sync::Arc};
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    client::conn::http1::{SendRequest, handshake},
+    http::{Uri, request::Builder},
+};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
+
+type Failure = Box<dyn Error>;
+
+/// Sends requests one after the other, and never opens a second connection.
+pub(crate) struct Client {
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    /// Connects to a URL of the lab; trusts only that authority.
+    pub(crate) async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
+        let uri: Uri = url.parse()?;
+        let authority = uri.authority().ok_or("no authority")?;
+        let stream = TcpStream::connect(authority.as_str()).await?;
+        let sender = if uri.scheme_str() == Some("https") {
+            let name = ServerName::try_from(authority.host().to_owned())?;
+            converse(tls(ca_pem)?.connect(name, stream).await?).await?
+        } else {
+            converse(stream).await?
+        };
+        Ok(Self { sender })
+    }
+
+    pub(crate) async fn send(&mut self, request: Builder, body: &str) -> Result<Response<Bytes>, Failure> {
+        let request: Request<_> = request.body(Full::from(body.to_owned()))?;
+        self.sender.ready().await?;
+        let (parts, body) = self.sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+    }
+
+    /// Status and JSON body.
+    pub(crate) async fn ask(&mut self, request: Builder, body: &str) -> (StatusCode, Value) {
+        let response = self.send(request, body).await.unwrap();
+        (response.status(), serde_json::from_slice(response.body()).unwrap())
+    }
+}
+
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn tls(ca_pem: &str) -> Result<TlsConnector, Failure> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes())?)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

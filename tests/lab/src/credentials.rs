@@ -1,0 +1,36 @@
+//! The keys that a function is handed and that the stand-ins know.
+
+use aws_lc_rs::rand;
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+/// What AWS gives to an assumed role.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Names the key; no secret.
+    pub access_key_id: String,
+    /// Signs.
+    pub secret_access_key: String,
+    /// Travels with each request; some 1,000 characters long, like a real one.
+    pub session_token: String,
+}
+
+impl Credentials {
+    /// Fresh ones, so that a leak in one run says nothing about another.
+    pub(crate) fn random() -> Self {
+        Self {
+            access_key_id: format!("ASIA{}", random_hex::<8>().to_uppercase()),
+            secret_access_key: BASE64_STANDARD.encode(random_bytes::<30>()),
+            session_token: BASE64_STANDARD.encode(random_bytes::<750>()),
+        }
+    }
+}
+
+pub(crate) fn random_hex<const N: usize>() -> String {
+    hex::encode(random_bytes::<N>())
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).expect("the system has random bytes");
+    bytes
+}

@@ -1,0 +1,187 @@
+//! One request and its answer, as every stand-in treats them: met by a fault if one is planned, noted, and kept for the test.
+
+use std::{fmt, sync::Arc};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Request as HttpRequest, State},
+    http::{StatusCode, header::RETRY_AFTER, request::Parts},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use crate::{
+    fault::{ErrorAnswer, Fault, Faults},
+    server::Cut,
+    timeline::{Actor, Timeline},
+};
+
+/// More than any real server of these takes.
+const BODY_LIMIT: usize = 16 * 1024 * 1024;
+
+/// What was asked of a stand-in, and what came of it.
+#[derive(Clone)]
+pub struct Request {
+    /// HTTP method.
+    pub method: String,
+    /// Path without query.
+    pub path: String,
+    /// Query without the question mark, still encoded; empty if there was none.
+    pub query: String,
+    /// The user that the caller proved to be.
+    pub user: Option<String>,
+    /// Why the caller was refused; the answer itself does not say.
+    pub refusal: Option<String>,
+    /// The body as text. May hold secrets, so `Debug` leaves it out.
+    pub body: String,
+    /// Status of the answer; none if the connection was cut or the client left.
+    pub status: Option<u16>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("query", &self.query)
+            .field("user", &self.user)
+            .field("refusal", &self.refusal)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who called, for the record; a stand-in puts it on its response.
+#[derive(Clone, Debug)]
+pub(crate) enum Caller {
+    User(String),
+    Refused(String),
+}
+
+/// The service that a stand-in plays, as far as the common treatment must know it.
+pub(crate) trait Role: Send + Sync + 'static {
+    /// Who is asked, and for what, in one line without secrets.
+    fn subject(&self, parts: &Parts, body: &[u8]) -> (Actor, String);
+
+    /// An error in this service's own words.
+    fn error(&self, parts: &Parts, subject: &str, error: &ErrorAnswer) -> Response;
+}
+
+/// What a stand-in was told to do wrong, and what it has seen. Clones share both.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub(crate) faults: Faults,
+    pub(crate) timeline: Timeline,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Desk {
+    pub(crate) fn new(timeline: &Timeline) -> Self {
+        Self { faults: Faults::default(), timeline: timeline.clone(), requests: Arc::default() }
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().clone()
+    }
+
+    /// Puts the common treatment around a stand-in's routes.
+    pub(crate) fn around(&self, routes: Router, role: impl Role) -> Router {
+        let exchange = Exchange { desk: self.clone(), role: Arc::new(role) };
+        routes.layer(from_fn_with_state(exchange, handle))
+    }
+
+    /// Keeps the request before it is served, so that one whose client leaves meanwhile is seen too.
+    fn arrived(&self, parts: &Parts, body: &[u8]) -> usize {
+        let mut requests = self.requests.lock();
+        requests.push(Request {
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            user: None,
+            refusal: None,
+            body: String::from_utf8_lossy(body).into_owned(),
+            status: None,
+        });
+        requests.len() - 1
+    }
+
+    fn answered(&self, index: usize, response: &Response) {
+        let request = &mut self.requests.lock()[index];
+        match response.extensions().get::<Caller>() {
+            Some(Caller::User(user)) => request.user = Some(user.clone()),
+            Some(Caller::Refused(reason)) => request.refusal = Some(reason.clone()),
+            None => {}
+        }
+        if response.extensions().get::<Cut>().is_none() {
+            request.status = Some(response.status().as_u16());
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Exchange {
+    desk: Desk,
+    role: Arc<dyn Role>,
+}
+
+async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_LIMIT).await else {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    };
+    let desk = &exchange.desk;
+    let (actor, subject) = exchange.role.subject(&parts, &body);
+    let index = desk.arrived(&parts, &body);
+    let fault = desk.faults.take(parts.method.as_str(), parts.uri.path(), &subject);
+
+    let response = match fault.clone() {
+        None => serve(next, parts, body).await,
+        Some(Fault::Delay(time)) => {
+            desk.timeline.record(actor, format!("{subject} is made to wait {time:?}"));
+            sleep(time).await;
+            serve(next, parts, body).await
+        }
+        Some(Fault::Status(error)) => retry_after(exchange.role.error(&parts, &subject, &error), &error),
+        Some(Fault::CutBefore | Fault::Refuse) => cut(StatusCode::OK.into_response()),
+        Some(Fault::CutAfter) => cut(serve(next, parts, body).await),
+        Some(Fault::Garbage) => garbled(&serve(next, parts, body).await),
+    };
+    desk.answered(index, &response);
+    desk.timeline.record(actor, line(&subject, &response, fault.as_ref()));
+    response
+}
+
+async fn serve(next: Next, parts: Parts, body: Bytes) -> Response {
+    next.run(HttpRequest::from_parts(parts, Body::from(body))).await
+}
+
+fn retry_after(mut response: Response, error: &ErrorAnswer) -> Response {
+    if let Some(time) = error.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, time.as_secs().into());
+    }
+    response
+}
+
+fn cut(mut response: Response) -> Response {
+    response.extensions_mut().insert(Cut);
+    response
+}
+
+fn garbled(served: &Response) -> Response {
+    let status = if served.status().is_success() { served.status() } else { StatusCode::OK };
+    (status, "<html>this is no JSON</html>").into_response()
+}
+
+fn line(subject: &str, response: &Response, fault: Option<&Fault>) -> String {
+    let status = response.status().as_u16();
+    match fault {
+        None | Some(Fault::Delay(_)) => format!("{subject} -> {status}"),
+        Some(Fault::CutBefore | Fault::Refuse) => format!("{subject} -> connection cut, nothing done (on purpose)"),
+        Some(Fault::CutAfter) => format!("{subject} -> connection cut after {status} (on purpose)"),
+        Some(Fault::Garbage) => format!("{subject} -> {status} and garbage (on purpose)"),
+        Some(Fault::Status(_)) => format!("{subject} -> {status} (on purpose)"),
+    }
+}

@@ -1,0 +1,341 @@
+//! One execution environment of Lambda: the real binary as a child process, with a Runtime API of its own.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    sync::{Mutex as AsyncMutex, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    log_line,
+    runtime_api::{Diagnostic, Invocation, RuntimeApi, Said, Start},
+    server::{Server, Site},
+    timeline::{Actor, Timeline},
+};
+
+/// How long a function that is told to end may take; Lambda is less patient.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A function that is not started yet.
+pub struct Builder {
+    binary: PathBuf,
+    variables: BTreeMap<String, String>,
+    timeout: Duration,
+    timeline: Timeline,
+}
+
+/// A running function. Dropping it kills the process.
+pub struct Function {
+    pid: u32,
+    timeout: Duration,
+    events: mpsc::UnboundedSender<Invocation>,
+    start: watch::Receiver<Start>,
+    ended: watch::Receiver<Option<ExitStatus>>,
+    output: Arc<Mutex<String>>,
+    timeline: Timeline,
+    _runtime_api: Server,
+    /// Holds the child, which is killed with it.
+    _process: JoinSet<()>,
+}
+
+/// What came of an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The function's result.
+    Success(Value),
+    /// The function reported an error.
+    Error {
+        /// Stable name of the error.
+        error_type: String,
+        /// What went wrong, for a person.
+        error_message: String,
+    },
+    /// The function reported that it cannot start.
+    InitError {
+        /// Stable name of the error.
+        error_type: String,
+        /// What went wrong, for a person.
+        error_message: String,
+    },
+    /// The process ended without an answer.
+    Exited(Output),
+    /// The deadline passed; the process was killed, as Lambda does.
+    TimedOut,
+}
+
+/// What is left of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Everything that it printed, standard output and standard error in the order of their arrival.
+    pub text: String,
+}
+
+impl Output {
+    /// The printed lines that are JSON, parsed.
+    pub fn lines(&self) -> Vec<Value> {
+        json_lines(&self.text)
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success(value) => write!(f, "{value}"),
+            Self::Error { error_type, error_message } | Self::InitError { error_type, error_message } => {
+                write!(f, "{error_type}: {error_message}")
+            }
+            Self::Exited(output) => write!(f, "the function ended without an answer ({})", output.status),
+            Self::TimedOut => f.write_str("the function did not answer in time and was killed"),
+        }
+    }
+}
+
+impl Builder {
+    pub(crate) fn new(binary: PathBuf, variables: BTreeMap<String, String>, timeline: Timeline) -> Self {
+        Self { binary, variables, timeout: Duration::from_mins(1), timeline }
+    }
+
+    /// Sets a variable, in place of the lab's own value if there is one.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+
+    /// Leaves a variable of the lab out.
+    #[must_use]
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.variables.remove(name);
+        self
+    }
+
+    /// How long the function may work on one event; a minute unless said.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Like [`Self::try_start`], for a binary that is known to run.
+    pub fn start(self) -> Function {
+        let binary = self.binary.clone();
+        self.try_start().unwrap_or_else(|error| panic!("cannot start {}: {error}", binary.display()))
+    }
+
+    /// Starts the process; must be called within a Tokio runtime. Fails if the binary is missing or cannot be run.
+    pub fn try_start(self) -> io::Result<Function> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let (events, queue) = mpsc::unbounded_channel();
+        let (start_sender, start) = watch::channel(Start::Pending);
+        let api = Arc::new(RuntimeApi {
+            timeline: self.timeline.clone(),
+            timeout: self.timeout,
+            start: start_sender,
+            events: AsyncMutex::new(queue),
+            in_work: Mutex::new(HashMap::new()),
+        });
+        let site = Site::new(Actor::Lambda, api.routes(), &self.timeline);
+        let runtime_api = Server::serve(TcpListener::from_std(listener)?, None, site);
+
+        // A bare name is a file here, and not something to look for along the PATH.
+        let binary = self.binary.canonicalize()?;
+        let child = Command::new(binary)
+            .env_clear()
+            .envs(&self.variables)
+            .env("AWS_LAMBDA_RUNTIME_API", runtime_api.authority())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        self.timeline.record(Actor::Lambda, "process started");
+        let pid = child.id().expect("a child that nobody waited for has an id");
+        let output = Arc::default();
+        let (ended_sender, ended) = watch::channel(None);
+        let mut process = JoinSet::new();
+        process.spawn(attend(child, Arc::clone(&output), self.timeline.clone(), ended_sender));
+        Ok(Function {
+            pid,
+            timeout: self.timeout,
+            events,
+            start,
+            ended,
+            output,
+            timeline: self.timeline,
+            _runtime_api: runtime_api,
+            _process: process,
+        })
+    }
+}
+
+impl Function {
+    /// Sends an event and waits for what comes of it. Events queue up, as a function works on one at a time.
+    pub async fn invoke(&self, event: impl Into<String>) -> Answer {
+        let (handed_sender, handed) = oneshot::channel();
+        let (said_sender, said) = oneshot::channel();
+        let invocation = Invocation { event: event.into(), handed: handed_sender, said: said_sender };
+        // If nobody takes it any more, the process has ended, and that is what we learn below.
+        let _ = self.events.send(invocation);
+
+        tokio::select! {
+            biased;
+            Ok(_) = handed => {}
+            answer = self.failure() => return answer,
+        }
+        tokio::select! {
+            biased;
+            Ok(said) = said => said.into(),
+            answer = self.failure() => answer,
+            () = tokio::time::sleep(self.timeout) => {
+                self.timeline.record(Actor::Lambda, "deadline passed, process killed");
+                self.signal(Signal::SIGKILL);
+                Answer::TimedOut
+            }
+        }
+    }
+
+    /// Waits until the function asks for its first event; else returns why it never will.
+    pub async fn initialised(&self) -> Result<(), Answer> {
+        let mut start = self.start.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = start.wait_for(|start| *start == Start::Done) => Ok(()),
+            answer = self.failure() => Err(answer),
+        }
+    }
+
+    /// Resolves when the function can answer no more, with the reason; a failed start says more than the exit that follows.
+    async fn failure(&self) -> Answer {
+        let failed = async |mut start: watch::Receiver<Start>| {
+            let start = start.wait_for(|start| matches!(start, Start::Failed(_))).await.map(|start| start.clone());
+            match start {
+                Ok(Start::Failed(diagnostic)) => diagnostic,
+                _ => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Diagnostic { error_type, error_message } = failed(self.start.clone()) => {
+                Answer::InitError { error_type, error_message }
+            }
+            output = self.exit() => Answer::Exited(output),
+        }
+    }
+
+    /// Waits for the end of the process and of its output.
+    pub async fn exit(&self) -> Output {
+        let mut ended = self.ended.clone();
+        let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| *status);
+        let status = status.expect("the task that attends the process lives as long as the function");
+        Output { status, text: self.output() }
+    }
+
+    /// Everything printed so far.
+    pub fn output(&self) -> String {
+        self.output.lock().clone()
+    }
+
+    /// The printed lines that are JSON, parsed.
+    pub fn lines(&self) -> Vec<Value> {
+        json_lines(&self.output())
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Ends the process, kindly at first, and returns all that is left of it.
+    pub async fn stop(self) -> Output {
+        self.signal(Signal::SIGTERM);
+        if let Ok(output) = timeout(GRACE, self.exit()).await {
+            return output;
+        }
+        self.signal(Signal::SIGKILL);
+        self.exit().await
+    }
+
+    fn signal(&self, signal: Signal) {
+        // One that has ended was waited for, and its number may be another's by now.
+        if self.ended.borrow().is_none() {
+            let pid = i32::try_from(self.pid).expect("process ids are small");
+            // It may have ended this moment.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl From<Said> for Answer {
+    fn from(said: Said) -> Self {
+        match said {
+            Said::Response(value) => Self::Success(value),
+            Said::Error(Diagnostic { error_type, error_message }) => Self::Error { error_type, error_message },
+        }
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Stays with a process to its end: keeps what it prints, and then how it ended.
+async fn attend(
+    mut child: Child,
+    output: Arc<Mutex<String>>,
+    timeline: Timeline,
+    ended: watch::Sender<Option<ExitStatus>>,
+) {
+    let stdout = child.stdout.take().expect("standard output is piped");
+    let stderr = child.stderr.take().expect("standard error is piped");
+    tokio::join!(keep(stdout, &output, &timeline), keep(stderr, &output, &timeline));
+    let status = child.wait().await.expect("nobody else waits for the child");
+    timeline.record(Actor::Lambda, ending(status));
+    ended.send_replace(Some(status));
+}
+
+fn ending(status: ExitStatus) -> String {
+    match status.signal().and_then(|signal| Signal::try_from(signal).ok()) {
+        Some(Signal::SIGTERM) => "process stopped".to_owned(),
+        Some(Signal::SIGKILL) => "process killed".to_owned(),
+        _ => format!("process ended ({status})"),
+    }
+}
+
+async fn keep(pipe: impl AsyncRead + Unpin, output: &Mutex<String>, timeline: &Timeline) {
+    let mut lines = BufReader::new(pipe).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = String::from_utf8_lossy(&line);
+        timeline.record(Actor::Function, log_line::text(&line));
+        let mut output = output.lock();
+        output.push_str(&line);
+        output.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! The routes of the API server, and the two questions before each: who is it, and may they?
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, Request as HttpRequest, State},
+    http::{
+        HeaderMap, StatusCode,
+        header::{AUTHORIZATION, CONTENT_TYPE},
+        request::Parts,
+    },
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, patch, post},
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    USER,
+    status::{Cause, JOBS, NAMESPACES, POD_TEMPLATES, Resource, SECRETS, Status},
+    store::Store,
+};
+use crate::{
+    eks_token::{Identity, Verifier},
+    exchange::{Caller, Role},
+    fault::ErrorAnswer,
+    timeline::{Actor, Timeline},
+};
+
+const APPLY_PATCH: &str = "application/apply-patch+yaml";
+
+/// All that a request meets.
+pub(super) struct Api {
+    pub(super) store: Mutex<Store>,
+    pub(super) door: Mutex<Door>,
+    pub(super) verifier: Verifier,
+    pub(super) timeline: Timeline,
+}
+
+/// What is known about tokens beyond what each says itself.
+#[derive(Default)]
+pub(super) struct Door {
+    /// Tokens signed at this time or earlier are refused.
+    pub(super) expired_until: Option<SystemTime>,
+    /// Like the real server, which asks once per token, we speak of each only once.
+    accepted: HashSet<String>,
+}
+
+type Answer = Result<Response, Status>;
+
+pub(super) fn routes(api: &Arc<Api>) -> Router {
+    Router::new()
+        .route("/apis/batch/v1/namespaces/{namespace}/jobs", post(create_job))
+        .route("/apis/batch/v1/namespaces/{namespace}/jobs/{name}", get(get_job).delete(delete_job))
+        .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret))
+        .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
+        .fallback(no_such_path)
+        .layer(from_fn_with_state(Arc::clone(api), authenticate))
+        // The one path that is open to everybody.
+        .route("/version", get(version))
+        .with_state(Arc::clone(api))
+}
+
+async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
+    let (caller, mut response) = match api.identify(request.headers()) {
+        Ok(()) => (Caller::User(USER.to_owned()), next.run(request).await),
+        Err(reason) => {
+            api.timeline.record(Actor::Kubernetes, format!("EKS token refused: {reason}"));
+            (Caller::Refused(reason), Status::unauthorized().into_response())
+        }
+    };
+    response.extensions_mut().insert(caller);
+    response
+}
+
+impl Api {
+    fn identify(&self, headers: &HeaderMap) -> Result<(), String> {
+        let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
+        let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")?;
+        let now = SystemTime::now();
+        let identity = self.verifier.verify(token, now).map_err(|refusal| refusal.to_string())?;
+
+        let mut door = self.door.lock();
+        if door.expired_until.is_some_and(|until| identity.signed_at <= until) {
+            return Err("the lab was told to expire this token".to_owned());
+        }
+        if door.accepted.insert(token.to_owned()) {
+            self.timeline.record(Actor::Kubernetes, accepted(&identity, now));
+        }
+        Ok(())
+    }
+
+    /// RBAC; the name is empty where the request does not say it in its path.
+    fn authorise(&self, verb: &str, resource: Resource, namespace: &str, name: &str) -> Result<(), Status> {
+        let wanted = (verb.to_owned(), resource.plural.to_owned());
+        if self.store.lock().forbidden.contains(&wanted) {
+            return Err(Status::forbidden(USER, verb, resource, namespace, name));
+        }
+        Ok(())
+    }
+}
+
+fn accepted(identity: &Identity, now: SystemTime) -> String {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let age = seconds(now).saturating_sub(seconds(identity.signed_at));
+    format!("EKS token accepted (cluster {}, signed {age} s ago)", identity.cluster)
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-lab", "platform": "linux/amd64"}))
+}
+
+async fn no_such_path() -> Status {
+    Status::no_such_path()
+}
+
+async fn create_job(State(api): State<Arc<Api>>, Path(namespace): Path<String>, body: Bytes) -> Answer {
+    api.authorise("create", JOBS, &namespace, "")?;
+    let mut job: Value = serde_json::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
+    check_namespace(&mut job, &namespace)?;
+
+    let mut store = api.store.lock();
+    if !store.namespaces.contains(&namespace) {
+        return Err(Status::not_found(NAMESPACES, &namespace));
+    }
+    let name = job["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let causes = job_causes(&job);
+    if !causes.is_empty() {
+        return Err(Status::invalid(JOBS, &name, &causes));
+    }
+    if store.jobs.contains_key(&(namespace, name.clone())) {
+        return Err(Status::already_exists(JOBS, &name));
+    }
+    Ok((StatusCode::CREATED, Json(store.put_job(job))).into_response())
+}
+
+/// An object may leave its namespace out, but not name another one than the path.
+fn check_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {
+    if !object["metadata"].is_object() {
+        return Err(Status::bad_request("the object has no metadata"));
+    }
+    match object["metadata"]["namespace"].as_str() {
+        None => object["metadata"]["namespace"] = namespace.into(),
+        Some(own) if own == namespace => {}
+        Some(own) => {
+            return Err(Status::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request \
+                 ({own} != {namespace})"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The few rules that a Job made by hand breaks most easily.
+fn job_causes(job: &Value) -> Vec<Cause> {
+    let pod = &job["spec"]["template"]["spec"];
+    let mut causes = Vec::new();
+    if job["metadata"]["name"].as_str().is_none_or(str::is_empty) {
+        causes.push(Cause {
+            reason: "FieldValueRequired",
+            field: "metadata.name",
+            message: "Required value: name or generateName is required",
+        });
+    }
+    if pod["containers"].as_array().is_none_or(Vec::is_empty) {
+        causes.push(Cause {
+            reason: "FieldValueRequired",
+            field: "spec.template.spec.containers",
+            message: "Required value",
+        });
+    }
+    if !matches!(pod["restartPolicy"].as_str(), Some("Never" | "OnFailure")) {
+        causes.push(Cause {
+            reason: "FieldValueRequired",
+            field: "spec.template.spec.restartPolicy",
+            message: "Required value: valid values: \"OnFailure\", \"Never\"",
+        });
+    }
+    causes
+}
+
+async fn get_job(State(api): State<Arc<Api>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
+    api.authorise("get", JOBS, &namespace, &name)?;
+    let store = api.store.lock();
+    let job = store.jobs.get(&(namespace, name.clone())).ok_or_else(|| Status::not_found(JOBS, &name))?;
+    Ok(Json(job).into_response())
+}
+
+async fn delete_job(State(api): State<Arc<Api>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
+    api.authorise("delete", JOBS, &namespace, &name)?;
+    let job = api.store.lock().jobs.remove(&(namespace, name.clone()));
+    let job = job.ok_or_else(|| Status::not_found(JOBS, &name))?;
+    Ok(Json(json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "details": {"name": name, "group": JOBS.group, "kind": JOBS.plural, "uid": job["metadata"]["uid"]},
+    }))
+    .into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Apply {
+    field_manager: Option<String>,
+    #[serde(default)]
+    force: bool,
+}
+
+async fn apply_secret(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(apply): Query<Apply>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    api.authorise("patch", SECRETS, &namespace, &name)?;
+    if headers.get(CONTENT_TYPE).is_none_or(|kind| kind != APPLY_PATCH) {
+        return Err(Status::unsupported_media_type(APPLY_PATCH));
+    }
+    let manager = apply.field_manager.filter(|manager| !manager.is_empty()).ok_or_else(no_manager)?;
+    let mut secret: Value =
+        serde_saphyr::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
+    check_namespace(&mut secret, &namespace)?;
+    if secret["metadata"]["name"] != name {
+        return Err(Status::bad_request("the name of the object does not match the name on the URL"));
+    }
+
+    let key = (namespace.clone(), name.clone());
+    if !api.store.lock().secrets.contains_key(&key) {
+        api.authorise("create", SECRETS, &namespace, &name)?;
+    }
+    let mut store = api.store.lock();
+    if !store.namespaces.contains(&namespace) {
+        return Err(Status::not_found(NAMESPACES, &namespace));
+    }
+    let (secret, new) =
+        store.apply_secret(&manager, &secret, apply.force).map_err(|conflicts| Status::conflict(&conflicts))?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(secret)).into_response())
+}
+
+fn no_manager() -> Status {
+    const PATCH_OPTIONS: Resource = Resource { group: "meta.k8s.io", plural: "patchoptions", kind: "PatchOptions" };
+    let cause = Cause {
+        reason: "FieldValueRequired",
+        field: "fieldManager",
+        message: "Required value: is required for apply patch",
+    };
+    Status::invalid(PATCH_OPTIONS, "", &[cause])
+}
+
+async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<String>) -> Answer {
+    api.authorise("list", POD_TEMPLATES, &namespace, "")?;
+    Ok(Json(api.store.lock().pod_template_list(&namespace)).into_response())
+}
+
+/// How the API server appears to the common treatment of requests.
+pub(super) struct ApiServer;
+
+impl Role for ApiServer {
+    fn subject(&self, parts: &Parts, _body: &[u8]) -> (Actor, String) {
+        (Actor::Kubernetes, format!("{} {}", parts.method, parts.uri.path()))
+    }
+
+    fn error(&self, _parts: &Parts, _subject: &str, error: &ErrorAnswer) -> Response {
+        Status::planned(error).into_response()
+    }
+}

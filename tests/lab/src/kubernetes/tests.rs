@@ -1,0 +1,288 @@
+use axum::http::{
+    StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+};
+use hyper::{Request as HttpRequest, http::request::Builder};
+use jiff::Timestamp;
+
+use super::*;
+use crate::{
+    CLUSTER, Lab,
+    client::Client,
+    eks_token::signer::{Signer, token},
+};
+
+const JOBS: &str = "/apis/batch/v1/namespaces/buildkite/jobs";
+const SECRET: &str = "/api/v1/namespaces/buildkite/secrets/s";
+
+struct Scene {
+    lab: Lab,
+    client: Client,
+    token: String,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let lab = Lab::start().await;
+        let client = connect(&lab).await;
+        let token = sign(&lab, CLUSTER);
+        Self { lab, client, token }
+    }
+
+    async fn ask(&mut self, request: Builder, body: &str) -> (u16, Value) {
+        let (status, body) =
+            self.client.ask(request.header(AUTHORIZATION, format!("Bearer {}", self.token)), body).await;
+        (status.as_u16(), body)
+    }
+
+    /// The message of an error.
+    async fn refused(&mut self, request: Builder, body: &str, code: u16, reason: &str) -> String {
+        let (status, answer) = self.ask(request, body).await;
+        assert_eq!((status, &answer["code"], &answer["reason"]), (code, &json!(code), &json!(reason)), "{answer}");
+        assert_eq!((&answer["kind"], &answer["status"]), (&json!("Status"), &json!("Failure")));
+        answer["message"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a Job to a server that does not answer.
+    async fn fail(&mut self, name: &str) {
+        let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", self.token));
+        assert!(self.client.send(request, &job(name)).await.is_err());
+        self.client = connect(&self.lab).await;
+    }
+}
+
+async fn connect(lab: &Lab) -> Client {
+    Client::connect(&lab.kubernetes.url(), &lab.certificates.ca_pem()).await.unwrap()
+}
+
+fn sign(lab: &Lab, cluster: &str) -> String {
+    let signer = Signer {
+        host: "sts.us-east-1.amazonaws.com",
+        region: "us-east-1",
+        date: &Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string(),
+        signed_headers: "host;x-k8s-aws-id",
+    };
+    let keys = Verifier { cluster: cluster.to_owned(), ..lab.kubernetes.api.verifier.clone() };
+    token(&signer.url(&keys))
+}
+
+fn job(name: &str) -> String {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "agent"}]}}},
+    })
+    .to_string()
+}
+
+fn secret(token: &str) -> String {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"token": token}}).to_string()
+}
+
+fn apply(manager: &str) -> Builder {
+    HttpRequest::patch(format!("{SECRET}?fieldManager={manager}")).header(CONTENT_TYPE, "application/apply-patch+yaml")
+}
+
+#[tokio::test]
+async fn a_job_is_made_once_read_and_deleted() {
+    let mut scene = Scene::new().await;
+    let one = || format!("{JOBS}/one");
+    let (status, made) = scene.ask(HttpRequest::post(format!("{JOBS}?fieldValidation=Strict")), &job("one")).await;
+    assert_eq!(status, 201);
+    assert_eq!(made["metadata"]["namespace"], "buildkite");
+    for field in ["uid", "creationTimestamp", "resourceVersion"] {
+        assert!(made["metadata"][field].is_string(), "{field}");
+    }
+    assert_eq!(scene.ask(HttpRequest::get(one()), "").await, (200, made.clone()));
+    assert_eq!(scene.lab.kubernetes.job("one"), Some(made));
+
+    let message = scene.refused(HttpRequest::post(JOBS), &job("one"), 409, "AlreadyExists").await;
+    assert_eq!(message, "jobs.batch \"one\" already exists");
+
+    let (status, answer) = scene.ask(HttpRequest::delete(one()), "").await;
+    assert_eq!((status, &answer["status"]), (200, &json!("Success")));
+    assert_eq!(scene.refused(HttpRequest::get(one()), "", 404, "NotFound").await, "jobs.batch \"one\" not found");
+
+    let requests = scene.lab.kubernetes.requests();
+    assert_eq!((requests[0].query.as_str(), requests[0].status), ("fieldValidation=Strict", Some(201)));
+    assert_eq!(requests[0].user.as_deref(), Some(USER));
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_made_is_refused_as_the_real_server_does() {
+    let mut scene = Scene::new().await;
+    let elsewhere = || HttpRequest::post("/apis/batch/v1/namespaces/builds/jobs");
+    assert_eq!(scene.refused(elsewhere(), &job("one"), 404, "NotFound").await, "namespaces \"builds\" not found");
+    scene.lab.kubernetes.add_namespace("builds");
+    assert_eq!(scene.ask(elsewhere(), &job("one")).await.0, 201);
+
+    scene.refused(HttpRequest::post(JOBS), "{", 400, "BadRequest").await;
+    let always = job("one").replace("Never", "Always");
+    assert_eq!(
+        scene.refused(HttpRequest::post(JOBS), &always, 422, "Invalid").await,
+        "Job.batch \"one\" is invalid: spec.template.spec.restartPolicy: Required value: valid values: \
+         \"OnFailure\", \"Never\""
+    );
+
+    scene.lab.kubernetes.forbid("create", "jobs");
+    assert_eq!(
+        scene.refused(HttpRequest::post(JOBS), &job("one"), 403, "Forbidden").await,
+        "jobs.batch is forbidden: User \"buildkite-on-demand-agent-scheduler\" cannot create resource \"jobs\" in API \
+         group \"batch\" in the namespace \"buildkite\""
+    );
+    let message = scene.refused(HttpRequest::get("/apis/apps/v1"), "", 404, "NotFound").await;
+    assert_eq!(message, "the server could not find the requested resource");
+}
+
+#[tokio::test]
+async fn a_secret_belongs_to_the_managers_that_applied_it() {
+    let mut scene = Scene::new().await;
+    assert_eq!(scene.ask(apply("one"), &secret("eA==")).await.0, 201);
+    assert_eq!(scene.ask(apply("one"), &secret("eQ==")).await.0, 200);
+    assert_eq!(
+        scene.refused(apply("two"), &secret("eg=="), 409, "Conflict").await,
+        "Apply failed with 1 conflict: conflict with \"one\": .data.token"
+    );
+    assert_eq!(scene.ask(apply("two&force=true"), &secret("eg==")).await.0, 200);
+    assert_eq!(scene.lab.kubernetes.secret("buildkite", "s").unwrap()["data"]["token"], "eg==");
+    assert_eq!(scene.lab.kubernetes.secret("buildkite", "s").unwrap()["type"], "Opaque");
+
+    scene.lab.kubernetes.put_secret_as("three", "buildkite", "s", "token", "w");
+    let (_, conflict) = scene.ask(apply("one"), &secret("eA==")).await;
+    let cause = json!({"reason": "FieldManagerConflict", "message": "conflict with \"three\"", "field": ".data.token"});
+    assert_eq!(conflict["details"]["causes"], json!([cause]));
+
+    scene.lab.kubernetes.put_secret_as("four", "buildkite", "s", "token", "w");
+    assert_eq!(
+        scene.refused(apply("one"), &secret("eA=="), 409, "Conflict").await,
+        "Apply failed with 2 conflicts: conflicts with \"four\":\n- .data.token\nconflicts with \"three\":\n- .data.token"
+    );
+}
+
+#[tokio::test]
+async fn an_apply_must_say_what_it_is() {
+    let mut scene = Scene::new().await;
+    let nobody = HttpRequest::patch(SECRET).header(CONTENT_TYPE, "application/apply-patch+yaml");
+    let message = scene.refused(nobody, &secret("eA=="), 422, "Invalid").await;
+    assert!(message.contains("fieldManager: Required value: is required for apply patch"), "{message}");
+    let merge = HttpRequest::patch(SECRET).header(CONTENT_TYPE, "application/merge-patch+json");
+    scene.refused(merge, &secret("eA=="), 415, "UnsupportedMediaType").await;
+
+    scene.lab.kubernetes.forbid("create", "secrets");
+    let message = scene.refused(apply("one"), &secret("eA=="), 403, "Forbidden").await;
+    assert!(message.starts_with("secrets \"s\" is forbidden"), "{message}");
+    scene.lab.kubernetes.put_secret_as("one", "buildkite", "s", "token", "x");
+    assert_eq!(scene.ask(apply("one"), &secret("eQ==")).await.0, 200, "patch alone suffices for one that is there");
+}
+
+#[tokio::test]
+async fn pod_templates_are_listed_by_namespace() {
+    let mut scene = Scene::new().await;
+    scene.lab.kubernetes.put_pod_template(json!({"metadata": {"name": "here"}, "template": {}}));
+    scene.lab.kubernetes.put_pod_template(json!({"metadata": {"name": "there", "namespace": "default"}}));
+    let (_, list) = scene.ask(HttpRequest::get("/api/v1/namespaces/buildkite/podtemplates"), "").await;
+    assert_eq!(list["kind"], "PodTemplateList");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0]["metadata"]["name"], "here");
+}
+
+#[tokio::test]
+async fn only_a_good_token_comes_in_and_nobody_is_told_why_not() {
+    let mut scene = Scene::new().await;
+    assert_eq!(scene.client.ask(HttpRequest::get("/version"), "").await.0, StatusCode::OK, "open to everybody");
+    assert_eq!(scene.client.ask(HttpRequest::get(JOBS), "").await.0, StatusCode::UNAUTHORIZED);
+
+    scene.token = sign(&scene.lab, "other-cluster");
+    assert_eq!(scene.refused(HttpRequest::post(JOBS), &job("one"), 401, "Unauthorized").await, "Unauthorized");
+    let refusals: Vec<_> = scene.lab.kubernetes.requests().into_iter().map(|request| request.refusal).collect();
+    assert_eq!(refusals[1].as_deref(), Some("no Authorization header"));
+    assert!(refusals[2].as_ref().unwrap().contains("SignatureDoesNotMatch"), "{refusals:?}");
+    assert!(scene.lab.kubernetes.jobs().is_empty());
+}
+
+#[tokio::test]
+async fn tokens_expire_on_demand() {
+    let mut scene = Scene::new().await;
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("one")).await.0, 201);
+    scene.lab.kubernetes.expire_tokens().await;
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("two")).await.0, 401);
+    scene.token = sign(&scene.lab, CLUSTER);
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("two")).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_connection_is_cut_before_or_after_the_job_is_made() {
+    let mut scene = Scene::new().await;
+    scene.lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::CutBefore, 1);
+    scene.fail("one").await;
+    assert!(scene.lab.kubernetes.jobs().is_empty());
+    scene.lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::CutAfter, 1);
+    scene.fail("one").await;
+    assert!(scene.lab.kubernetes.job("one").is_some());
+    let statuses: Vec<_> = scene.lab.kubernetes.requests().iter().map(|request| request.status).collect();
+    assert_eq!(statuses, [None, None]);
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("one")).await.0, 409, "it behaves again");
+}
+
+#[tokio::test]
+async fn errors_and_garbage_come_on_demand() {
+    let mut scene = Scene::new().await;
+    let jobs = || When::request("POST", "/jobs");
+    scene.lab.kubernetes.misbehave(jobs(), Fault::throttled(Duration::from_secs(7)), 1);
+    scene.lab.kubernetes.misbehave(jobs(), Fault::invalid("Job.batch \"one\" is invalid: on purpose"), 1);
+    scene.lab.kubernetes.misbehave(jobs(), Fault::status(503), 1);
+    scene.lab.kubernetes.misbehave(jobs(), Fault::Garbage, 1);
+
+    let throttled = scene.client.send(HttpRequest::post(JOBS), &job("one")).await.unwrap();
+    assert_eq!((throttled.status().as_u16(), &throttled.headers()[RETRY_AFTER]), (429, &"7".parse().unwrap()));
+    let message = scene.refused(HttpRequest::post(JOBS), &job("one"), 422, "Invalid").await;
+    assert_eq!(message, "Job.batch \"one\" is invalid: on purpose");
+    scene.refused(HttpRequest::post(JOBS), &job("one"), 503, "ServiceUnavailable").await;
+
+    let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", scene.token));
+    let garbage = scene.client.send(request, &job("one")).await.unwrap();
+    assert_eq!(garbage.status(), StatusCode::CREATED);
+    assert!(serde_json::from_slice::<Value>(garbage.body()).is_err());
+    assert!(scene.lab.kubernetes.job("one").is_some());
+}
+
+#[tokio::test]
+async fn a_refusing_server_drops_its_connections_and_resets_new_ones() {
+    let mut scene = Scene::new().await;
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("one")).await.0, 201);
+    scene.lab.kubernetes.misbehave(When::any(), Fault::Refuse, 1);
+    assert!(Client::connect(&scene.lab.kubernetes.url(), &scene.lab.certificates.ca_pem()).await.is_err());
+    assert!(scene.client.send(HttpRequest::get("/version"), "").await.is_err(), "the idle connection is gone");
+    scene.client = connect(&scene.lab).await;
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("two")).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_bad_certificate_can_be_told_from_a_good_one() {
+    let lab = Lab::start().await;
+    let ca = lab.certificates.ca_pem();
+    assert!(Client::connect(&lab.kubernetes.url(), &ca).await.is_ok());
+    let localhost = lab.kubernetes.url().replace("127.0.0.1", "localhost");
+    assert!(Client::connect(&localhost, &ca).await.is_ok());
+
+    let other_ca = BASE64_STANDARD.decode(lab.certificates.other_ca_data()).unwrap();
+    let other_ca = String::from_utf8(other_ca).unwrap();
+    for (url, ca, problem) in [
+        (lab.kubernetes.serve_with(Certificate::Expired).await, &ca, "expired"),
+        (lab.kubernetes.serve_with(Certificate::OtherHost).await, &ca, "not valid for name"),
+        (lab.kubernetes.url(), &other_ca, "UnknownIssuer"),
+    ] {
+        let error = Client::connect(&url, ca).await.err().unwrap().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn no_secret_is_noted() {
+    let mut scene = Scene::new().await;
+    scene.ask(apply("one"), &secret("dG9rZW4=")).await;
+    assert!(scene.lab.timeline.lines().iter().all(|(_, line)| !line.contains("dG9rZW4=")));
+    let request = &scene.lab.kubernetes.requests()[0];
+    assert!(request.body.contains("dG9rZW4=") && !format!("{request:?}").contains("dG9rZW4="));
+}

@@ -1,0 +1,166 @@
+//! Lambda's Runtime API for one function: hands out events, takes answers.
+//!
+//! <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use crate::{
+    aws::{ACCOUNT, REGION},
+    credentials::random_hex,
+    log_line,
+    timeline::{Actor, Timeline},
+};
+
+/// What the function said to an event, or that it failed to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Response(Value),
+    Error(Diagnostic),
+}
+
+/// An error as the runtime reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Diagnostic {
+    pub(crate) error_type: String,
+    pub(crate) error_message: String,
+}
+
+/// How far the start of the function has come, by what it told us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Pending,
+    Done,
+    Failed(Diagnostic),
+}
+
+/// One event on its way to the function.
+pub(crate) struct Invocation {
+    pub(crate) event: String,
+    /// Told when the function takes the event.
+    pub(crate) handed: oneshot::Sender<Instant>,
+    pub(crate) said: oneshot::Sender<Said>,
+}
+
+pub(crate) struct RuntimeApi {
+    pub(crate) timeline: Timeline,
+    /// How long the function may work on one event.
+    pub(crate) timeout: Duration,
+    pub(crate) start: watch::Sender<Start>,
+    pub(crate) events: AsyncMutex<mpsc::UnboundedReceiver<Invocation>>,
+    pub(crate) in_work: Mutex<HashMap<String, oneshot::Sender<Said>>>,
+}
+
+impl RuntimeApi {
+    pub(crate) fn routes(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/2018-06-01/runtime/invocation/next", get(next))
+            .route("/2018-06-01/runtime/invocation/{id}/response", post(response))
+            .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
+            .route("/2018-06-01/runtime/init/error", post(init_error))
+            .with_state(self)
+    }
+
+    /// Ends an invocation; an id that is not in work is the function's mistake.
+    fn finish(&self, id: &str, said: Said) -> Response {
+        let Some(waiting) = self.in_work.lock().remove(id) else {
+            let body = json!({"errorType": "InvalidRequestID", "errorMessage": "Invalid request ID"});
+            return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+        };
+        // Nobody waits any more for an answer after the deadline.
+        let _ = waiting.send(said);
+        accepted()
+    }
+}
+
+/// Waits until there is an event; real functions are frozen in this request.
+async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
+    let first = api.start.send_if_modified(|start| {
+        let first = *start == Start::Pending;
+        if first {
+            *start = Start::Done;
+        }
+        first
+    });
+    if first {
+        api.timeline.record(Actor::Lambda, "the function is ready and asks for its first event");
+    }
+    let Some(Invocation { event, handed, said }) = api.events.lock().await.recv().await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+
+    let id = Uuid::new_v4().to_string();
+    api.in_work.lock().insert(id.clone(), said);
+    api.timeline.record(Actor::Lambda, format!("event handed to the function ({} bytes)", event.len()));
+    // The test may have given up waiting; the function works on the event all the same.
+    let _ = handed.send(Instant::now());
+    let deadline = (SystemTime::now() + api.timeout).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let headers = [
+        ("content-type", "application/json".to_owned()),
+        ("lambda-runtime-aws-request-id", id),
+        ("lambda-runtime-deadline-ms", deadline.to_string()),
+        ("lambda-runtime-invoked-function-arn", format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:agent-scheduler")),
+        ("lambda-runtime-trace-id", trace_id()),
+    ];
+    (headers, event).into_response()
+}
+
+async fn response(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
+    let answer =
+        serde_json::from_slice(&body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+    let text = match &answer {
+        Value::Object(fields) => log_line::values(fields).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    };
+    api.timeline.record(Actor::Lambda, format!("answer {text}"));
+    api.finish(&id, Said::Response(answer))
+}
+
+async fn error(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
+    let diagnostic = diagnostic(&body);
+    api.timeline.record(Actor::Lambda, format!("error answer: {}", diagnostic.error_type));
+    api.finish(&id, Said::Error(diagnostic))
+}
+
+async fn init_error(State(api): State<Arc<RuntimeApi>>, body: Bytes) -> Response {
+    let diagnostic = diagnostic(&body);
+    api.timeline.record(Actor::Lambda, format!("the function cannot start: {}", diagnostic.error_type));
+    api.start.send_replace(Start::Failed(diagnostic));
+    accepted()
+}
+
+fn diagnostic(body: &[u8]) -> Diagnostic {
+    serde_json::from_slice(body).unwrap_or_else(|_| Diagnostic {
+        error_type: "Unreadable".to_owned(),
+        error_message: String::from_utf8_lossy(body).into_owned(),
+    })
+}
+
+fn accepted() -> Response {
+    (StatusCode::ACCEPTED, Json(json!({"status": "OK"}))).into_response()
+}
+
+fn trace_id() -> String {
+    format!("Root=1-{}-{};Parent={};Sampled=0", random_hex::<4>(), random_hex::<12>(), random_hex::<8>())
+}
+
+#[cfg(test)]
+mod tests;
