@@ -21,6 +21,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
+use tower::BoxError;
 
 use crate::{
     chain,
@@ -74,7 +75,7 @@ pub enum Error {
         /// How to mend it, where that is known.
         hint: &'static str,
         /// What the SDK says.
-        source: Box<SdkError<GetParameterError>>,
+        source: BoxError,
     },
     /// The parameter is there, and nothing in it.
     #[error("SSM parameter {parameter} in {region} is empty; it must hold the Buildkite agent token")]
@@ -181,7 +182,7 @@ impl AgentToken {
             parameter: parameter.clone(),
             region: region.clone(),
             hint: hint(&error),
-            source: Box::new(error),
+            source: error.into_source().unwrap_or_else(Into::into),
         })?;
         let found = answer.parameter();
         // A line break at the end is what is left of `echo token | …`, and no part of it.
@@ -235,5 +236,246 @@ fn hint(error: &SdkError<GetParameterError>) -> &'static str {
             "; allow the function's role ssm:GetParameter on it, and kms:Decrypt if its key is your own"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use aws_config::{BehaviorVersion, Region};
+    use aws_credential_types::Credentials;
+    use aws_smithy_runtime_api::client::{
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+        orchestrator::HttpRequest,
+    };
+    use aws_smithy_types::body::SdkBody;
+    use http::{Response, StatusCode, Uri};
+    use kube::client::Body;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::fixtures::config;
+
+    /// SSM and the API server as this module sees them, and what they were asked.
+    #[derive(Clone, Default)]
+    struct World(Arc<Mutex<Answers>>);
+
+    #[derive(Default)]
+    struct Answers {
+        /// What SSM answers; a value, or the code of an error, or nothing at all.
+        parameter: Option<Result<String, &'static str>>,
+        /// What the API server answers to an apply, with 200 for none.
+        refusal: Option<Value>,
+        reads: usize,
+        applied: Vec<(String, Value)>,
+    }
+
+    impl std::fmt::Debug for World {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+            formatter.write_str("World")
+        }
+    }
+
+    impl HttpConnector for World {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            assert_eq!(request.headers().get("x-amz-target"), Some("AmazonSSM.GetParameter"));
+            let asked: Value = serde_json::from_slice(request.body().bytes().unwrap()).unwrap();
+            assert_eq!(asked, json!({"Name": "/buildkite/agent-token", "WithDecryption": true}));
+            let (status, body) = self.with(|answers| {
+                answers.reads += 1;
+                match &answers.parameter {
+                    Some(Ok(value)) => {
+                        let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/buildkite/agent-token";
+                        (200, json!({"Parameter": {"ARN": arn, "Value": value}}))
+                    }
+                    Some(Err(code)) => (400, json!({"__type": code, "Message": "no such thing"})),
+                    None => (0, Value::Null),
+                }
+            });
+            if status == 0 {
+                return HttpConnectorFuture::new(std::future::pending());
+            }
+            let answer = Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
+            HttpConnectorFuture::ready(Ok(answer.try_into().unwrap()))
+        }
+    }
+
+    impl World {
+        fn with<T>(&self, change: impl FnOnce(&mut Answers) -> T) -> T {
+            change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+
+        fn holding(value: &str) -> Self {
+            let world = Self::default();
+            world.with(|answers| answers.parameter = Some(Ok(value.to_owned())));
+            world
+        }
+
+        fn agent_token(&self) -> AgentToken {
+            let connector = SharedHttpConnector::new(self.clone());
+            let sdk =
+                aws_config::SdkConfig::builder()
+                    .behavior_version(BehaviorVersion::latest())
+                    .region(Region::new("us-east-1"))
+                    .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(
+                        Credentials::new("AKIDEXAMPLE", "secret", None, None, "test"),
+                    ))
+                    .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
+                        aws_smithy_async::rt::sleep::TokioSleep::new(),
+                    ))
+                    .http_client(http_client_fn(move |_, _| connector.clone()))
+                    .build();
+            AgentToken::new(&config(&[]), aws_sdk_ssm::Client::new(&sdk))
+        }
+
+        fn cluster(&self) -> Cluster {
+            let world = self.clone();
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let world = world.clone();
+                async move {
+                    assert_eq!(request.method(), "PATCH");
+                    assert_eq!(request.headers()[header::CONTENT_TYPE], "application/apply-patch+yaml");
+                    let uri = request.uri().to_string();
+                    let body: Value =
+                        serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
+                    let answer = world.with(|answers| {
+                        answers.applied.push((uri, body));
+                        answers.refusal.clone()
+                    });
+                    let status = answer.as_ref().map_or(StatusCode::OK, |status| {
+                        StatusCode::from_u16(status["code"].to_string().parse().unwrap()).unwrap()
+                    });
+                    let body = answer.unwrap_or_else(|| json!({"kind": "PartialObjectMetadata"})).to_string();
+                    Ok::<_, std::io::Error>(
+                        Response::builder().status(status).body(Body::from(body.into_bytes())).unwrap(),
+                    )
+                }
+            });
+            Cluster::new(kube::Client::new(service, "default"), Uri::from_static("https://example"), &config(&[]))
+        }
+
+        fn applied_tokens(&self) -> Vec<String> {
+            let decode = |(_, manifest): &(String, Value)| {
+                String::from_utf8(BASE64_STANDARD.decode(manifest["data"]["token"].as_str().unwrap()).unwrap()).unwrap()
+            };
+            self.with(|answers| answers.applied.iter().map(decode).collect())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_secret_is_applied_once_and_then_nobody_is_asked() {
+        let world = World::holding("bkct_1\n");
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        for _ in 0..3 {
+            agent_token.deliver(&cluster).await.unwrap();
+        }
+        assert_eq!(world.applied_tokens(), ["bkct_1"]);
+        assert_eq!(world.with(|answers| answers.reads), 1);
+        let (uri, manifest) = world.with(|answers| answers.applied[0].clone());
+        assert!(
+            uri.starts_with("/api/v1/namespaces/buildkite/secrets/buildkite-agent-token?fieldManager=agent-scheduler:"),
+            "{uri}"
+        );
+        assert_eq!(manifest["metadata"]["labels"][MANAGED_BY_LABEL], MANAGER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_is_not_read_again() {
+        let world = World::holding("bkct_1");
+        let agent_token = world.agent_token();
+        agent_token.read_ahead().await.unwrap();
+        agent_token.deliver(&world.cluster()).await.unwrap();
+        assert_eq!(world.with(|answers| answers.reads), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_of_five_minutes_is_compared_and_replaced_if_it_changed() {
+        let world = World::holding("bkct_1");
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        agent_token.deliver(&cluster).await.unwrap();
+        world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
+
+        tokio::time::advance(AGE.saturating_sub(Duration::from_secs(1))).await;
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1"]);
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2"]);
+
+        tokio::time::advance(AGE).await;
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens().len(), 2, "an unchanged token is not applied");
+        assert_eq!(world.with(|answers| answers.reads), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_cannot_be_refreshed_serves_on_and_is_looked_at_again_soon() {
+        let world = World::holding("bkct_1");
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        agent_token.deliver(&cluster).await.unwrap();
+
+        for failure in [None, Some(Err("AccessDeniedException"))] {
+            world.with(|answers| answers.parameter = failure);
+            tokio::time::advance(AGE).await;
+            let asked = Instant::now();
+            agent_token.deliver(&cluster).await.unwrap();
+            assert!(asked.elapsed() <= REFRESH_TIMEOUT + Duration::from_millis(1), "{:?}", asked.elapsed());
+        }
+        world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1"], "not every event of a burst waits");
+        tokio::time::advance(REFRESH_AGAIN).await;
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_failure_is_told_and_the_next_event_tries_again() {
+        let world = World::holding("bkct_1");
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        let cases = [
+            ("ParameterNotFound", "; make it with `aws ssm put-parameter`, or set BuildkiteAgentTokenParameterPath: "),
+            ("AccessDeniedException", "; allow the function's role ssm:GetParameter on it, "),
+        ];
+        for (code, hint) in cases {
+            world.with(|answers| answers.parameter = Some(Err(code)));
+            let error = chain(&agent_token.deliver(&cluster).await.unwrap_err());
+            let start = "cannot read the agent token from SSM parameter /buildkite/agent-token in us-east-1";
+            assert!(error.starts_with(&format!("{start}{hint}")), "{error}");
+            assert!(error.contains(code) && error.contains("no such thing"), "{error}");
+        }
+        world.with(|answers| answers.parameter = Some(Ok(" \n".to_owned())));
+        let error = agent_token.deliver(&cluster).await.unwrap_err().to_string();
+        assert!(error.contains("/buildkite/agent-token in us-east-1 is empty"), "{error}");
+
+        world.with(|answers| answers.parameter = Some(Ok("bkct_1".to_owned())));
+        agent_token.deliver(&cluster).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_of_another_parameter_is_a_conflict_that_names_the_mend() {
+        let world = World::holding("bkct_1");
+        let message = r#"Apply failed with 1 conflict: conflict with "agent-scheduler:other": .data.token"#;
+        let status =
+            json!({"kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict", "message": message});
+        world.with(|answers| answers.refusal = Some(status));
+        let error = world.agent_token().deliver(&world.cluster()).await.unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{error}");
+        assert!(
+            chain(&error).contains("set AgentTokenSecretName") && chain(&error).ends_with(message),
+            "{}",
+            chain(&error)
+        );
+    }
+
+    #[test]
+    fn stacks_that_read_one_parameter_share_a_field_manager() {
+        let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/a";
+        assert_eq!(field_manager(arn), field_manager(arn));
+        assert_ne!(field_manager(arn), field_manager(&arn.replace("1111", "2222")));
+        assert!(field_manager(arn).len() <= 128);
     }
 }

@@ -6,10 +6,11 @@ mod token;
 use std::{error::Error as StdError, io};
 
 use aws_credential_types::Credentials;
-use aws_sdk_eks::{error::SdkError, operation::describe_cluster::DescribeClusterError};
+use aws_sdk_eks::operation::describe_cluster::DescribeClusterError;
 use http::{Request, Uri, header, request};
 use kube::core::Status;
 use serde_json::Value;
+use tower::BoxError;
 
 pub use self::{api_server::connect, token::token};
 use crate::config::{CertificateAuthority, Config};
@@ -34,7 +35,7 @@ pub enum Error {
         /// How to mend it, where that is known.
         hint: &'static str,
         /// What the SDK says.
-        source: Box<SdkError<DescribeClusterError>>,
+        source: BoxError,
     },
     /// EKS knows the cluster, but it has no endpoint or CA that can be used; so it is while a cluster is being made.
     #[error(
@@ -63,12 +64,14 @@ pub enum Error {
         source: rustls::Error,
     },
     /// No connection, or none that lasted until the answer.
-    #[error("cannot reach the API server at {endpoint}; is the endpoint right, and open to the function's network?")]
+    #[error(
+        "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
+    )]
     Unreachable {
         /// As configured, or as EKS told.
         endpoint: Uri,
         /// How it failed.
-        source: Box<kube::Error>,
+        source: BoxError,
     },
     /// Connected, and no answer in time.
     #[error("the API server at {endpoint} did not answer within {} s", api_server::TIMEOUT.as_secs())]
@@ -213,16 +216,20 @@ impl Cluster {
         let endpoint = self.endpoint.clone();
         match error {
             kube::Error::Api(status) => self.explain_status(status),
-            error @ (kube::Error::Service(_) | kube::Error::HyperError(_)) => {
-                if let Some(source) = cause::<rustls::Error>(&error) {
-                    Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
-                } else if cause::<tower::timeout::error::Elapsed>(&error).is_some() {
-                    Error::Timeout { endpoint }
-                } else {
-                    Error::Unreachable { endpoint, source: Box::new(error) }
-                }
-            }
+            kube::Error::Service(error) => self.explain_failure(error),
+            kube::Error::HyperError(error) => self.explain_failure(error.into()),
             error => Error::Garbage { endpoint, source: Box::new(error) },
+        }
+    }
+
+    fn explain_failure(&self, error: BoxError) -> Error {
+        let endpoint = self.endpoint.clone();
+        if let Some(source) = cause::<rustls::Error>(&*error) {
+            Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
+        } else if error.is::<tower::timeout::error::Elapsed>() {
+            Error::Timeout { endpoint }
+        } else {
+            Error::Unreachable { endpoint, source: error }
         }
     }
 
@@ -252,7 +259,7 @@ async fn describe(eks: &aws_sdk_eks::Client, cluster: &str) -> Result<(Uri, Cert
             }
             _ => "; allow the function eks:DescribeCluster, or set KUBERNETES_API_SERVER_ENDPOINT and KUBERNETES_CERTIFICATE_AUTHORITY_DATA",
         },
-        source: Box::new(error),
+        source: error.into_source().unwrap_or_else(Into::into),
     })?;
     let found = described.cluster();
     let endpoint = found.and_then(|cluster| cluster.endpoint()?.parse().ok());

@@ -57,9 +57,9 @@ pub enum InvalidEvent {
 
 /// A JSON document that is not what it should be: which field, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
-#[error("{field}: {problem}")]
+#[error("{}{problem}", .field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default())]
 pub struct Malformed {
-    field: String,
+    field: Option<String>,
     problem: serde_json::Error,
 }
 
@@ -137,9 +137,9 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Malform
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let path =
             serde_path_to_error::deserialize::<_, T>(&mut deserializer).err().map(|error| error.path().to_string());
-        let field = [root, path.as_deref().unwrap_or_default()].into_iter().filter(|part| !matches!(*part, "" | "."));
-        let field = field.collect::<Vec<_>>().join(".");
-        Malformed { field: if field.is_empty() { "event".to_owned() } else { field }, problem: error }
+        let parts = [root, path.as_deref().unwrap_or_default()].into_iter().filter(|part| !matches!(*part, "" | "."));
+        let field = parts.collect::<Vec<_>>().join(".");
+        Malformed { field: Some(field).filter(|field| !field.is_empty()), problem: error }
     })
 }
 

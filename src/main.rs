@@ -99,6 +99,8 @@ fn logs() {
         .with_target("agent_scheduler", level)
         // Its span gives every line the request's id.
         .with_target("lambda_runtime", level.min(LevelFilter::INFO))
+        // Repeats every error that the scheduler has told; a panic is told by Rust itself.
+        .with_target("lambda_runtime::layers::panic", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN));
     let lines = fmt::layer().without_time().with_target(false);
     if env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json")) {

@@ -1,0 +1,620 @@
+//! Event in, Job out: the real binary against the lab.
+//!
+//! Every test ends in [`Scene::end`], which looks for the agent token in all that the function printed and answered.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use lab::{Answer, Certificate, Fault, Function, Lab, Parameter, Request, When, function::Builder};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+const FUNCTION: &str = env!("CARGO_BIN_EXE_agent-scheduler");
+const UUID: &str = "11111111-2222-4333-8444-555555555501";
+const JOB: &str = "buildkite-11111111-2222-4333-8444-555555555501";
+const JOBS: &str = "/apis/batch/v1/namespaces/buildkite/jobs";
+
+const SCHEDULED: &str = include_str!("../events/job-scheduled.json");
+
+/// One lab and one function in it.
+struct Scene {
+    lab: Lab,
+    function: Function,
+    answers: Vec<Answer>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        Self::with(|_, function| function).await
+    }
+
+    /// A function whose lab was changed, or which got other variables, before it starts.
+    async fn with(change: impl FnOnce(&Lab, Builder) -> Builder) -> Self {
+        let lab = Lab::start().await;
+        let function = change(&lab, lab.function(FUNCTION)).start();
+        Self { lab, function, answers: Vec::new() }
+    }
+
+    async fn invoke(&mut self, event: impl Into<String>) -> Answer {
+        let answer = self.function.invoke(event).await;
+        self.answers.push(answer.clone());
+        answer
+    }
+
+    async fn succeed(&mut self, event: impl Into<String>) -> Value {
+        match self.invoke(event).await {
+            Answer::Success(answer) => answer,
+            other => panic!("{other:?}\n{}", self.function.output()),
+        }
+    }
+
+    /// The error's type and text.
+    async fn fail(&mut self, event: impl Into<String>) -> (String, String) {
+        match self.invoke(event).await {
+            Answer::Error { error_type, error_message } => (error_type, error_message),
+            other => panic!("{other:?}\n{}", self.function.output()),
+        }
+    }
+
+    /// Stops the function and gives its log, in which the agent token must not be.
+    async fn end(self) -> Vec<Value> {
+        let token = self.lab.agent_token();
+        let printed = self.function.stop().await;
+        let jobs = self.lab.kubernetes.jobs();
+        for text in [&printed.text, &format!("{:?}", self.answers), &format!("{jobs:?}")] {
+            assert!(
+                !text.contains(token) && !text.contains(&BASE64_STANDARD.encode(token)),
+                "the agent token is in: {text}"
+            );
+        }
+        printed.lines()
+    }
+
+    fn posts(&self) -> Vec<Request> {
+        self.lab.kubernetes.requests().into_iter().filter(|request| request.method == "POST").collect()
+    }
+}
+
+/// The published event with `change` made to its `detail`.
+fn changed(change: impl FnOnce(&mut Value)) -> String {
+    let mut event: Value = serde_json::from_str(SCHEDULED).unwrap();
+    change(&mut event["detail"]);
+    event.to_string()
+}
+
+fn with_rules(rules: Value) -> String {
+    changed(|detail| detail["job"]["agent_query_rules"] = rules)
+}
+
+fn created() -> Value {
+    json!({"outcome": "created", "job": JOB, "namespace": "buildkite"})
+}
+
+mod an_event_for_us {
+    use super::*;
+
+    #[tokio::test]
+    async fn becomes_one_job() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+
+        let [job] = &scene.lab.kubernetes.jobs()[..] else { panic!("not one Job") };
+        assert_eq!(job["metadata"]["labels"]["buildkite.com/job-uuid"], UUID);
+        let agent = &job["spec"]["template"]["spec"]["containers"][0];
+        let env = |name| agent["env"].as_array().unwrap().iter().find(|variable| variable["name"] == name).unwrap();
+        assert_eq!(env("BUILDKITE_AGENT_ACQUIRE_JOB")["value"], UUID);
+        assert_eq!(env("BUILDKITE_AGENT_TAGS")["value"], "queue=default,pod-definition=default");
+        let reference = json!({"name": "buildkite-agent-token", "key": "token"});
+        assert_eq!(env("BUILDKITE_AGENT_TOKEN")["valueFrom"]["secretKeyRef"], reference);
+        let posts = scene.posts();
+        assert_eq!(posts.len(), 1);
+        assert_eq!(posts[0].query, "fieldValidation=Strict");
+
+        let log = scene.end().await;
+        assert_eq!(log.len(), 1, "{log:#?}");
+        let line = &log[0];
+        let expected = [
+            ("level", json!("INFO")),
+            ("outcome", json!("created")),
+            ("job", json!(UUID)),
+            ("pipeline", json!("example-pipeline")),
+            ("build", json!(1234)),
+            ("queue", json!("default")),
+            ("definition", json!("default")),
+        ];
+        for (field, value) in expected {
+            assert_eq!(line[field], value, "{field} in {line}");
+        }
+        assert!(line["milliseconds"].is_f64() && line["span"]["requestId"].is_string(), "{line}");
+    }
+
+    #[tokio::test]
+    async fn may_have_the_shape_of_2019() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(include_str!("../events/job-scheduled-2019.json")).await, created());
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn is_one_request_when_the_function_is_warm() {
+        let mut scene = Scene::new().await;
+        scene.succeed(SCHEDULED).await;
+        let (kubernetes, aws) = (scene.lab.kubernetes.requests().len(), scene.lab.aws.requests().len());
+        for n in 0..10 {
+            let uuid = format!("11111111-2222-4333-8444-5555555556{n:02}");
+            scene.succeed(changed(|detail| detail["job"]["uuid"] = json!(uuid))).await;
+        }
+        assert_eq!(scene.lab.kubernetes.requests().len() - kubernetes, 10);
+        assert_eq!(scene.lab.aws.requests().len(), aws);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn twice_is_one_job_and_two_successes() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "created");
+        let again = json!({"outcome": "already-exists", "job": JOB, "namespace": "buildkite"});
+        assert_eq!(scene.succeed(SCHEDULED).await, again);
+        assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn ten_times_at_once_from_ten_processes_is_one_job() {
+        let lab = Lab::start().await;
+        let functions = (0..10).map(|_| lab.function(FUNCTION).start());
+        let deliveries: JoinSet<_> =
+            functions.map(|function| async move { function.invoke(SCHEDULED).await }).collect();
+        let outcomes: Vec<_> = deliveries
+            .join_all()
+            .await
+            .into_iter()
+            .map(|answer| match answer {
+                Answer::Success(answer) => answer["outcome"].as_str().unwrap().to_owned(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "created").count(), 1, "{outcomes:?}");
+        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "already-exists").count(), 9, "{outcomes:?}");
+        assert_eq!(lab.kubernetes.jobs().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn may_hold_a_megabyte_of_command() {
+        let mut scene = Scene::new().await;
+        let command = "make test # a secret of the step\n".repeat(32_000);
+        assert!(command.len() > 1_000_000);
+        assert_eq!(scene.succeed(changed(|detail| detail["job"]["command"] = json!(command))).await, created());
+        for line in scene.end().await {
+            assert!(!line.to_string().contains("a secret of the step"), "the command is in the log");
+        }
+    }
+
+    #[tokio::test]
+    async fn may_hold_emoji_quotes_and_newlines() {
+        let mut scene = Scene::new().await;
+        let text = "🚀 \"quoted\" 'twice' \\ <b>\nsecond line\u{0}";
+        let event = changed(|detail| {
+            detail["job"]["label"] = json!(text);
+            detail["build"]["branch"] = json!(text);
+            detail["build"]["message"] = json!(text);
+        });
+        assert_eq!(scene.succeed(event).await, created());
+        assert_eq!(scene.lab.kubernetes.jobs()[0]["metadata"]["annotations"]["buildkite.com/branch"], text);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn may_repeat_its_rules_and_hold_some_that_are_none() {
+        let mut scene = Scene::new().await;
+        let rules = json!(["queue=default", "queue=default", "no-equals-sign", ""]);
+        assert_eq!(scene.succeed(with_rules(rules)).await, created());
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn may_name_no_queue_if_those_are_served() {
+        for rules in [json!(null), json!([])] {
+            let mut scene = Scene::with(|_, function| function.env("SERVE_JOBS_WITHOUT_QUEUE", "true")).await;
+            assert_eq!(scene.succeed(with_rules(rules)).await, created());
+            scene.end().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn may_come_from_a_reference_to_secrets_manager() {
+        let parameter = "/aws/reference/secretsmanager/buildkite/agent-token";
+        let mut scene = Scene::with(|lab, function| {
+            lab.aws.put_parameter(parameter, Parameter::secure_string("bkct_from_secrets_manager"));
+            function.env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", parameter)
+        })
+        .await;
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        let secret = scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").unwrap();
+        assert_eq!(secret["data"]["token"], "YmtjdF9mcm9tX3NlY3JldHNfbWFuYWdlcg==");
+        scene.end().await;
+    }
+}
+
+mod an_event_that_is_not_for_us {
+    use super::*;
+
+    async fn ignored(event: &str, reason: &str, level: &str) {
+        let mut scene = Scene::new().await;
+        let answer = scene.succeed(event).await;
+        assert_eq!(answer["outcome"], "ignored", "{answer}");
+        assert!(answer["reason"].as_str().unwrap().contains(reason), "{answer}");
+        assert_eq!(answer.as_object().unwrap().len(), 2, "{answer}");
+        assert!(scene.lab.kubernetes.jobs().is_empty());
+        let log = scene.end().await;
+        assert_eq!(log.len(), 1, "{log:#?}");
+        assert_eq!((&log[0]["level"], &log[0]["outcome"]), (&json!(level), &json!("ignored")));
+    }
+
+    #[tokio::test]
+    async fn is_ignored_when_it_is_for_another_queue() {
+        ignored(include_str!("../events/job-other-queue.json"), "queue=windows is not served here", "INFO").await;
+    }
+
+    #[tokio::test]
+    async fn is_ignored_with_a_warning_when_nothing_here_has_the_tag() {
+        ignored(include_str!("../events/job-unserved-tag.json"), "gpu=a100", "WARN").await;
+    }
+
+    #[tokio::test]
+    async fn is_ignored_when_it_tells_of_something_else() {
+        ignored(include_str!("../events/job-finished.json"), "Job Finished", "INFO").await;
+    }
+
+    #[tokio::test]
+    async fn is_ignored_when_no_agent_is_needed() {
+        ignored(&changed(|detail| detail["job"]["type"] = json!("manual")), "\"manual\" needs no agent", "INFO").await;
+    }
+
+    #[tokio::test]
+    async fn is_ignored_when_it_names_no_queue() {
+        ignored(&with_rules(json!(null)), "names no queue", "INFO").await;
+    }
+}
+
+mod an_event_that_cannot_be_served {
+    use super::*;
+
+    /// Fails with that type and a text that has all these words, and leaves no Job.
+    async fn fails(mut scene: Scene, event: impl Into<String>, kind: &str, words: &[&str]) -> Vec<Request> {
+        let (error_type, text) = scene.fail(event).await;
+        assert_eq!(error_type, kind, "{text}");
+        for word in words {
+            assert!(text.contains(word), "{word:?} is not in: {text}");
+        }
+        let ours = |job: &Value| job["metadata"]["labels"]["buildkite.com/job-uuid"] == UUID;
+        assert!(!scene.lab.kubernetes.jobs().iter().any(ours));
+        let posts = scene.posts();
+        let log = scene.end().await;
+        let last = log.last().unwrap();
+        assert_eq!(
+            (&last["level"], &last["error_type"], &last["error"]),
+            (&json!("ERROR"), &json!(kind), &json!(text))
+        );
+        posts
+    }
+
+    /// The same with a lab that was changed and a function that got other variables.
+    async fn fails_with(change: impl FnOnce(&Lab, Builder) -> Builder, kind: &str, words: &[&str]) -> Vec<Request> {
+        fails(Scene::with(change).await, SCHEDULED, kind, words).await
+    }
+
+    #[tokio::test]
+    async fn json_that_is_no_event() {
+        for event in ["{}", "[1, 2]", "null", "\"text\"", r#"{"Records": []}"#] {
+            fails(Scene::new().await, event, "InvalidEvent", &["not an EventBridge event", "detail-type"]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_uuid_that_is_none() {
+        let event = changed(|detail| detail["job"]["uuid"] = json!("../../secrets"));
+        fails(Scene::new().await, event, "InvalidEvent", &["detail.job.uuid"]).await;
+    }
+
+    #[tokio::test]
+    async fn an_unknown_pod_definition() {
+        let event = with_rules(json!(["queue=default", "pod-definition=nodejs"]));
+        fails(Scene::new().await, event, "UnknownPodDefinition", &["\"nodejs\"", "may ask for default"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_job_of_that_name_that_is_not_ours() {
+        let theirs =
+            json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": JOB, "namespace": "buildkite"}});
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.put_job(theirs);
+            function
+        };
+        fails_with(change, "RejectedByApiServer", &[JOB, "not ours", "buildkite.com/job-uuid"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_parameter_that_is_missing() {
+        let change = |lab: &Lab, function| {
+            lab.aws.remove_parameter("/buildkite/agent-token");
+            function
+        };
+        let words = ["/buildkite/agent-token", "us-east-1", "ParameterNotFound", "BuildkiteAgentTokenParameterPath"];
+        fails_with(change, "AgentTokenUnavailable", &words).await;
+    }
+
+    #[tokio::test]
+    async fn a_parameter_that_may_not_be_read() {
+        let change = |lab: &Lab, function| {
+            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
+            function
+        };
+        let words =
+            ["/buildkite/agent-token", "allow the function's role ssm:GetParameter", "is not authorized to perform"];
+        fails_with(change, "AgentTokenUnavailable", &words).await;
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_eks_does_not_know() {
+        let change = |_: &Lab, function: Builder| {
+            function
+                .env("KUBERNETES_CLUSTER_IDENTIFIER", "no-such-cluster")
+                .env_remove("KUBERNETES_API_SERVER_ENDPOINT")
+        };
+        let words = ["\"no-such-cluster\"", "KUBERNETES_CLUSTER_IDENTIFIER", "No cluster found"];
+        fails_with(change, "ClusterUnavailable", &words).await;
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_cannot_be_reached() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = format!("https://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let change = |_: &Lab, function: Builder| function.env("KUBERNETES_API_SERVER_ENDPOINT", &closed);
+        fails_with(change, "ClusterUnavailable", &["cannot reach the API server", &closed, "Connection refused"]).await;
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_hangs_up() {
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, usize::MAX);
+            function
+        };
+        fails_with(change, "ClusterUnavailable", &["cannot create Job buildkite-", "cannot reach the API server"])
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_another_ca() {
+        let change = |lab: &Lab, function: Builder| {
+            function.env("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", lab.certificates.other_ca_data())
+        };
+        let words =
+            ["certificate that is not to be trusted", "KUBERNETES_CERTIFICATE_AUTHORITY_DATA", "example-cluster"];
+        fails_with(change, "ClusterUnavailable", &words).await;
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_expired_or_names_another_host() {
+        for (certificate, problem) in
+            [(Certificate::Expired, "expired"), (Certificate::OtherHost, "not valid for name")]
+        {
+            let lab = Lab::start().await;
+            let url = lab.kubernetes.serve_with(certificate).await;
+            let function = lab.function(FUNCTION).env("KUBERNETES_API_SERVER_ENDPOINT", url).start();
+            let scene = Scene { lab, function, answers: Vec::new() };
+            fails(scene, SCHEDULED, "ClusterUnavailable", &["certificate that is not to be trusted", problem]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_stays_refused_after_one_new_one() {
+        let scene = Scene::with(|lab, function| {
+            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::status(401), usize::MAX);
+            function
+        })
+        .await;
+        let words =
+            ["does not accept the function's EKS token", "\"example-cluster\"", "buildkite-on-demand-agent-scheduler"];
+        let posts = fails(scene, SCHEDULED, "Unauthorized", &words).await;
+        assert_eq!(posts.len(), 2, "once, and once more with a new token");
+    }
+
+    #[tokio::test]
+    async fn a_missing_permission() {
+        for (verb, resource) in [("create", "jobs"), ("patch", "secrets")] {
+            let change = |lab: &Lab, function| {
+                lab.kubernetes.forbid(verb, resource);
+                function
+            };
+            let permission = format!("cannot {verb} resource \"{resource}\"");
+            let words = [&*permission, "buildkite-role.yaml", "--namespace buildkite"];
+            fails_with(change, "Forbidden", &words).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_is_not_there() {
+        let change = |_: &Lab, function: Builder| function.env("KUBERNETES_NAMESPACE", "builds");
+        fails_with(change, "RejectedByApiServer", &["no namespace \"builds\"", "kubectl create namespace builds"])
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_carries_another_token() {
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.put_secret_as(
+                "agent-scheduler:another",
+                "buildkite",
+                "buildkite-agent-token",
+                "token",
+                "bkct_another",
+            );
+            function
+        };
+        let words =
+            ["Secret buildkite-agent-token", "AgentTokenSecretName", "conflict with \"agent-scheduler:another\""];
+        fails_with(change, "RejectedByApiServer", &words).await;
+    }
+
+    #[tokio::test]
+    async fn an_object_that_the_api_server_finds_invalid() {
+        let message = format!("Job.batch \"{JOB}\" is invalid: spec.template.spec.containers[0].image: Required value");
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid(message.clone()), usize::MAX);
+            function
+        };
+        fails_with(change, "RejectedByApiServer", &[&message]).await;
+    }
+
+    #[tokio::test]
+    async fn an_overloaded_api_server() {
+        for fault in [Fault::throttled(Duration::from_secs(1)), Fault::status(500), Fault::status(503)] {
+            let change = |lab: &Lab, function| {
+                lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
+                function
+            };
+            fails_with(change, "ClusterUnavailable", &["cannot create Job", "cannot serve the request now"]).await;
+        }
+    }
+}
+
+mod start_up {
+    use super::*;
+
+    #[tokio::test]
+    async fn puts_the_secret_in_place_before_it_asks_for_an_event() {
+        let mut scene = Scene::new().await;
+        scene.function.initialised().await.unwrap();
+        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
+        let before = scene.lab.kubernetes.requests().len();
+        scene.succeed(SCHEDULED).await;
+        assert_eq!(scene.lab.kubernetes.requests().len(), before + 1);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn asks_eks_for_what_is_not_configured() {
+        for absent in ["KUBERNETES_API_SERVER_ENDPOINT", "KUBERNETES_CERTIFICATE_AUTHORITY_DATA"] {
+            let mut scene = Scene::with(|_, function| function.env_remove(absent)).await;
+            assert_eq!(scene.succeed(SCHEDULED).await, created());
+            scene.succeed(SCHEDULED).await;
+            let described =
+                scene.lab.aws.requests().into_iter().filter(|request| request.path.starts_with("/clusters/"));
+            assert_eq!(described.count(), 1, "once per start");
+            scene.end().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn tells_lambda_all_that_is_wrong_with_the_variables() {
+        let mut scene = Scene::with(|_, function| {
+            function
+                .env_remove("BUILDKITE_QUEUE")
+                .env("JOB_TTL_SECONDS", "ten minutes")
+                .env("KUBERNETES_API_SERVER_ENDPOINT", "http://127.0.0.1:6443")
+        })
+        .await;
+        let Answer::InitError { error_type, error_message } = scene.invoke(SCHEDULED).await else {
+            panic!("it started")
+        };
+        assert_eq!(error_type, "InvalidConfig");
+        for problem in [
+            "BUILDKITE_QUEUE must be one queue key or several",
+            "JOB_TTL_SECONDS must be a whole number of seconds, got \"ten minutes\"",
+            "KUBERNETES_API_SERVER_ENDPOINT must be the https:// address of the API server",
+        ] {
+            assert!(error_message.contains(problem), "{problem:?} is not in: {error_message}");
+        }
+        let log = scene.end().await;
+        assert!(log.iter().all(|line| !line.to_string().contains("panicked")), "{log:?}");
+    }
+
+    #[tokio::test]
+    async fn that_failed_is_made_up_for_by_the_first_event() {
+        let mut scene = Scene::with(|lab, function| {
+            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 1);
+            lab.kubernetes.misbehave(When::path("/version"), Fault::CutBefore, 1);
+            function
+        })
+        .await;
+        scene.function.initialised().await.unwrap();
+        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_none());
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
+        let log = scene.end().await;
+        assert_eq!((&log[0]["level"], &log[0]["message"]), (&json!("WARN"), &json!("start-up is not complete")));
+    }
+
+    #[tokio::test]
+    async fn that_hangs_gives_way_to_the_first_event() {
+        let mut scene = Scene::with(|lab, function| {
+            lab.kubernetes.misbehave(When::path("/version"), Fault::Delay(Duration::from_secs(60)), 1);
+            function
+        })
+        .await;
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        assert_eq!(scene.end().await[0]["error_type"], "Timeout");
+    }
+}
+
+mod the_eks_token {
+    use super::*;
+
+    #[tokio::test]
+    async fn is_accepted_by_the_verifier_and_used_again() {
+        let mut scene = Scene::new().await;
+        scene.succeed(SCHEDULED).await;
+        scene.succeed(SCHEDULED).await;
+        let requests = scene.lab.kubernetes.requests();
+        assert!(requests.iter().all(|request| request.refusal.is_none()), "{requests:#?}");
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn is_replaced_when_the_api_server_does_not_know_it_any_more() {
+        let mut scene = Scene::new().await;
+        scene.function.initialised().await.unwrap();
+        scene.lab.kubernetes.expire_tokens().await;
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        let posts = scene.posts();
+        assert_eq!(posts.iter().map(|request| request.status).collect::<Vec<_>>(), [Some(401), Some(201)]);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn of_another_cluster_is_refused() {
+        let mut scene =
+            Scene::with(|_, function| function.env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster")).await;
+        let (error_type, text) = scene.fail(SCHEDULED).await;
+        assert_eq!(error_type, "Unauthorized");
+        assert!(text.contains("KUBERNETES_CLUSTER_IDENTIFIER"), "{text}");
+        scene.end().await;
+    }
+}
+
+mod the_agent_token {
+    use super::*;
+
+    /// With every level that the environment can ask for, in both formats.
+    #[tokio::test]
+    async fn is_never_printed_however_much_is_logged() {
+        for format in ["JSON", "TEXT"] {
+            let mut scene = Scene::with(|_, function| {
+                function
+                    .env("AWS_LAMBDA_LOG_LEVEL", "TRACE")
+                    .env("AWS_LAMBDA_LOG_FORMAT", format)
+                    .env("RUST_LOG", "trace")
+            })
+            .await;
+            scene.succeed(SCHEDULED).await;
+            scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::Garbage, 1);
+            scene.invoke(changed(|detail| detail["job"]["uuid"] = json!("11111111-2222-4333-8444-555555555502"))).await;
+            let output = scene.function.output();
+            assert!(!output.contains("make test"), "the step's command is in the output");
+            assert!(!output.contains("k8s-aws-v1."), "the EKS token is in the output");
+            scene.end().await;
+        }
+    }
+}
