@@ -2,6 +2,8 @@
 //!
 //! Every test ends in [`Scene::end`], which looks for the agent token in all that the function printed and answered.
 
+#![expect(clippy::unwrap_used, reason = "a test says so by ending")]
+
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -550,7 +552,7 @@ mod start_up {
     #[tokio::test]
     async fn that_hangs_gives_way_to_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::path("/version"), Fault::Delay(Duration::from_secs(60)), 1);
+            lab.kubernetes.misbehave(When::path("/version"), Fault::Delay(Duration::from_mins(1)), 1);
             function
         })
         .await;
