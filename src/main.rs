@@ -2,14 +2,7 @@
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
-use agent_scheduler::{
-    chain,
-    config::{Config, ConfigError},
-    scheduler::Scheduler,
-};
-use aws_config::{BehaviorVersion, Region, environment::EnvironmentVariableCredentialsProvider};
-use aws_credential_types::provider::ProvideCredentials;
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use agent_scheduler::{aws, chain, config::Config, scheduler::Scheduler};
 use http::Request;
 use lambda_runtime::{
     Diagnostic, LambdaEvent, service_fn,
@@ -23,6 +16,7 @@ use lambda_runtime::{
 use lambda_runtime_api_client::{PooledClient, body::Body};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
+use tower::BoxError;
 
 /// Lambda stops an init at 10 s, and then starts it again within the first event's time.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,36 +25,30 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     logs();
-    match run().await {
+    let served = match scheduler().await {
+        Ok(scheduler) => serve(&scheduler).await,
+        Err(error) => report_init_error(&*error).await.and(Err(error)),
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = chain(&*error), "the function cannot start");
+            tracing::error!(error = chain(&*error), "the function ends");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let config = match Config::read(|name| env::var(name).ok()) {
-        Ok(config) => config,
-        Err(error) => {
-            report_init_error(&error).await?;
-            return Err(error.into());
-        }
-    };
-    // Lambda gives the role's credentials in variables; they last as long as this environment does.
-    let provider = EnvironmentVariableCredentialsProvider::new();
-    let credentials = provider.provide_credentials().await?;
-    let aws = aws_config::defaults(BehaviorVersion::latest())
-        .region(Region::new(config.region.clone()))
-        .credentials_provider(provider)
-        .http_client(
-            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https(),
-        )
-        .load()
-        .await;
+/// What has to be right before there can be a first event: the settings, and nothing that another try could mend.
+async fn scheduler() -> Result<Scheduler, BoxError> {
+    let config = Config::read(|name| env::var(name).ok())?;
+    // Both of our TLS clients take it; nobody else sets it.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let credentials = aws::credentials().await?;
+    let sdk = aws::sdk_config(&config.region, credentials.clone()).await?;
+    Ok(Scheduler::new(config, credentials, &sdk))
+}
 
-    let scheduler = Scheduler::new(config, credentials, &aws);
+async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {
     match timeout(START_TIMEOUT, scheduler.start()).await {
         Ok(Ok(())) => {}
         // The first event tries again, and fails with the reason if that is no use.
@@ -69,8 +57,7 @@ async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
             tracing::warn!(error_type = "Timeout", "start-up is not complete after {} s", START_TIMEOUT.as_secs());
         }
     }
-
-    let scheduler = &scheduler;
+    // The raw event: one that is none shall fail in our words, not in those of the runtime.
     lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
         scheduler
             .handle(event.payload.get())
@@ -81,8 +68,8 @@ async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 /// Tells Lambda why there will be no function: an operator finds the text where any other error of the function is.
-async fn report_init_error(error: &ConfigError) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let diagnostic = Diagnostic { error_type: "InvalidConfig".to_owned(), error_message: error.to_string() };
+async fn report_init_error(error: &(dyn Error + Send + Sync)) -> Result<(), BoxError> {
+    let diagnostic = Diagnostic { error_type: "InvalidConfig".to_owned(), error_message: chain(error) };
     let request = Request::post("/2018-06-01/runtime/init/error")
         .header("lambda-runtime-function-error-type", "Runtime.InvalidConfig")
         .body(Body::from(serde_json::to_vec(&diagnostic)?))?;

@@ -534,6 +534,41 @@ mod start_up {
     }
 
     #[tokio::test]
+    async fn tells_lambda_of_roots_that_cannot_be_read() {
+        let mut scene = Scene::with(|_, function| function.env("AWS_CA_BUNDLE", "/no/such/file.pem")).await;
+        let Answer::InitError { error_type, error_message } = scene.invoke(SCHEDULED).await else {
+            panic!("it started")
+        };
+        assert_eq!(error_type, "InvalidConfig");
+        assert!(error_message.starts_with("AWS_CA_BUNDLE must name a file of certificates in PEM"), "{error_message}");
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn reaches_aws_over_tls_with_the_roots_of_a_private_proxy() {
+        for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+            let roots = std::env::temp_dir().join(format!("agent-scheduler-{variable}-{}.pem", std::process::id()));
+            let mut scene = Scene::with(|lab, function| {
+                std::fs::write(&roots, lab.certificates.ca_pem()).unwrap();
+                function.env("AWS_ENDPOINT_URL", lab.aws.https_url()).env(variable, roots.to_str().unwrap())
+            })
+            .await;
+            assert_eq!(scene.succeed(SCHEDULED).await, created());
+            scene.end().await;
+            std::fs::remove_file(roots).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn trusts_no_other_roots_for_aws_than_it_should() {
+        let mut scene = Scene::with(|lab, function| function.env("AWS_ENDPOINT_URL", lab.aws.https_url())).await;
+        let (error_type, text) = scene.fail(SCHEDULED).await;
+        assert_eq!(error_type, "AgentTokenUnavailable");
+        assert!(text.contains("invalid peer certificate"), "{text}");
+        scene.end().await;
+    }
+
+    #[tokio::test]
     async fn that_failed_is_made_up_for_by_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
             lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 1);

@@ -20,8 +20,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, kube::Error> {
     let mut config = kube::Config::new(endpoint.clone());
     config.root_cert = Some(authority.0.into_iter().map(|certificate| certificate.to_vec()).collect());
-    // kube's connector takes the process's default, which nobody else sets. A second call finds it set, and that is all right.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
