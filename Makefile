@@ -3,7 +3,11 @@
 EVENT ?= events/job-scheduled.json
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
-.PHONY: run test test-quick lint tls-stack
+STARTS ?= 40
+EVENTS ?= 1000
+FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
+
+.PHONY: run test test-quick bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 run:
@@ -11,11 +15,31 @@ run:
 	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT)
 
 ## Every test; installs what it needs.
-test: test-quick
+test: test-quick instructions
 
 ## The tests that need nothing but Rust.
 test-quick:
 	cargo test --workspace
+
+## What a start and a warm event cost, beside a floor that does nothing but POST; some minutes.
+bench: release
+	cargo build --release -p floor
+	cargo build --profile lab -p lab
+	@$(CARGO_TARGET_DIR)/lab/lab bench --function $(FUNCTION) --floor $(CARGO_TARGET_DIR)/release/floor \
+		--event $(EVENT) --starts $(STARTS) --events $(EVENTS)
+
+## The same in instructions, compared with tests/instructions.json; UPDATE=1 keeps the new counts.
+instructions: release valgrind
+	cargo build --workspace --bins
+	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --event events/job-scheduled.json \
+		--figures tests/instructions.json --toolchain "$$(rustc --version)" $(if $(UPDATE),--update)
+
+release:
+	cargo build --release -p agent-scheduler --bin agent-scheduler
+
+valgrind:
+	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
+		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
 ## Format, clippy, rustdoc, one TLS stack.
 lint: tls-stack

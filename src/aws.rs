@@ -1,8 +1,6 @@
-//! How the function speaks to AWS: with the role's credentials that Lambda gives it, over the TLS stack that serves the API
-//! server too, and trusting the roots that are compiled in.
+//! How the function speaks to AWS: with what Lambda gives it in variables, and trusting the roots that are compiled in.
 //!
-//! The SDK's own client reads the system's certificates file by file when it is made, which took two fifths of the CPU time
-//! of a cold start.
+//! The SDK's loader is not used: it looks for profiles and for credentials in places that a function does not have.
 
 use std::{env, time::Duration};
 
@@ -11,7 +9,7 @@ use aws_config::{
 };
 use aws_credential_types::{
     Credentials,
-    provider::{ProvideCredentials, error::CredentialsError},
+    provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError},
 };
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn},
@@ -19,17 +17,11 @@ use aws_smithy_runtime_api::client::{
     result::ConnectorError,
 };
 use aws_smithy_types::body::SdkBody;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{self, connect},
-    rt::TokioExecutor,
-};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tower::BoxError;
 
-/// Until there is a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::https::{self, Plain};
 
 /// One try of a request; the SDK makes three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,17 +44,22 @@ pub async fn credentials() -> Result<Credentials, CredentialsError> {
 }
 
 /// What the clients of SSM and EKS are made from.
-pub async fn sdk_config(region: &str, credentials: Credentials) -> Result<SdkConfig, RootsError> {
-    let config = aws_config::defaults(BehaviorVersion::latest())
+pub fn sdk_config(region: &str, credentials: Credentials) -> Result<SdkConfig, BoxError> {
+    let var = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let mut config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))
-        .credentials_provider(credentials)
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
         .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
-        .http_client(http_client(roots(|name| env::var(name).ok())?));
-    Ok(config.load().await)
+        .http_client(http_client(roots(var)?)?);
+    config.set_endpoint_url(var("AWS_ENDPOINT_URL"));
+    config.set_use_fips(var("AWS_USE_FIPS_ENDPOINT").map(|value| value == "true"));
+    config.set_use_dual_stack(var("AWS_USE_DUALSTACK_ENDPOINT").map(|value| value == "true"));
+    Ok(config.build())
 }
 
 fn roots(var: impl Fn(&str) -> Option<String>) -> Result<RootCertStore, RootsError> {
-    let named = |variable| Some((variable, var(variable).filter(|path| !path.is_empty())?));
+    let named = |variable| Some((variable, var(variable)?));
     let Some((variable, path)) = ROOTS_VARIABLES.into_iter().find_map(named) else {
         return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
     };
@@ -77,20 +74,14 @@ fn read_roots(path: &str) -> Result<RootCertStore, BoxError> {
     if roots.is_empty() { Err("it holds none".into()) } else { Ok(roots) }
 }
 
-fn http_client(roots: RootCertStore) -> SharedHttpClient {
-    let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let mut tcp = connect::HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    // Plain http is for AWS_ENDPOINT_URL, such as that of a test.
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-    let connector = SharedHttpConnector::new(Connector(legacy::Client::builder(TokioExecutor::new()).build(https)));
-    http_client_fn(move |_, _| connector.clone())
+fn http_client(roots: RootCertStore) -> Result<SharedHttpClient, BoxError> {
+    let connector = SharedHttpConnector::new(Connector(https::client(roots, Plain::Allowed)?));
+    Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
 /// hyper, as the SDK wants to see it.
 #[derive(Clone, Debug)]
-struct Connector(legacy::Client<HttpsConnector<connect::HttpConnector>, SdkBody>);
+struct Connector(https::Client<SdkBody>);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
@@ -114,7 +105,7 @@ mod tests {
     #[tokio::test]
     async fn mozillas_roots_are_trusted_unless_a_file_is_named() {
         let roots = |variable: &'static str, path: &str| roots(|name| (name == variable).then(|| path.to_owned()));
-        assert!(roots("AWS_CA_BUNDLE", "").unwrap().len() > 100);
+        assert!(roots("UNRELATED", "").unwrap().len() > 100);
 
         let file = env::temp_dir().join(format!("agent-scheduler-roots-{}.pem", std::process::id()));
         fs::write(&file, lab::Lab::start().await.certificates.ca_pem()).unwrap();

@@ -9,6 +9,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_eks::operation::describe_cluster::DescribeClusterError;
 use http::{Request, Uri, header, request};
 use kube::core::Status;
+use serde::Serialize;
 use serde_json::Value;
 use tower::BoxError;
 
@@ -49,7 +50,7 @@ pub enum Error {
     },
     /// The client could not be made: only a CA that is no certificate does that.
     #[error("KUBERNETES_CERTIFICATE_AUTHORITY_DATA holds a certificate that cannot be used")]
-    Client(#[source] kube::Error),
+    Client(#[source] BoxError),
     /// Whoever answers at the endpoint is not the API server that the CA vouches for.
     #[error(
         "the API server at {endpoint} shows a certificate that is not to be trusted; compare KUBERNETES_API_SERVER_ENDPOINT and \
@@ -198,10 +199,11 @@ impl Cluster {
     }
 
     /// Sends a JSON body. Of the answer only the status counts, so the API server is asked to leave the object out of it.
-    pub async fn send_json(&self, request: request::Builder, body: &Value) -> Result<(), Error> {
+    pub async fn send_json(&self, request: request::Builder, body: &impl Serialize) -> Result<(), Error> {
         let request = request
             .header(header::ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
-        self.request(request, body.to_string().into_bytes()).await.map(drop)
+        let body = serde_json::to_vec(body).map_err(|error| self.explain(kube::Error::SerdeError(error)))?;
+        self.request(request, body).await.map(drop)
     }
 
     async fn request(&self, request: request::Builder, body: Vec<u8>) -> Result<String, Error> {

@@ -2,6 +2,9 @@
 //!
 //! Why each field of the spec is set: <https://kubernetes.io/docs/concepts/workloads/controllers/job/>.
 
+use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
+
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -34,119 +37,253 @@ pub fn name(job: Uuid) -> String {
     format!("buildkite-{job}")
 }
 
-/// Builds the Job whose pod takes `job`, on `queue` where the job names one.
-pub fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
-    let mut template = definition.template().clone();
-    // What the definition says itself wins, but for the labels that we find the Job by.
-    let mut labels =
-        defaults(queue.filter(|queue| is_label_value(queue)).map(|queue| ("buildkite.com/queue", queue.to_owned())));
-    let mut annotations = defaults(describe(job, definition.name()));
-    merge(&mut labels, &template["metadata"]["labels"]);
-    merge(&mut annotations, &template["metadata"]["annotations"]);
-    labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGER.into());
-    labels.insert(JOB_UUID_LABEL.to_owned(), job.uuid.to_string().into());
-    template["metadata"]["labels"] = labels.clone().into();
-    template["metadata"]["annotations"] = annotations.clone().into();
+/// The Job, ready to be sent: borrowed from what it is built of, and serialised in one pass.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: ObjectMeta<'a>,
+    spec: JobSpec<'a>,
+}
 
-    template["spec"]["restartPolicy"] = "Never".into();
-    for container in template["spec"]["containers"].as_array_mut().into_iter().flatten() {
-        if container["name"] == AGENT {
-            complete_agent(container, job.uuid, queue, definition, config);
-        }
+#[derive(Debug, Serialize)]
+struct ObjectMeta<'a> {
+    name: String,
+    namespace: &'a str,
+    labels: Strings<'a>,
+    annotations: Strings<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JobSpec<'a> {
+    backoff_limit: u32,
+    active_deadline_seconds: u32,
+    ttl_seconds_after_finished: u32,
+    pod_failure_policy: PodFailurePolicy,
+    template: PodTemplateSpec<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct PodTemplateSpec<'a> {
+    metadata: PodMeta<'a>,
+    spec: PodSpec<'a>,
+    #[serde(flatten)]
+    others: Others<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct PodMeta<'a> {
+    labels: Strings<'a>,
+    annotations: Strings<'a>,
+    #[serde(flatten)]
+    others: Others<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec<'a> {
+    restart_policy: &'static str,
+    containers: Vec<Container<'a>>,
+    #[serde(flatten)]
+    others: Others<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Container<'a> {
+    Agent {
+        env: Vec<EnvVar<'a>>,
+        #[serde(flatten)]
+        others: Others<'a>,
+    },
+    Other(&'a Value),
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged, rename_all_fields = "camelCase")]
+enum EnvVar<'a> {
+    Theirs(&'a Value),
+    Plain { name: &'static str, value: String },
+    Secret { name: &'static str, value_from: EnvVarSource<'a> },
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EnvVarSource<'a> {
+    secret_key_ref: SecretKeySelector<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct SecretKeySelector<'a> {
+    name: &'a str,
+    key: &'static str,
+}
+
+/// Labels or annotations.
+type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
+
+/// The fields of an object of the definition that we leave as they are: all but those that stand beside it.
+#[derive(Debug)]
+struct Others<'a> {
+    object: Option<&'a Map<String, Value>>,
+    but: &'static [&'static str],
+}
+
+impl Serialize for Others<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fields = self.object.into_iter().flatten();
+        serializer.collect_map(fields.filter(|(name, _)| !self.but.contains(&name.as_str())))
     }
+}
 
-    json!({
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": name(job.uuid),
-            "namespace": config.namespace,
-            "labels": labels,
-            "annotations": annotations,
-        },
-        "spec": {
-            // A second agent could not acquire the job anyway.
-            "backoffLimit": 0,
-            "activeDeadlineSeconds": config.job_active_deadline_seconds,
-            "ttlSecondsAfterFinished": config.job_ttl_seconds,
-            "podFailurePolicy": {
+/// What becomes of the Job when its pod fails.
+#[derive(Debug)]
+struct PodFailurePolicy;
+
+impl Serialize for PodFailurePolicy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        static RULES: LazyLock<Value> = LazyLock::new(|| {
+            let refused = json!({ "containerName": AGENT, "operator": "In", "values": [JOB_REFUSED] });
+            // Lost to a drain, a preemption or a spot reclaim: made again, and not counted.
+            let disrupted = json!([{ "type": "DisruptionTarget", "status": "True" }]);
+            json!({
                 "rules": [
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": { "containerName": AGENT, "operator": "In", "values": [JOB_REFUSED] },
-                    },
-                    // Lost to a drain, a preemption or a spot reclaim: made again, and not counted.
-                    { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
+                    { "action": "FailJob", "onExitCodes": refused },
+                    { "action": "Ignore", "onPodConditions": disrupted },
                 ],
-            },
-            "template": template,
-        },
-    })
-}
-
-/// Tells the agent which job to take, with which token and under which tags.
-fn complete_agent(agent: &mut Value, job: Uuid, queue: Option<&str>, definition: &PodDefinition, config: &Config) {
-    if !agent["env"].is_array() {
-        agent["env"] = json!([]);
-    }
-    let Some(env) = agent["env"].as_array_mut() else { return };
-
-    let own_tags = env.iter().find(|variable| variable["name"] == "BUILDKITE_AGENT_TAGS");
-    let own_tags = own_tags.and_then(|variable| variable["value"].as_str()).filter(|tags| !tags.is_empty());
-    let mut tags: Vec<_> = own_tags.map(str::to_owned).into_iter().collect();
-    tags.extend(config.agent_tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)));
-    tags.extend(queue.map(|queue| format!("queue={queue}")));
-    tags.push(format!("pod-definition={}", definition.name()));
-
-    set(env, json!({ "name": "BUILDKITE_AGENT_ACQUIRE_JOB", "value": job }));
-    set(env, json!({ "name": "BUILDKITE_AGENT_TAGS", "value": tags.join(",") }));
-    if !definition.brings_agent_token() {
-        let secret = json!({ "name": config.agent_token_secret, "key": TOKEN_KEY });
-        set(env, json!({ "name": "BUILDKITE_AGENT_TOKEN", "valueFrom": { "secretKeyRef": secret } }));
+            })
+        });
+        RULES.serialize(serializer)
     }
 }
 
-/// Puts a variable in the place of the one of its name, or at the end.
-fn set(env: &mut Vec<Value>, variable: Value) {
-    match env.iter_mut().find(|present| present["name"] == variable["name"]) {
-        Some(present) => *present = variable,
-        None => env.push(variable),
-    }
-}
-
-/// What leads from the Job back to its build, as far as the event tells, and what keeps its node from being taken away.
-fn describe(job: &ScheduledJob, definition: &str) -> impl Iterator<Item = (&'static str, String)> {
-    let build_url = match (&job.organization, &job.pipeline, job.build_number) {
-        (Some(organization), Some(pipeline), Some(number)) => {
-            Some(format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}"))
+/// Builds the Job whose pod takes `job`, on `queue` where the job names one.
+pub fn build<'a>(
+    job: &'a ScheduledJob,
+    queue: Option<&'a str>,
+    definition: &'a PodDefinition,
+    config: &'a Config,
+) -> Job<'a> {
+    let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
+    let template = definition.template();
+    let (metadata, spec) = (&template["metadata"], &template["spec"]);
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let containers = containers.map(|container| {
+        if container["name"] != AGENT {
+            return Container::Other(container);
         }
-        _ => None,
+        let env = env(container, job, queue, definition, config);
+        Container::Agent { env, others: Others { object: container.as_object(), but: &["env"] } }
+    });
+    Job {
+        api_version: "batch/v1",
+        kind: "Job",
+        metadata: ObjectMeta {
+            name: name(job.uuid),
+            namespace: &config.namespace,
+            labels: labels.clone(),
+            annotations: annotations.clone(),
+        },
+        spec: JobSpec {
+            // A second agent could not acquire the job anyway.
+            backoff_limit: 0,
+            active_deadline_seconds: config.job_active_deadline_seconds,
+            ttl_seconds_after_finished: config.job_ttl_seconds,
+            pod_failure_policy: PodFailurePolicy,
+            template: PodTemplateSpec {
+                metadata: PodMeta {
+                    labels,
+                    annotations,
+                    others: Others { object: metadata.as_object(), but: &["labels", "annotations"] },
+                },
+                spec: PodSpec {
+                    restart_policy: "Never",
+                    containers: containers.collect(),
+                    others: Others { object: spec.as_object(), but: &["restartPolicy", "containers"] },
+                },
+                others: Others { object: template.as_object(), but: &["metadata", "spec"] },
+            },
+        },
+    }
+}
+
+/// Tells the agent which job to take, with which token and under which tags. A variable of ours stands where the definition
+/// has one of its name, so that what refers to it still does.
+fn env<'a>(
+    agent: &'a Value,
+    job: &ScheduledJob,
+    queue: Option<&str>,
+    definition: &PodDefinition,
+    config: &'a Config,
+) -> Vec<EnvVar<'a>> {
+    let theirs = agent["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named = |name: &str| theirs.iter().position(|variable| variable["name"] == name);
+    let mut env: Vec<_> = theirs.iter().map(EnvVar::Theirs).collect();
+    let mut set = |name, variable| match named(name) {
+        Some(place) => env[place] = variable,
+        None => env.push(variable),
     };
-    [
-        ("buildkite.com/job-url", build_url.as_ref().map(|url| format!("{url}#{}", job.uuid))),
-        ("buildkite.com/build-url", build_url),
-        ("buildkite.com/pipeline", job.pipeline.clone()),
-        ("buildkite.com/branch", job.branch.clone()),
-        ("buildkite.com/commit", job.commit.clone()),
-        ("buildkite.com/step-key", job.step_key.clone()),
-        ("buildkite.com/pod-definition", Some(definition.to_owned())),
-        ("cluster-autoscaler.kubernetes.io/safe-to-evict", Some("false".to_owned())),
-        ("karpenter.sh/do-not-disrupt", Some("true".to_owned())),
-    ]
-    .into_iter()
-    .filter_map(|(key, value)| Some((key, value?)))
+
+    let own_tags = named("BUILDKITE_AGENT_TAGS").and_then(|place| theirs[place]["value"].as_str());
+    let mut tags = own_tags.unwrap_or_default().to_owned();
+    let mut add = |key: &str, value: &str| {
+        let comma = if tags.is_empty() { "" } else { "," };
+        tags.extend([comma, key, "=", value]);
+    };
+    config.agent_tags.iter().for_each(|tag| add(&tag.key, &tag.value));
+    queue.into_iter().for_each(|queue| add("queue", queue));
+    add("pod-definition", definition.name());
+
+    let uuid = job.uuid.to_string();
+    set("BUILDKITE_AGENT_ACQUIRE_JOB", EnvVar::Plain { name: "BUILDKITE_AGENT_ACQUIRE_JOB", value: uuid });
+    set("BUILDKITE_AGENT_TAGS", EnvVar::Plain { name: "BUILDKITE_AGENT_TAGS", value: tags });
+    if !definition.brings_agent_token() {
+        let secret_key_ref = SecretKeySelector { name: &config.agent_token_secret, key: TOKEN_KEY };
+        let value_from = EnvVarSource { secret_key_ref };
+        set("BUILDKITE_AGENT_TOKEN", EnvVar::Secret { name: "BUILDKITE_AGENT_TOKEN", value_from });
+    }
+    env
 }
 
-fn defaults(entries: impl IntoIterator<Item = (&'static str, String)>) -> Map<String, Value> {
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect()
+/// What the definition says itself wins, but for the labels that we find the Job by.
+fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
+    let mut labels = Strings::new();
+    // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
+    if let Some(queue) = queue.filter(|queue| is_label_value(queue)) {
+        labels.insert("buildkite.com/queue", queue.into());
+    }
+    labels.extend(definition.metadata("labels"));
+    labels.insert(MANAGED_BY_LABEL, MANAGER.into());
+    labels.insert(JOB_UUID_LABEL, job.uuid.to_string().into());
+    labels
 }
 
-fn merge(into: &mut Map<String, Value>, from: &Value) {
-    let entries = from.as_object().into_iter().flatten();
-    into.extend(entries.map(|(key, value)| (key.clone(), value.clone())));
+/// What leads from the Job back to its build, as far as the event tells, and what keeps its node from being taken away. What
+/// the definition says itself wins.
+fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Strings<'a> {
+    let mut annotations = Strings::from([
+        ("buildkite.com/pod-definition", definition.name().into()),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
+        ("karpenter.sh/do-not-disrupt", "true".into()),
+    ]);
+    let told = [
+        ("buildkite.com/pipeline", &job.pipeline),
+        ("buildkite.com/branch", &job.branch),
+        ("buildkite.com/commit", &job.commit),
+        ("buildkite.com/step-key", &job.step_key),
+    ];
+    annotations.extend(told.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?.into()))));
+    if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
+        let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
+        annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
+        annotations.insert("buildkite.com/build-url", build.into());
+    }
+    annotations.extend(definition.metadata("annotations"));
+    annotations
 }
 
-/// A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
 fn is_label_value(value: &str) -> bool {
     let ends = [value.as_bytes().first(), value.as_bytes().last()];
     value.len() <= 63 && ends.into_iter().flatten().all(u8::is_ascii_alphanumeric)
@@ -154,7 +291,7 @@ fn is_label_value(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::batch::v1::Job;
+    use k8s_openapi::api::batch::v1;
 
     use super::*;
     use crate::{config::fixtures::config, event::Event, pod_definition::fixtures::definition};
@@ -172,8 +309,12 @@ mod tests {
         json!({"spec": {"containers": [{"name": "agent", "image": "agent:4"}]}})
     }
 
+    fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
+        serde_json::to_value(build(job, queue, definition, config)).unwrap()
+    }
+
     fn built(template: &Value, variables: &[(&str, &str)]) -> Value {
-        build(&scheduled(), Some("default"), &definition(template), &config(variables))
+        build_json(&scheduled(), Some("default"), &definition(template), &config(variables))
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -194,7 +335,7 @@ mod tests {
     #[test]
     fn every_field_is_known_to_kubernetes() {
         let job = built(&least(), &[]);
-        let typed: Job = serde_json::from_value(job.clone()).unwrap();
+        let typed: v1::Job = serde_json::from_value(job.clone()).unwrap();
         assert_eq!(serde_json::to_value(typed).unwrap(), job);
     }
 
@@ -233,10 +374,15 @@ mod tests {
     #[test]
     fn fields_that_are_unknown_here_are_kept() {
         let mut template = least();
+        template["fieldOfTomorrow"] = json!(1);
+        template["metadata"]["fieldOfTomorrow"] = json!(1);
         template["spec"]["fieldOfTomorrow"] = json!(1);
         template["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
-        let spec = &built(&template, &[])["spec"]["template"]["spec"];
-        assert_eq!(spec["fieldOfTomorrow"], 1);
+        let template = &built(&template, &[])["spec"]["template"];
+        let spec = &template["spec"];
+        for object in [template, &template["metadata"], spec] {
+            assert_eq!(object["fieldOfTomorrow"], 1);
+        }
         assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], "1");
     }
 
@@ -252,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_job_without_a_queue_gets_an_agent_without_one() {
-        let job = build(&scheduled(), None, &definition(&least()), &config(&[]));
+        let job = build_json(&scheduled(), None, &definition(&least()), &config(&[]));
         assert_eq!(env(&job, "BUILDKITE_AGENT_TAGS")["value"], "pod-definition=example");
         assert_eq!(job["metadata"]["labels"]["buildkite.com/queue"], Value::Null);
     }
@@ -260,7 +406,7 @@ mod tests {
     #[test]
     fn a_queue_that_is_no_label_value_is_no_label() {
         for queue in ["q-", "-q", &"q".repeat(64)] {
-            let job = build(&scheduled(), Some(queue), &definition(&least()), &config(&[]));
+            let job = build_json(&scheduled(), Some(queue), &definition(&least()), &config(&[]));
             assert_eq!(job["metadata"]["labels"]["buildkite.com/queue"], Value::Null, "{queue}");
         }
     }
@@ -285,7 +431,7 @@ mod tests {
     fn an_event_that_tells_little_gets_the_annotations_that_it_can() {
         let mut job = scheduled();
         (job.pipeline, job.branch, job.step_key) = (None, None, None);
-        let job = build(&job, None, &definition(&least()), &config(&[]));
+        let job = build_json(&job, None, &definition(&least()), &config(&[]));
         let annotations = job["metadata"]["annotations"].as_object().unwrap();
         let keys: Vec<_> =
             annotations.keys().map(String::as_str).filter(|key| key.starts_with("buildkite.com/")).collect();

@@ -11,13 +11,14 @@
 //! ```
 //!
 //! The middle ([`event`], [`query_rules`], [`pod_definition`], [`job`]) is functions of values: no client, no clock, no
-//! environment. The edge ([`aws`], [`agent_token`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
+//! environment. The edge ([`https`], [`aws`], [`agent_token`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
 pub mod agent_token;
 pub mod aws;
 pub mod config;
 pub mod eks;
 pub mod event;
+pub mod https;
 pub mod job;
 pub mod pod_definition;
 pub mod query_rules;

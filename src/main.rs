@@ -41,10 +41,8 @@ async fn main() -> ExitCode {
 /// What has to be right before there can be a first event: the settings, and nothing that another try could mend.
 async fn scheduler() -> Result<Scheduler, BoxError> {
     let config = Config::read(|name| env::var(name).ok())?;
-    // Both of our TLS clients take it; nobody else sets it.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let credentials = aws::credentials().await?;
-    let sdk = aws::sdk_config(&config.region, credentials.clone()).await?;
+    let sdk = aws::sdk_config(&config.region, credentials.clone())?;
     Ok(Scheduler::new(config, credentials, &sdk))
 }
 

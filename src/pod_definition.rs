@@ -3,7 +3,7 @@
 //! Each is a core/v1 `PodTemplate` manifest, known by its `metadata.name`. It stays the JSON that its author wrote, so that
 //! a field which this crate does not know reaches the API server and is judged there.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::Value;
 
@@ -84,6 +84,16 @@ impl PodDefinition {
             let problem = "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it".to_owned();
             return invalid("template.spec.containers[agent].env", problem);
         }
+        for kind in ["labels", "annotations"] {
+            let entries = &template["metadata"][kind];
+            if !(entries.is_null() || entries.as_object().is_some_and(|entries| entries.values().all(Value::is_string)))
+            {
+                return invalid(
+                    "template.metadata",
+                    format!("must have a map of strings as its {kind}, has {entries}"),
+                );
+            }
+        }
         Ok(Self { name: name.to_owned(), template: template.clone() })
     }
 
@@ -95,6 +105,12 @@ impl PodDefinition {
     /// The `PodTemplateSpec`, as its author wrote it.
     pub fn template(&self) -> &Value {
         &self.template
+    }
+
+    /// The `labels` or `annotations` that its author gives the pod.
+    pub fn metadata(&self, kind: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        let entries = self.template["metadata"][kind].as_object().into_iter().flatten();
+        entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?.into())))
     }
 
     /// Whether the author sees to the agent token, so that ours is not needed.
@@ -190,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_unusable_definition_names_its_file_its_field_and_the_mend() {
-        let cases: [(&str, Value, &str); 6] = [
+        let cases: [(&str, Value, &str); 7] = [
             ("/kind", json!("Pod"), "node.yaml: kind must be PodTemplate of apiVersion v1, is \"v1\" \"Pod\""),
             ("/metadata", json!({}), "node.yaml: metadata.name must be the name that a step asks for"),
             (
@@ -203,6 +219,11 @@ mod tests {
                 "/template/spec",
                 json!({"restartPolicy": "Always", "containers": [{"name": "agent"}]}),
                 "node.yaml: template.spec.restartPolicy must be Never, is \"Always\"",
+            ),
+            (
+                "/template",
+                json!({"metadata": {"labels": {"team": 7}}, "spec": {"containers": [{"name": "agent"}]}}),
+                "node.yaml: template.metadata must have a map of strings as its labels, has {\"team\":7}",
             ),
             (
                 "/template/spec/containers/0",

@@ -3,39 +3,34 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode, Uri, header::AUTHORIZATION};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
-use kube::client::{Body, ConfigExt};
+use kube::client::{Body, middleware::BaseUriLayer};
+use rustls::RootCertStore;
 use tower::{BoxError, ServiceBuilder, retry::Policy};
 
 use super::token::Signer;
-use crate::config::CertificateAuthority;
+use crate::{
+    config::CertificateAuthority,
+    https::{self, Plain},
+};
 
 /// A whole request, from the look at the pool to the answer's head.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of which this much may pass until there is a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A client for one API server. kube's own stack is not used: it repeats requests for minutes and logs every failure.
-pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, kube::Error> {
-    let mut config = kube::Config::new(endpoint.clone());
-    config.root_cert = Some(authority.0.into_iter().map(|certificate| certificate.to_vec()).collect());
-
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let tls = config.rustls_https_connector_with_connector(tcp)?;
-    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
-
+/// A client for one API server. Fails if the CA holds something that is no certificate.
+pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in authority.0 {
+        roots.add(certificate)?;
+    }
     let signer = Arc::new(signer);
     let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
+        .layer(BaseUriLayer::new(endpoint.clone()))
         .timeout(TIMEOUT)
         .retry(SignAnew { signer: Arc::clone(&signer), refused: false })
         .filter(move |request| authorize(&signer, request))
-        .service(http);
-    Ok(kube::Client::new(service, config.default_namespace))
+        .service(https::client(roots, Plain::Refused)?);
+    // Every request says its namespace itself.
+    Ok(kube::Client::new(service, ""))
 }
 
 fn authorize(signer: &Signer, mut request: Request<Body>) -> Result<Request<Body>, BoxError> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsStr,
     fmt,
     future::pending,
     io,
@@ -40,6 +41,8 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// A function that is not started yet.
 pub struct Builder {
+    /// What the binary is run by; none as a rule.
+    wrapper: Vec<String>,
     binary: PathBuf,
     variables: BTreeMap<String, String>,
     timeout: Duration,
@@ -116,7 +119,7 @@ impl fmt::Display for Answer {
 
 impl Builder {
     pub(crate) fn new(binary: PathBuf, variables: BTreeMap<String, String>, timeline: Timeline) -> Self {
-        Self { binary, variables, timeout: Duration::from_mins(1), timeline }
+        Self { wrapper: Vec::new(), binary, variables, timeout: Duration::from_mins(1), timeline }
     }
 
     /// Sets a variable, in place of the lab's own value if there is one.
@@ -137,6 +140,13 @@ impl Builder {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Runs the binary by another program, such as `valgrind`, with that program's arguments.
+    #[must_use]
+    pub fn under(mut self, wrapper: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
@@ -164,7 +174,10 @@ impl Builder {
 
         // A bare name is a file here, and not something to look for along the PATH.
         let binary = self.binary.canonicalize()?;
-        let child = Command::new(binary)
+        let mut words = self.wrapper.iter().map(OsStr::new).chain([binary.as_os_str()]);
+        let program = words.next().unwrap_or_default();
+        let child = Command::new(program)
+            .args(words)
             .env_clear()
             .envs(&self.variables)
             .env("AWS_LAMBDA_RUNTIME_API", runtime_api.authority())

@@ -1,8 +1,10 @@
 //! The lab for a person: runs the real function against the stand-ins and shows what happened.
 
+mod bench;
+mod instructions;
 mod run;
 
-use std::process::ExitCode;
+use std::{error::Error, process::ExitCode};
 
 use clap::Parser;
 
@@ -14,17 +16,21 @@ enum Command {
     ///
     /// Exits with 0 if the function answers, 1 if it fails, and 2 if it cannot be run at all.
     Run(run::Run),
+    /// Measures what a start and an event cost, beside the floor of tests/floor.
+    Bench(bench::Bench),
+    /// Counts the instructions of a start and of a warm event, and compares them with the figures that are kept.
+    Instructions(instructions::Instructions),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match Command::parse() {
-        Command::Run(run) => match run.run().await {
-            Ok(code) => code,
-            Err(problem) => {
-                eprintln!("lab: {problem}");
-                ExitCode::from(2)
-            }
-        },
-    }
+    let ended: Result<ExitCode, Box<dyn Error>> = match Command::parse() {
+        Command::Run(run) => run.run().await.map_err(Into::into),
+        Command::Bench(bench) => bench.run().await.map_err(Into::into),
+        Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
+    };
+    ended.unwrap_or_else(|problem| {
+        eprintln!("lab: {problem}");
+        ExitCode::from(2)
+    })
 }

@@ -12,7 +12,7 @@ use axum::{
     extract::{Path, Query, Request as HttpRequest, State},
     http::{
         HeaderMap, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE},
+        header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
         request::Parts,
     },
     middleware::{Next, from_fn_with_state},
@@ -50,6 +50,8 @@ pub(super) struct Api {
 pub(super) struct Door {
     /// Tokens signed at this time or earlier are refused.
     pub(super) expired_until: Option<SystemTime>,
+    /// Tokens that are good whatever they are, as those of a token file.
+    pub(super) known: HashSet<String>,
     /// Like the real server, which asks once per token, we speak of each only once.
     accepted: HashSet<String>,
 }
@@ -85,6 +87,9 @@ impl Api {
     fn identify(&self, headers: &HeaderMap) -> Result<(), String> {
         let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
         let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")?;
+        if self.door.lock().known.contains(token) {
+            return Ok(());
+        }
         let now = SystemTime::now();
         let identity = self.verifier.verify(token, now).map_err(|refusal| refusal.to_string())?;
 
@@ -122,7 +127,12 @@ async fn no_such_path() -> Status {
     Status::no_such_path()
 }
 
-async fn create_job(State(api): State<Arc<Api>>, Path(namespace): Path<String>, body: Bytes) -> Answer {
+async fn create_job(
+    State(api): State<Arc<Api>>,
+    Path(namespace): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
     api.authorise("create", JOBS, &namespace, "")?;
     let mut job: Value = serde_json::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
     check_namespace(&mut job, &namespace)?;
@@ -130,6 +140,9 @@ async fn create_job(State(api): State<Arc<Api>>, Path(namespace): Path<String>, 
     let mut store = api.store.lock();
     if !store.namespaces.contains(&namespace) {
         return Err(Status::not_found(NAMESPACES, &namespace));
+    }
+    if let (None, Some(prefix)) = (job["metadata"]["name"].as_str(), job["metadata"]["generateName"].as_str()) {
+        job["metadata"]["name"] = format!("{prefix}{:05}", store.jobs.len()).into();
     }
     let name = job["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let causes = job_causes(&job);
@@ -139,7 +152,17 @@ async fn create_job(State(api): State<Arc<Api>>, Path(namespace): Path<String>, 
     if store.jobs.contains_key(&(namespace, name.clone())) {
         return Err(Status::already_exists(JOBS, &name));
     }
-    Ok((StatusCode::CREATED, Json(store.put_job(job))).into_response())
+    Ok((StatusCode::CREATED, represent(&headers, store.put_job(job))).into_response())
+}
+
+/// The whole object, or its metadata alone if the client asks for no more.
+fn represent(headers: &HeaderMap, object: Value) -> Json<Value> {
+    let accepted = headers.get(ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    if accepted.contains("as=PartialObjectMetadata") {
+        let metadata = &object["metadata"];
+        return Json(json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}));
+    }
+    Json(object)
 }
 
 /// An object may leave its namespace out, but not name another one than the path.
@@ -247,7 +270,7 @@ async fn apply_secret(
     let (secret, new) =
         store.apply_secret(&manager, &secret, apply.force).map_err(|conflicts| Status::conflict(&conflicts))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(secret)).into_response())
+    Ok((status, represent(&headers, secret)).into_response())
 }
 
 fn no_manager() -> Status {

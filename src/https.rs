@@ -1,0 +1,51 @@
+//! The one TLS stack: rustls with aws-lc-rs, HTTP/1.1, for AWS and for the API server alike.
+//!
+//! Neither the SDK's client nor kube's is used. The SDK's reads the system's certificates file by file when it is made, half of
+//! a cold start; kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
+//! cluster, a tenth of the binary.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use tower::BoxError;
+
+/// Until there is a connection, TLS not counted.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A client that keeps its connections.
+pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
+
+/// Whether a URL may ask for no TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// For `AWS_ENDPOINT_URL`, such as that of a test.
+    Allowed,
+    /// Everywhere else.
+    Refused,
+}
+
+/// A client that trusts `roots` and nobody else.
+pub fn client<Body>(roots: RootCertStore, plain: Plain) -> Result<Client<Body>, BoxError>
+where
+    Body: http_body::Body<Data: Send> + Send,
+{
+    let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls);
+    let https = match plain {
+        Plain::Allowed => https.https_or_http(),
+        Plain::Refused => https.https_only(),
+    };
+    Ok(legacy::Client::builder(TokioExecutor::new()).build(https.enable_http1().wrap_connector(tcp)))
+}
