@@ -232,8 +232,12 @@ fn env<'a>(
         let comma = if tags.is_empty() { "" } else { "," };
         tags.extend([comma, key, "=", value]);
     };
-    config.agent_tags.iter().for_each(|tag| add(&tag.key, &tag.value));
-    queue.into_iter().for_each(|queue| add("queue", queue));
+    for tag in &config.agent_tags {
+        add(&tag.key, &tag.value);
+    }
+    if let Some(queue) = queue {
+        add("queue", queue);
+    }
     add("pod-definition", definition.name());
 
     let uuid = job.uuid.to_string();
