@@ -32,7 +32,10 @@ pub const REGION: &str = "us-east-1";
 pub const ACCOUNT: &str = "111122223333";
 
 const TARGET: &str = "x-amz-target";
-const ROLE_SESSION: &str = "assumed-role/agent-scheduler/agent-scheduler";
+/// The role of every function.
+pub(crate) const ROLE: &str = "agent-scheduler";
+/// Lambda names the session after the function.
+pub(crate) const SESSION: &str = "agent-scheduler";
 
 /// The stand-in for SSM and EKS. Clones are the same one.
 #[derive(Clone)]
@@ -309,7 +312,7 @@ fn access_denied(rest: bool, subject: &str) -> String {
     let (action, name) = subject.split_once(' ').unwrap_or((subject, ""));
     let (service, resource) = if rest { ("eks", cluster_arn(name)) } else { ("ssm", parameter_arn(name)) };
     format!(
-        "User: arn:aws:sts::{ACCOUNT}:{ROLE_SESSION} is not authorized to perform: {service}:{action} on resource: \
+        "User: arn:aws:sts::{ACCOUNT}:assumed-role/{ROLE}/{SESSION} is not authorized to perform: {service}:{action} on resource: \
          {resource} because no identity-based policy allows the {service}:{action} action"
     )
 }

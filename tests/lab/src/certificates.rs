@@ -54,19 +54,29 @@ impl Certificates {
 
     /// TLS for a server that shows this kind of certificate.
     pub(crate) fn server(&self, kind: Certificate) -> Arc<ServerConfig> {
-        let names = match kind {
-            Certificate::Good | Certificate::Expired => self.names.clone(),
-            Certificate::OtherHost => vec!["another.example".to_owned()],
+        let mut params = match kind {
+            Certificate::Good | Certificate::Expired => params(self.names.clone()),
+            Certificate::OtherHost => params(vec!["another.example".to_owned()]),
         };
-        let mut params = CertificateParams::new(names).expect("the names are fit for a certificate");
-        params.distinguished_name.push(DnType::CommonName, "lab");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         if kind == Certificate::Expired {
             params.not_after = date_time_ymd(2020, 1, 1);
         }
-        let key = KeyPair::generate().expect("a key can be made");
-        let certificate = params.signed_by(&key, &self.authority).expect("the authority can sign");
+        self.tls(&params)
+    }
 
+    /// TLS for a server of another name.
+    pub(crate) fn server_of(&self, host: &str) -> Arc<ServerConfig> {
+        self.tls(&params(vec![host.to_owned()]))
+    }
+
+    /// A good certificate and its key as PEM, for a program that reads them from files.
+    pub(crate) fn server_pem(&self) -> (String, String) {
+        let (certificate, key) = self.issue(&params(self.names.clone()));
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn tls(&self, params: &CertificateParams) -> Arc<ServerConfig> {
+        let (certificate, key) = self.issue(params);
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("the provider knows the default versions")
@@ -76,6 +86,19 @@ impl Certificates {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Arc::new(config)
     }
+
+    fn issue(&self, params: &CertificateParams) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = params.signed_by(&key, &self.authority).expect("the authority can sign");
+        (certificate, key)
+    }
+}
+
+fn params(names: Vec<String>) -> CertificateParams {
+    let mut params = CertificateParams::new(names).expect("the names are fit for a certificate");
+    params.distinguished_name.push(DnType::CommonName, "lab");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params
 }
 
 fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {

@@ -1,4 +1,4 @@
-//! One HTTP connection, for the tests of the stand-ins.
+//! A bare HTTP client, for tests and measurements: one connection, one request after the other, and nothing in between.
 
 use std::{error::Error, sync::Arc};
 
@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, Response, StatusCode,
     client::conn::http1::{SendRequest, handshake},
-    http::{Uri, request::Builder},
+    http::{HeaderValue, Uri, header::HOST, request::Builder},
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -24,18 +24,20 @@ use tokio_rustls::{
     },
 };
 
-type Failure = Box<dyn Error>;
+type Failure = Box<dyn Error + Send + Sync>;
 
 /// Sends requests one after the other, and never opens a second connection.
-pub(crate) struct Client {
+pub struct Client {
     sender: SendRequest<Full<Bytes>>,
+    host: HeaderValue,
 }
 
 impl Client {
     /// Connects to a URL of the lab; trusts only that authority.
-    pub(crate) async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
+    pub async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
         let uri: Uri = url.parse()?;
         let authority = uri.authority().ok_or("no authority")?;
+        let host = HeaderValue::try_from(authority.as_str())?;
         let stream = TcpStream::connect(authority.as_str()).await?;
         let sender = if uri.scheme_str() == Some("https") {
             let name = ServerName::try_from(authority.host().to_owned())?;
@@ -43,20 +45,22 @@ impl Client {
         } else {
             converse(stream).await?
         };
-        Ok(Self { sender })
+        Ok(Self { sender, host })
     }
 
-    pub(crate) async fn send(&mut self, request: Builder, body: &str) -> Result<Response<Bytes>, Failure> {
-        let request: Request<_> = request.body(Full::from(body.to_owned()))?;
+    /// Sends a request for a path, and waits for the whole answer.
+    pub async fn send(&mut self, request: Builder, body: impl Into<Bytes>) -> Result<Response<Bytes>, Failure> {
+        let request: Request<_> = request.header(HOST, &self.host).body(Full::from(body.into()))?;
         self.sender.ready().await?;
         let (parts, body) = self.sender.send_request(request).await?.into_parts();
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
     }
 
-    /// Status and JSON body.
-    pub(crate) async fn ask(&mut self, request: Builder, body: &str) -> (StatusCode, Value) {
-        let response = self.send(request, body).await.unwrap();
-        (response.status(), serde_json::from_slice(response.body()).unwrap())
+    /// Status and JSON body; for a server that is known to answer so.
+    pub async fn ask(&mut self, request: Builder, body: &str) -> (StatusCode, Value) {
+        let response = self.send(request, body.to_owned()).await.expect("the server answers");
+        let body = serde_json::from_slice(response.body());
+        (response.status(), body.unwrap_or_else(|error| panic!("no JSON ({error}): {response:?}")))
     }
 }
 

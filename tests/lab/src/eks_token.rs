@@ -20,7 +20,8 @@ use self::query::Query;
 
 const PREFIX: &str = "k8s-aws-v1.";
 const LONGEST_TOKEN: usize = 4096;
-const CLUSTER_HEADER: &str = "x-k8s-aws-id";
+/// Names the cluster that a token is for; signed, and sent by the cluster itself.
+pub(crate) const CLUSTER_HEADER: &str = "x-k8s-aws-id";
 /// How long a token is good, whatever `X-Amz-Expires` says.
 const LIFETIME: Duration = Duration::from_mins(15);
 /// How far a signer's clock may be ahead of that of STS.
@@ -166,6 +167,13 @@ impl Verifier {
             region: sts_host::region(url.host).to_owned(),
             signed_at,
         })
+    }
+
+    /// What STS says to a pre-signed URL that came to `host` with this verifier's cluster in the header.
+    pub(crate) fn judge_as_sts(&self, host: &str, query: &str, now: SystemTime) -> Result<(), Refusal> {
+        let query = Query::parse(query)?;
+        let signed_at = check_parameters(&query, now)?;
+        self.ask_sts(host, &query, signed_at, now)
     }
 
     /// What STS would say to the URL, sent with the header that names our own cluster.

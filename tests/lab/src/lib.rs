@@ -26,8 +26,8 @@
 
 pub mod aws;
 mod certificates;
-#[cfg(test)]
 mod client;
+pub mod control_plane;
 mod credentials;
 pub mod eks_token;
 mod exchange;
@@ -37,6 +37,7 @@ pub mod kubernetes;
 pub mod log_line;
 mod runtime_api;
 mod server;
+mod sts;
 mod timeline;
 
 use std::{
@@ -51,6 +52,8 @@ use self::{credentials::random_hex, eks_token::Verifier};
 pub use self::{
     aws::{Aws, Parameter},
     certificates::{Certificate, Certificates},
+    client::Client,
+    control_plane::ControlPlane,
     credentials::Credentials,
     exchange::Request,
     fault::{Fault, When},
@@ -76,6 +79,8 @@ pub struct Lab {
     pub certificates: Arc<Certificates>,
     credentials: Credentials,
     agent_token: String,
+    endpoint: String,
+    ca_data: String,
 }
 
 impl Lab {
@@ -90,19 +95,24 @@ impl Lab {
         let timeline = Timeline::start();
         let credentials = Credentials::random();
         let certificates = Arc::new(Certificates::new(ip));
-        let verifier = Verifier {
-            cluster: CLUSTER.to_owned(),
-            region: aws::REGION.to_owned(),
-            access_key_id: credentials.access_key_id.clone(),
-            secret_access_key: credentials.secret_access_key.clone(),
-            session_token: credentials.session_token.clone(),
-        };
-        let kubernetes = Kubernetes::start(ip, &timeline, verifier, &certificates).await;
+        let kubernetes = Kubernetes::start(ip, &timeline, verifier(&credentials), &certificates).await;
         let aws = Aws::start(ip, &timeline, &credentials, &certificates).await;
         let agent_token = format!("bkct_{}", random_hex::<20>());
         aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
-        aws.put_cluster(CLUSTER, kubernetes.url(), kubernetes.ca_data());
-        Self { aws, kubernetes, timeline, certificates, credentials, agent_token }
+        let (endpoint, ca_data) = (kubernetes.url(), kubernetes.ca_data());
+        aws.put_cluster(CLUSTER, &endpoint, &ca_data);
+        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data }
+    }
+
+    /// Leads all functions from here on to another API server, which must know [`Self::verifier`]'s keys.
+    pub(crate) fn lead_to(&mut self, endpoint: String, ca_data: String) {
+        self.aws.put_cluster(CLUSTER, &endpoint, &ca_data);
+        (self.endpoint, self.ca_data) = (endpoint, ca_data);
+    }
+
+    /// Judges the EKS tokens of this lab's functions.
+    pub(crate) fn verifier(&self) -> Verifier {
+        verifier(&self.credentials)
     }
 
     /// A function with all that Lambda gives it, and settings that lead it to this lab.
@@ -143,9 +153,19 @@ impl Lab {
             ("RUST_BACKTRACE", "1"),
             ("BUILDKITE_QUEUE", "default"),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
-            ("KUBERNETES_API_SERVER_ENDPOINT", &self.kubernetes.url()),
-            ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.kubernetes.ca_data()),
+            ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),
+            ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.ca_data),
         ];
         variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}
+
+fn verifier(credentials: &Credentials) -> Verifier {
+    Verifier {
+        cluster: CLUSTER.to_owned(),
+        region: aws::REGION.to_owned(),
+        access_key_id: credentials.access_key_id.clone(),
+        secret_access_key: credentials.secret_access_key.clone(),
+        session_token: credentials.session_token.clone(),
     }
 }

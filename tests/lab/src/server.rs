@@ -104,7 +104,8 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, site: Site) {
     }
 }
 
-async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, site: Site) {
+/// Serves one connection to its end.
+pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, site: Site) {
     let hung_up = site.faults.hung_up();
     let service = service_fn(|request| answer(site.router.clone(), request));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));

@@ -41,6 +41,8 @@ pub enum Actor {
     Ssm,
     /// The cluster directory.
     Eks,
+    /// The service that knows whose signature it is, as the real authenticator asks it.
+    Sts,
     /// The API server.
     Kubernetes,
 }
@@ -53,6 +55,7 @@ impl fmt::Display for Actor {
             Self::Function => "function",
             Self::Ssm => "ssm",
             Self::Eks => "eks",
+            Self::Sts => "sts",
             Self::Kubernetes => "kubernetes",
         })
     }

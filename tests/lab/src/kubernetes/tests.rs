@@ -46,7 +46,7 @@ impl Scene {
     /// Sends a Job to a server that does not answer.
     async fn fail(&mut self, name: &str) {
         let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", self.token));
-        assert!(self.client.send(request, &job(name)).await.is_err());
+        assert!(self.client.send(request, job(name)).await.is_err());
         self.client = connect(&self.lab).await;
     }
 }
@@ -234,14 +234,14 @@ async fn errors_and_garbage_come_on_demand() {
     scene.lab.kubernetes.misbehave(jobs(), Fault::status(503), 1);
     scene.lab.kubernetes.misbehave(jobs(), Fault::Garbage, 1);
 
-    let throttled = scene.client.send(HttpRequest::post(JOBS), &job("one")).await.unwrap();
+    let throttled = scene.client.send(HttpRequest::post(JOBS), job("one")).await.unwrap();
     assert_eq!((throttled.status().as_u16(), &throttled.headers()[RETRY_AFTER]), (429, &"7".parse().unwrap()));
     let message = scene.refused(HttpRequest::post(JOBS), &job("one"), 422, "Invalid").await;
     assert_eq!(message, "Job.batch \"one\" is invalid: on purpose");
     scene.refused(HttpRequest::post(JOBS), &job("one"), 503, "ServiceUnavailable").await;
 
     let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", scene.token));
-    let garbage = scene.client.send(request, &job("one")).await.unwrap();
+    let garbage = scene.client.send(request, job("one")).await.unwrap();
     assert_eq!(garbage.status(), StatusCode::CREATED);
     assert!(serde_json::from_slice::<Value>(garbage.body()).is_err());
     assert!(scene.lab.kubernetes.job("one").is_some());

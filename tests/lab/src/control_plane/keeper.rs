@@ -1,0 +1,82 @@
+//! Programs that end when we end, however we end.
+//!
+//! A test that is killed, or a `static` that is never dropped, cannot clean up. So each program has a shell beside it which
+//! reads from a pipe: the system closes that pipe when this process is no more, and then the shell ends the program.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// Runs a program until it ends or the pipe does.
+const PROGRAM: &str = r#"
+exec 3<&0
+"$@" 3<&- </dev/null & program=$!
+{ read -r _ <&3; kill -KILL $program; } 2>/dev/null & reader=$!
+wait $program
+status=$?
+kill $reader 2>/dev/null
+exit $status
+"#;
+
+/// Removes a folder when the pipe ends; programs that are ending may still write into it.
+const FOLDER: &str = r#"
+read -r _
+until rm -rf "$1" 2>/dev/null; do sleep 0.1; done
+"#;
+
+/// A program, or a folder, that lives no longer than this.
+pub(super) struct Keeper {
+    shell: Child,
+}
+
+impl Keeper {
+    /// Starts a program, which prints into `log`.
+    pub(super) fn run(program: &Command, log: &Path) -> io::Result<Self> {
+        let log = File::create(log)?;
+        let mut shell = shell(PROGRAM);
+        shell.arg(program.get_program()).args(program.get_args());
+        shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let shell = shell.stdout(log.try_clone()?).stderr(log).spawn()?;
+        Ok(Self { shell })
+    }
+
+    /// Removes a folder in the end.
+    pub(super) fn remove(folder: &Path) -> io::Result<Self> {
+        let shell = shell(FOLDER).arg(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Self { shell })
+    }
+
+    /// How the program ended, if it has.
+    pub(super) fn ended(&mut self) -> io::Result<Option<String>> {
+        Ok(self.shell.try_wait()?.map(|status| status.to_string()))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        // The only thing that can go wrong is that somebody else has waited for it.
+        let _ = self.shell.wait();
+    }
+}
+
+/// In a group of its own: an interrupt from the keyboard is for us, and must not end the shell before its program.
+fn shell(script: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "keeper"]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    shell.stdin(Stdio::piped()).process_group(0);
+    shell
+}
+
+/// A new folder that nobody else can look into.
+pub(super) fn folder(name: &str) -> io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    let folder = std::env::temp_dir().join(name);
+    std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    Ok(folder)
+}

@@ -1,0 +1,138 @@
+//! What stands in for STS where the real aws-iam-authenticator asks it who signed a token.
+//!
+//! The authenticator's way out is a proxy, and this is that proxy: it lets nobody out, and answers for the STS host itself.
+
+use std::{io, sync::Arc, time::SystemTime};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header::HOST},
+    response::{IntoResponse, Response},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    aws::{ACCOUNT, REGION, ROLE, SESSION},
+    certificates::Certificates,
+    eks_token::{CLUSTER_HEADER, Refusal, Verifier},
+    server::{Site, serve_http},
+    timeline::{Actor, Timeline},
+};
+
+/// More than the head of any `CONNECT` takes.
+const LONGEST_HEAD: usize = 8 * 1024;
+
+/// The stand-in for the region's STS. Dropping it ends it.
+pub(crate) struct Sts {
+    url: String,
+    keys: Keys,
+    _loop: JoinSet<()>,
+}
+
+/// Everybody who has keys, each with the record that wants to know of their use.
+type Keys = Arc<Mutex<Vec<(Verifier, Timeline)>>>;
+
+impl Sts {
+    pub(crate) async fn start(certificates: &Certificates) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let keys = Keys::default();
+        let host = format!("sts.{REGION}.amazonaws.com");
+        let tls = TlsAcceptor::from(certificates.server_of(&host));
+        let router = Router::new().fallback(get_caller_identity).with_state(Arc::clone(&keys));
+        let site = Site::new(Actor::Sts, router, &Timeline::start());
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, format!("CONNECT {host}:443 "), tls, site));
+        Ok(Self { url, keys, _loop: accepting })
+    }
+
+    /// What `HTTPS_PROXY` of the authenticator is.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Gives out one more pair of keys to the role.
+    pub(crate) fn know(&self, verifier: Verifier, timeline: Timeline) {
+        self.keys.lock().push((verifier, timeline));
+    }
+}
+
+async fn accept(listener: TcpListener, wanted: String, tls: TlsAcceptor, site: Site) {
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        while connections.try_join_next().is_some() {}
+        let (wanted, tls, site) = (wanted.clone(), tls.clone(), site.clone());
+        connections.spawn(async move {
+            // A connection that ends early ends nothing but itself.
+            let _ = tunnel(stream, &wanted, tls, site).await;
+        });
+    }
+}
+
+/// Takes the place of the one host that may be asked for.
+async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, site: Site) -> io::Result<()> {
+    let mut head = Vec::new();
+    // The client says no more until it is answered.
+    while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD {
+        head.push(stream.read_u8().await?);
+    }
+    if !head.starts_with(wanted.as_bytes()) {
+        return stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+    serve_http(tls.accept(stream).await?, site).await;
+    Ok(())
+}
+
+async fn get_caller_identity(State(keys): State<Keys>, request: Request) -> Response {
+    let query = request.uri().query().unwrap_or_default();
+    let (host, cluster) = (header(request.headers(), HOST.as_str()), header(request.headers(), CLUSTER_HEADER));
+    // A key that nobody has is refused like one that is not the asker's.
+    let known = keys.lock().iter().find(|(verifier, _)| query.contains(&verifier.access_key_id)).cloned();
+    let Some((verifier, timeline)) = known else { return refused(&Refusal::AccessKey) };
+    let verifier = Verifier { cluster: cluster.to_owned(), ..verifier };
+    match verifier.judge_as_sts(host, query, SystemTime::now()) {
+        Ok(()) => {
+            timeline.record(Actor::Sts, format!("GetCallerIdentity for cluster {cluster} -> role {ROLE}"));
+            Json(identity()).into_response()
+        }
+        Err(refusal) => {
+            timeline.record(Actor::Sts, format!("GetCallerIdentity for cluster {cluster} refused: {refusal}"));
+            refused(&refusal)
+        }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn identity() -> Value {
+    json!({"GetCallerIdentityResponse": {
+        "GetCallerIdentityResult": {
+            "Account": ACCOUNT,
+            "Arn": format!("arn:aws:sts::{ACCOUNT}:assumed-role/{ROLE}/{SESSION}"),
+            "UserId": format!("AROAEXAMPLEROLEID:{SESSION}"),
+        },
+        "ResponseMetadata": {"RequestId": "11111111-2222-4333-8444-555555555599"},
+    }})
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let code = if *refusal == Refusal::AccessKey || *refusal == Refusal::SessionToken {
+        "InvalidClientTokenId"
+    } else {
+        "SignatureDoesNotMatch"
+    };
+    let error = json!({"Error": {"Code": code, "Message": refusal.to_string(), "Type": "Sender"}});
+    (StatusCode::FORBIDDEN, Json(error)).into_response()
+}
