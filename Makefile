@@ -7,7 +7,7 @@ STARTS ?= 40
 EVENTS ?= 1000
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 
-.PHONY: run test test-quick bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick control-plane bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 run:
@@ -15,7 +15,12 @@ run:
 	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT)
 
 ## Every test; installs what it needs.
-test: test-quick instructions
+test: test-quick instructions control-plane
+	cargo test --test control_plane
+
+# The programs of a Kubernetes control plane: built once per machine.
+control-plane:
+	@tests/control-plane/build >/dev/null
 
 ## The tests that need nothing but Rust.
 test-quick:
@@ -45,6 +50,7 @@ valgrind:
 lint: tls-stack
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --test control_plane -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 # aws-lc-rs everywhere: a second TLS stack is megabytes of binary and milliseconds of every cold start.

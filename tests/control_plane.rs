@@ -1,0 +1,902 @@
+//! The function and its role file on a real Kubernetes API server, with the real Job controller and the real judge of EKS tokens.
+//!
+//! All tests share one control plane, and each has a namespace of its own in it. `make test` runs them.
+
+#![expect(clippy::unwrap_used, reason = "a test says so by ending")]
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use agent_scheduler::{config::Config, eks, event::Event, job, pod_definition::PodDefinition};
+use aws_credential_types::Credentials;
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use http::Request;
+use lab::{
+    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, ControlPlane, Function, Lab, Parameter,
+    control_plane::{Caller, eventually},
+    function::Builder,
+    kubeconfig::Cluster,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+const FUNCTION: &str = env!("CARGO_BIN_EXE_agent-scheduler");
+const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/buildkite-role.yaml");
+const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
+const REGION: &str = "us-east-1";
+
+/// What the function needs, as resource and verb.
+const PERMISSIONS: [(&str, &str); 6] = [
+    ("jobs", "create"),
+    ("jobs", "get"),
+    ("secrets", "create"),
+    ("secrets", "patch"),
+    ("podtemplates", "get"),
+    ("podtemplates", "list"),
+];
+
+/// A namespace with the permissions that we tell users to give, and a lab whose functions are led there.
+struct Scene {
+    control_plane: &'static ControlPlane,
+    lab: Lab,
+    namespace: String,
+    admin: Caller,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let scene = Self::without_permissions().await;
+        scene.apply_role_file().await;
+        for (resource, verb) in PERMISSIONS {
+            scene.until_permitted(resource, verb, true).await;
+        }
+        scene
+    }
+
+    async fn without_permissions() -> Self {
+        let control_plane = ControlPlane::shared().await;
+        let namespace = format!("test-{}", Uuid::new_v4().simple());
+        control_plane.make_namespace(&namespace).await;
+        Self { lab: control_plane.lab().await, admin: control_plane.admin().await, control_plane, namespace }
+    }
+
+    /// As README says it.
+    async fn apply_role_file(&self) {
+        self.control_plane.apply(ROLE_FILE, &self.namespace).await.unwrap();
+    }
+
+    /// The authoriser learns of a role a little after it was written.
+    async fn until_permitted(&self, resource: &str, verb: &str, permitted: bool) {
+        let group = if resource == "jobs" { "batch" } else { "" };
+        let name = if resource == "secrets" { "buildkite-agent-token" } else { "" };
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {
+                "namespace": self.namespace, "group": group, "resource": resource, "verb": verb, "name": name,
+            }},
+        });
+        let mut function = self.as_function().await;
+        eventually("the role has no effect", async || {
+            let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+            let (_, answer) = function.post(path, &review).await;
+            (answer["status"]["allowed"] == permitted).then_some(())
+        })
+        .await;
+    }
+
+    fn function(&self) -> Function {
+        self.builder().start()
+    }
+
+    fn builder(&self) -> Builder {
+        self.lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &self.namespace)
+    }
+
+    /// The path of a namespaced resource, such as `jobs` or `secrets/name`.
+    fn path(&self, resource: &str) -> String {
+        path(&self.namespace, resource)
+    }
+
+    async fn get(&mut self, resource: &str) -> Value {
+        let (status, object) = self.admin.get(&path(&self.namespace, resource)).await;
+        assert_eq!(status, 200, "{object}");
+        object
+    }
+
+    async fn list(&mut self, resource: &str) -> Vec<Value> {
+        self.get(resource).await["items"].as_array().unwrap().clone()
+    }
+
+    fn credentials(&self) -> Credentials {
+        let keys = self.lab.credentials();
+        Credentials::new(&keys.access_key_id, &keys.secret_access_key, Some(keys.session_token.clone()), None, "lab")
+    }
+
+    /// A token as the function signs it.
+    fn token(&self) -> String {
+        eks::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
+    }
+
+    /// The API server as the function sees it.
+    async fn as_function(&self) -> Caller {
+        self.control_plane.caller(&self.token()).await
+    }
+
+    /// The agent token that the pods get.
+    async fn secret_token(&mut self) -> String {
+        let secret = self.get("secrets/buildkite-agent-token").await;
+        String::from_utf8(BASE64_STANDARD.decode(secret["data"]["token"].as_str().unwrap()).unwrap()).unwrap()
+    }
+
+    /// The Pod that the Job controller makes for a Job.
+    async fn pod(&mut self, job: &str) -> Value {
+        eventually("there is no Pod", async || {
+            self.list("pods").await.into_iter().find(|pod| pod["metadata"]["labels"]["job-name"] == job)
+        })
+        .await
+    }
+
+    /// Says what a kubelet would say when the agent has ended.
+    async fn end_pod(&mut self, pod: &Value, phase: &str, exit_code: i32, conditions: &Value) {
+        let status = json!({"status": {
+            "phase": phase,
+            "conditions": conditions,
+            "containerStatuses": [{
+                "name": "agent", "image": "agent", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": exit_code}},
+            }],
+        }});
+        let pod = pod["metadata"]["name"].as_str().unwrap();
+        let (code, answer) = self.admin.patch(&path(&self.namespace, &format!("pods/{pod}/status")), &status).await;
+        assert_eq!(code, 200, "{answer}");
+    }
+
+    /// The condition that says how a Job ended.
+    async fn finished(&mut self, job: &str) -> Value {
+        eventually("the Job has not ended", async || {
+            let job = self.get(&format!("jobs/{job}")).await;
+            let conditions = job["status"]["conditions"].as_array()?;
+            let ended = |condition: &&Value| condition["type"] == "Complete" || condition["type"] == "Failed";
+            conditions.iter().find(ended).cloned()
+        })
+        .await
+    }
+}
+
+fn path(namespace: &str, resource: &str) -> String {
+    let kind = resource.split(['/', '?']).next().unwrap();
+    let group = match kind {
+        "jobs" => "/apis/batch/v1",
+        "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
+        _ => "/api/v1",
+    };
+    format!("{group}/namespaces/{namespace}/{resource}")
+}
+
+/// An event for a new job, and the name of its Job.
+fn event() -> (String, String) {
+    changed_event(|_| {})
+}
+
+/// The same with `change` made to its `detail`.
+fn changed_event(change: impl FnOnce(&mut Value)) -> (String, String) {
+    let uuid = Uuid::new_v4();
+    let mut event: Value = serde_json::from_str(include_str!("../events/job-scheduled.json")).unwrap();
+    event["detail"]["job"]["uuid"] = json!(uuid);
+    change(&mut event["detail"]);
+    (event.to_string(), format!("buildkite-{uuid}"))
+}
+
+async fn succeed(function: &Function, event: &str) -> Value {
+    match function.invoke(event).await {
+        Answer::Success(answer) => answer,
+        other => panic!("{other:?}\n{}", function.output()),
+    }
+}
+
+/// The error's type and text.
+async fn fail(function: &Function, event: &str) -> (String, String) {
+    match function.invoke(event).await {
+        Answer::Error { error_type, error_message } => (error_type, error_message),
+        other => panic!("{other:?}\n{}", function.output()),
+    }
+}
+
+/// The answers to many events that are under way at once.
+async fn at_once(deliveries: impl Iterator<Item = (Arc<Function>, String)>) -> Vec<String> {
+    let deliveries: JoinSet<_> =
+        deliveries.map(|(function, event)| async move { succeed(&function, &event).await }).collect();
+    let outcome = |answer: Value| answer["outcome"].as_str().unwrap().to_owned();
+    deliveries.join_all().await.into_iter().map(outcome).collect()
+}
+
+mod with_the_role_file {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_whole_event_succeeds() {
+        let mut scene = Scene::new().await;
+        let function = scene.function();
+        let (event, name) = event();
+        let created = json!({"outcome": "created", "job": name, "namespace": scene.namespace});
+        assert_eq!(succeed(&function, &event).await, created);
+        assert_eq!(scene.list("jobs").await.len(), 1);
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+        assert!(!function.output().contains(scene.lab.agent_token()));
+    }
+
+    #[tokio::test]
+    async fn the_token_is_judged_before_the_first_event() {
+        let scene = Scene::new().await;
+        // With keys that the scene has not used.
+        let lab = scene.control_plane.lab().await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &scene.namespace).start();
+        function.initialised().await.unwrap();
+        let judgements = || lab.timeline.entries().iter().filter(|entry| entry.actor == Actor::Sts).count();
+        assert_eq!(judgements(), 1);
+        succeed(&function, &event().0).await;
+        assert_eq!(judgements(), 1, "the API server asks about a token once");
+    }
+
+    /// 403 for what the function does not need.
+    async fn refused(scene: &Scene, answer: (u16, Value), words: &str) {
+        let (status, answer) = answer;
+        assert_eq!((status, &answer["reason"]), (403, &json!("Forbidden")), "{answer}");
+        let message = answer["message"].as_str().unwrap();
+        assert!(message.contains(SUBJECT) && message.contains(words), "{message}");
+        // The same caller is known, and may do what it needs.
+        let jobs = scene.path("jobs/none");
+        assert_eq!(scene.as_function().await.get(&jobs).await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn the_secret_cannot_be_read() {
+        let scene = Scene::new().await;
+        succeed(&scene.function(), &event().0).await;
+        let mut function = scene.as_function().await;
+        refused(&scene, function.get(&scene.path("secrets/buildkite-agent-token")).await, "cannot get").await;
+        refused(&scene, function.get(&scene.path("secrets")).await, "cannot list").await;
+    }
+
+    #[tokio::test]
+    async fn no_pod_can_be_created() {
+        let scene = Scene::new().await;
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        let answer = scene.as_function().await.post(&scene.path("pods"), &pod).await;
+        refused(&scene, answer, "cannot create resource \"pods\"").await;
+    }
+
+    #[tokio::test]
+    async fn the_job_cannot_be_deleted() {
+        let scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        let answer = scene.as_function().await.delete(&scene.path(&format!("jobs/{name}"))).await;
+        refused(&scene, answer, "cannot delete resource \"jobs\"").await;
+    }
+
+    #[tokio::test]
+    async fn another_namespace_is_closed() {
+        let scene = Scene::new().await;
+        let other = Scene::without_permissions().await;
+        let function = scene.builder().env("KUBERNETES_NAMESPACE", &other.namespace).start();
+        let (error_type, text) = fail(&function, &event().0).await;
+        assert_eq!(error_type, "Forbidden", "{text}");
+        assert!(text.contains(&format!("--namespace {}", other.namespace)), "{text}");
+        let answer = scene.as_function().await.get(&other.path("jobs/none")).await;
+        refused(&scene, answer, "cannot get resource \"jobs\"").await;
+    }
+
+    #[tokio::test]
+    async fn another_secret_cannot_be_written() {
+        let scene = Scene::new().await;
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "another"}});
+        let mut function = scene.as_function().await;
+        let path = scene.path("secrets/another?fieldManager=lab");
+        refused(&scene, function.apply(&path, &secret).await, "cannot patch resource \"secrets\"").await;
+        refused(&scene, function.post(&scene.path("secrets"), &secret).await, "cannot create resource \"secrets\"")
+            .await;
+        let (error_type, text) =
+            fail(&scene.builder().env("AGENT_TOKEN_SECRET_NAME", "another").start(), &event().0).await;
+        assert_eq!(error_type, "Forbidden", "{text}");
+        assert!(text.contains("secrets \"another\" is forbidden"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn pod_templates_can_be_read() {
+        let scene = Scene::new().await;
+        let mut function = scene.as_function().await;
+        assert_eq!(function.get(&scene.path("podtemplates")).await.0, 200);
+        assert_eq!(function.get(&scene.path("podtemplates/none")).await.0, 404);
+    }
+
+    /// Leaves one verb out of the role, and delivers one event twice.
+    async fn without(resource: &str, verb: &str) {
+        let mut scene = Scene::new().await;
+        let (event, _) = event();
+        // Makes Job and Secret for those verbs that are needed only when they are there.
+        let prepared = matches!((resource, verb), ("jobs", "get") | ("secrets", "patch"));
+        if prepared {
+            succeed(&scene.function(), &event).await;
+        }
+        scene.take_away(resource, verb).await;
+        let (error_type, text) = fail(&scene.function(), &event).await;
+        assert_eq!(error_type, "Forbidden", "{text}");
+        let words = format!("User \"{SUBJECT}\" cannot {verb} resource \"{resource}\"");
+        assert!(text.contains(&words), "{text}");
+        let mend = format!("kubectl apply -f buildkite-role.yaml --namespace {}", scene.namespace);
+        assert!(text.contains(&mend), "{text}");
+
+        scene.apply_role_file().await;
+        scene.until_permitted(resource, verb, true).await;
+        succeed(&scene.function(), &event).await;
+    }
+
+    #[tokio::test]
+    async fn without_create_jobs_the_error_names_it() {
+        without("jobs", "create").await;
+    }
+
+    #[tokio::test]
+    async fn without_get_jobs_the_error_names_it() {
+        without("jobs", "get").await;
+    }
+
+    #[tokio::test]
+    async fn without_create_secrets_the_error_names_it() {
+        without("secrets", "create").await;
+    }
+
+    #[tokio::test]
+    async fn without_patch_secrets_the_error_names_it() {
+        without("secrets", "patch").await;
+    }
+
+    impl Scene {
+        async fn take_away(&mut self, resource: &str, verb: &str) {
+            let mut role = self.get(&format!("roles/{SUBJECT}")).await;
+            let rules = role["rules"].as_array_mut().unwrap();
+            let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
+            of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
+            let (status, answer) = self.admin.put(&self.path(&format!("roles/{SUBJECT}")), &role).await;
+            assert_eq!(status, 200, "{answer}");
+            self.until_permitted(resource, verb, false).await;
+        }
+    }
+}
+
+mod a_pod_definition {
+    use super::*;
+
+    const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+
+    #[tokio::test]
+    async fn of_every_file_is_admitted_strictly_and_without_a_warning() {
+        let scene = Scene::new().await;
+        let namespace = scene.namespace.clone();
+        let config = Config::read(|variable| match variable {
+            "BUILDKITE_QUEUE" => Some("default".to_owned()),
+            "KUBERNETES_CLUSTER_IDENTIFIER" => Some(CLUSTER.to_owned()),
+            "KUBERNETES_NAMESPACE" => Some(namespace.clone()),
+            "AWS_REGION" => Some(REGION.to_owned()),
+            _ => None,
+        });
+        let config = config.unwrap();
+        for (origin, manifest) in COMPILED {
+            let definition = PodDefinition::parse(origin, &serde_json::from_str(manifest).unwrap()).unwrap();
+            let Event::JobScheduled(scheduled) = Event::parse(&event().0).unwrap() else { panic!("no job") };
+            let job = job::build(&scheduled, Some("default"), &definition, &config);
+            let request =
+                Request::post(scene.path("jobs?fieldValidation=Strict")).header("content-type", "application/json");
+            let response = scene.as_function().await.send(request, serde_json::to_vec(&job).unwrap()).await;
+            assert_eq!(response.status(), 201, "{origin}: {response:?}");
+            assert_eq!(response.headers().get("warning"), None, "{origin}");
+        }
+        assert!(!COMPILED.is_empty());
+    }
+
+    /// As a step asks for it, by the function.
+    #[tokio::test]
+    async fn of_every_file_can_be_asked_for() {
+        let mut scene = Scene::new().await;
+        let function = scene.function();
+        for (origin, manifest) in COMPILED {
+            let manifest: Value = serde_json::from_str(manifest).unwrap();
+            let name = manifest["metadata"]["name"].as_str().unwrap();
+            let rules = json!(["queue=default", format!("pod-definition={name}")]);
+            let (event, job) = changed_event(|detail| detail["job"]["agent_query_rules"] = rules);
+            assert_eq!(succeed(&function, &event).await["outcome"], "created", "{origin}");
+            scene.pod(&job).await;
+        }
+    }
+
+    /// The same file can be put into the namespace.
+    #[tokio::test]
+    async fn of_every_file_is_a_pod_template() {
+        let scene = Scene::new().await;
+        for (origin, manifest) in COMPILED {
+            let manifest: Value = serde_json::from_str(manifest).unwrap();
+            let path = scene.path("podtemplates?fieldValidation=Strict");
+            let (status, answer) = scene.control_plane.admin().await.post(&path, &manifest).await;
+            assert_eq!(status, 201, "{origin}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn with_a_field_that_kubernetes_does_not_know_is_refused() {
+        let scene = Scene::new().await;
+        let mut job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}});
+        job["spec"]["template"]["spec"] = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "imagePulPolicy": "Never"}]});
+        let (status, answer) = scene.as_function().await.post(&scene.path("jobs?fieldValidation=Strict"), &job).await;
+        assert_eq!((status, &answer["reason"]), (400, &json!("BadRequest")), "{answer}");
+        let words = "unknown field \"spec.template.spec.containers[0].imagePulPolicy\"";
+        assert!(answer["message"].as_str().unwrap().contains(words), "{answer}");
+    }
+}
+
+mod an_eks_token {
+    use super::*;
+
+    const PREFIX: &str = "k8s-aws-v1.";
+
+    /// The status that a caller with this token gets for what the function may do.
+    async fn judged(scene: &Scene, token: &str) -> u16 {
+        scene.control_plane.caller(token).await.get(&scene.path("jobs/none")).await.0
+    }
+
+    /// 401, and the real authenticator or STS said why.
+    async fn refused(scene: &Scene, token: &str, words: &str) {
+        assert_eq!(judged(scene, &scene.token()).await, 404, "a good token is accepted");
+        assert_eq!(judged(scene, token).await, 401);
+        let authenticator = scene.control_plane.log("aws-iam-authenticator");
+        let sts = scene.lab.timeline.lines();
+        let said = authenticator.contains(words) || sts.iter().any(|(_, line)| line.contains(words));
+        assert!(said, "{words:?} is neither in {sts:?} nor in\n{authenticator}");
+    }
+
+    fn signed(scene: &Scene, cluster: &str, at: SystemTime) -> String {
+        eks::token(&scene.credentials(), REGION, cluster, at).unwrap()
+    }
+
+    /// The same token with another URL in it.
+    fn changed(token: &str, change: impl FnOnce(String) -> String) -> String {
+        let url = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
+        let url = change(String::from_utf8(url).unwrap());
+        format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(url))
+    }
+
+    #[tokio::test]
+    async fn of_the_function_is_accepted_as_user_and_group() {
+        let scene = Scene::new().await;
+        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+        let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+        let (status, answer) = scene.as_function().await.post(path, &review).await;
+        assert_eq!(status, 201, "{answer}");
+        let user = &answer["status"]["userInfo"];
+        assert_eq!(user["username"], SUBJECT);
+        assert_eq!(user["groups"], json!([SUBJECT, "system:authenticated"]));
+    }
+
+    #[tokio::test]
+    async fn for_another_cluster_is_refused() {
+        let scene = Scene::new().await;
+        let token = signed(&scene, "another-cluster", SystemTime::now());
+        refused(&scene, &token, "the signature is not that of this request for this cluster").await;
+    }
+
+    #[tokio::test]
+    async fn for_another_cluster_is_the_functions_error() {
+        let scene = Scene::new().await;
+        let function = scene.builder().env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster").start();
+        let (error_type, text) = fail(&function, &event().0).await;
+        assert_eq!(error_type, "Unauthorized", "{text}");
+        for words in ["\"another-cluster\"", SUBJECT, "KUBERNETES_CLUSTER_IDENTIFIER"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_another_secret_key_is_refused() {
+        let scene = Scene::new().await;
+        let keys = scene.lab.credentials();
+        let other = Credentials::new(&keys.access_key_id, "another", Some(keys.session_token.clone()), None, "lab");
+        let token = eks::token(&other, REGION, CLUSTER, SystemTime::now()).unwrap();
+        refused(&scene, &token, "the signature is not that of this request for this cluster").await;
+    }
+
+    #[tokio::test]
+    async fn with_an_extra_query_parameter_is_refused() {
+        let scene = Scene::new().await;
+        let token = changed(&scene.token(), |url| url + "&x-k8s-aws-id=example-cluster");
+        refused(&scene, &token, "non-whitelisted query parameter").await;
+    }
+
+    #[tokio::test]
+    async fn with_padding_is_refused() {
+        let scene = Scene::new().await;
+        refused(&scene, &(scene.token() + "="), "illegal base64 data").await;
+    }
+
+    #[tokio::test]
+    async fn of_an_old_date_is_refused() {
+        let scene = Scene::new().await;
+        let token = signed(&scene, CLUSTER, SystemTime::now() - Duration::from_mins(16));
+        refused(&scene, &token, "X-Amz-Date parameter is expired").await;
+    }
+
+    #[tokio::test]
+    async fn of_the_far_future_is_refused() {
+        let scene = Scene::new().await;
+        let token = signed(&scene, CLUSTER, SystemTime::now() + Duration::from_mins(6));
+        refused(&scene, &token, "Signature not yet current").await;
+    }
+}
+
+mod the_job_controller {
+    use super::*;
+
+    #[tokio::test]
+    async fn makes_exactly_one_pod_as_we_promise_it() {
+        let mut scene = Scene::new().await;
+        let function = scene.builder().env("BUILDKITE_AGENT_TAGS", "os=linux").start();
+        let (event, name) = event();
+        succeed(&function, &event).await;
+        let pod = scene.pod(&name).await;
+        let uuid = name.strip_prefix("buildkite-").unwrap();
+
+        let labels = &pod["metadata"]["labels"];
+        let expected = [
+            ("app.kubernetes.io/managed-by", "agent-scheduler"),
+            ("buildkite.com/job-uuid", uuid),
+            ("buildkite.com/queue", "default"),
+            ("batch.kubernetes.io/job-name", &name),
+        ];
+        for (label, value) in expected {
+            assert_eq!(labels[label], value, "{labels}");
+        }
+        let build = "https://buildkite.com/example-org/example-pipeline/builds/1234";
+        let annotations = &pod["metadata"]["annotations"];
+        let expected = [
+            ("buildkite.com/build-url", build),
+            ("buildkite.com/job-url", &format!("{build}#{uuid}")),
+            ("buildkite.com/pipeline", "example-pipeline"),
+            ("buildkite.com/branch", "main"),
+            ("buildkite.com/commit", "0123456789abcdef0123456789abcdef01234567"),
+            ("buildkite.com/step-key", "unit_tests"),
+            ("buildkite.com/pod-definition", "default"),
+            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+            ("karpenter.sh/do-not-disrupt", "true"),
+        ];
+        for (annotation, value) in expected {
+            assert_eq!(annotations[annotation], value, "{annotations}");
+        }
+        let agent = &pod["spec"]["containers"][0];
+        let env = |name| agent["env"].as_array().unwrap().iter().find(|variable| variable["name"] == name).unwrap();
+        assert_eq!(env("BUILDKITE_AGENT_ACQUIRE_JOB")["value"], uuid);
+        assert_eq!(env("BUILDKITE_AGENT_TAGS")["value"], "os=linux,queue=default,pod-definition=default");
+        assert_eq!(pod["spec"]["restartPolicy"], "Never");
+
+        let job = scene.get(&format!("jobs/{name}")).await;
+        let spec = &job["spec"];
+        let expected = json!({"activeDeadlineSeconds": 21600, "ttlSecondsAfterFinished": 600, "backoffLimit": 0});
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(spec[field], *value, "{field}");
+        }
+        assert_eq!((&spec["parallelism"], &spec["completions"]), (&json!(1), &json!(1)));
+        assert_eq!(scene.list("pods").await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn gives_the_token_to_the_agent_and_to_nothing_else() {
+        let mut scene = Scene::new().await;
+        let function = scene.function();
+        let (event, name) = event();
+        succeed(&function, &event).await;
+        let pod = scene.pod(&name).await;
+        let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+        let token = env.iter().find(|variable| variable["name"] == "BUILDKITE_AGENT_TOKEN").unwrap();
+        let reference = &token["valueFrom"]["secretKeyRef"];
+        assert_eq!(*reference, json!({"name": "buildkite-agent-token", "key": "token"}));
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+
+        let audit = scene.control_plane.audit(&scene.namespace);
+        let created = audit.iter().find(|entry| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs");
+        assert!(created.unwrap()["requestObject"].is_object(), "the audit log has the bodies");
+        let told = [
+            scene.get(&format!("jobs/{name}")).await.to_string(),
+            pod.to_string(),
+            json!(audit).to_string(),
+            function.output(),
+        ];
+        let token = scene.lab.agent_token();
+        for text in told {
+            assert!(!text.contains(token) && !text.contains(&BASE64_STANDARD.encode(token)), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ends_the_job_well_when_the_agent_does() {
+        let mut scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        let pod = scene.pod(&name).await;
+        scene.end_pod(&pod, "Succeeded", 0, &json!([])).await;
+        let condition = scene.finished(&name).await;
+        assert_eq!(condition["type"], "Complete", "{condition}");
+        assert_eq!(scene.list("pods").await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn fails_the_job_after_one_pod_when_buildkite_refuses_it() {
+        let mut scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        let pod = scene.pod(&name).await;
+        scene.end_pod(&pod, "Failed", 27, &json!([])).await;
+        let condition = scene.finished(&name).await;
+        assert_eq!((&condition["type"], &condition["reason"]), (&json!("Failed"), &json!("PodFailurePolicy")));
+        assert!(condition["message"].as_str().unwrap().contains("exit code 27"), "{condition}");
+        assert_eq!(scene.list("pods").await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn fails_the_job_after_one_pod_when_the_step_fails() {
+        let mut scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        let pod = scene.pod(&name).await;
+        scene.end_pod(&pod, "Failed", 1, &json!([])).await;
+        let condition = scene.finished(&name).await;
+        assert_eq!((&condition["type"], &condition["reason"]), (&json!("Failed"), &json!("BackoffLimitExceeded")));
+        assert_eq!(scene.list("pods").await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn replaces_a_pod_that_was_disrupted() {
+        let mut scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        let first = scene.pod(&name).await;
+        let disruption = json!([{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]);
+        scene.end_pod(&first, "Failed", 143, &disruption).await;
+        let second = eventually("there is no other Pod", async || {
+            let mut pods = scene.list("pods").await;
+            pods.retain(|pod| pod["metadata"]["uid"] != first["metadata"]["uid"]);
+            pods.pop()
+        })
+        .await;
+        assert_eq!(second["spec"]["containers"], first["spec"]["containers"]);
+        // The Job's status follows its Pods.
+        eventually("the Job does not live on", async || {
+            let job = scene.get(&format!("jobs/{name}")).await;
+            (job["status"]["active"] == 1).then_some(())
+        })
+        .await;
+
+        scene.end_pod(&second, "Succeeded", 0, &json!([])).await;
+        assert_eq!(scene.finished(&name).await["type"], "Complete");
+    }
+
+    #[tokio::test]
+    async fn removes_job_and_pod_after_their_time_and_leaves_the_secret() {
+        let mut scene = Scene::new().await;
+        let (event, name) = event();
+        succeed(&scene.builder().env("JOB_TTL_SECONDS", "1").start(), &event).await;
+        let pod = scene.pod(&name).await;
+        scene.end_pod(&pod, "Succeeded", 0, &json!([])).await;
+        eventually("Job and Pod are still there", async || {
+            (scene.list("jobs").await.is_empty() && scene.list("pods").await.is_empty()).then_some(())
+        })
+        .await;
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+    }
+}
+
+mod the_same_event {
+    use super::*;
+
+    #[tokio::test]
+    async fn twice_is_one_job_and_one_pod() {
+        let mut scene = Scene::new().await;
+        let function = scene.function();
+        let (event, name) = event();
+        assert_eq!(succeed(&function, &event).await["outcome"], "created");
+        assert_eq!(succeed(&function, &event).await["outcome"], "already-exists");
+        scene.pod(&name).await;
+        assert_eq!((scene.list("jobs").await.len(), scene.list("pods").await.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn fifty_times_at_once_from_eight_processes_is_one_job_and_one_pod() {
+        let mut scene = Scene::new().await;
+        let functions: Vec<_> = (0..8).map(|_| Arc::new(scene.function())).collect();
+        let (event, name) = event();
+        let functions = functions.iter().cycle().take(50).map(Arc::clone);
+        let outcomes = at_once(functions.map(|function| (function, event.clone()))).await;
+        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "created").count(), 1, "{outcomes:?}");
+        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "already-exists").count(), 49, "{outcomes:?}");
+        scene.pod(&name).await;
+        assert_eq!((scene.list("jobs").await.len(), scene.list("pods").await.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn two_hundred_different_ones_from_one_warm_process_are_two_hundred_jobs() {
+        let mut scene = Scene::new().await;
+        let function = scene.function();
+        let mut names = Vec::new();
+        for _ in 0..200 {
+            let (event, name) = event();
+            assert_eq!(succeed(&function, &event).await["outcome"], "created");
+            names.push(name);
+        }
+        let jobs = scene.list("jobs").await;
+        let mut found: Vec<_> = jobs.iter().map(|job| job["metadata"]["name"].as_str().unwrap()).collect();
+        found.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(found, names);
+    }
+}
+
+/// What a function knows of the parameter it learns at its start, or when that is five minutes old. Time cannot be made to
+/// pass for a real process, so each look is a new one; `src/agent_token.rs` tests the five minutes with a clock of its own.
+mod a_token_in_ssm {
+    use super::*;
+
+    const OTHER_PARAMETER: &str = "/buildkite/other-token";
+
+    #[tokio::test]
+    async fn that_was_replaced_is_in_the_secret_before_the_next_job() {
+        let mut scene = Scene::new().await;
+        succeed(&scene.function(), &event().0).await;
+        scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string("bkct_rotated"));
+        let (event, name) = event();
+        succeed(&scene.function(), &event).await;
+        assert_eq!(scene.secret_token().await, "bkct_rotated");
+
+        let audit = scene.control_plane.audit(&scene.namespace);
+        let by_function = |entry: &&Value| entry["user"]["username"] == SUBJECT;
+        let applied = audit.iter().filter(by_function).filter(|entry| entry["objectRef"]["resource"] == "secrets");
+        let applied = applied.max_by_key(|entry| entry["stageTimestamp"].as_str()).unwrap();
+        let posted = audit.iter().filter(by_function).find(|entry| entry["requestObject"]["metadata"]["name"] == *name);
+        let (applied, posted) = (&applied["stageTimestamp"], &posted.unwrap()["requestReceivedTimestamp"]);
+        assert!(applied.as_str().unwrap() < posted.as_str().unwrap(), "applied {applied}, posted {posted}");
+    }
+
+    #[tokio::test]
+    async fn is_shared_by_two_functions_through_two_rotations() {
+        let mut scene = Scene::new().await;
+        for token in ["bkct_first", "bkct_second", "bkct_third"] {
+            scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
+            for function in [scene.function(), scene.function()] {
+                assert_eq!(succeed(&function, &event().0).await["outcome"], "created");
+                assert_eq!(scene.secret_token().await, token);
+            }
+        }
+        let managers: Vec<_> = scene.get("secrets/buildkite-agent-token").await["metadata"]["managedFields"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["manager"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(managers.len() == 1 && managers[0].starts_with("agent-scheduler:"), "{managers:?}");
+    }
+
+    #[tokio::test]
+    async fn of_another_parameter_is_a_conflict_and_the_first_one_stands() {
+        let mut scene = Scene::new().await;
+        succeed(&scene.function(), &event().0).await;
+        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string("bkct_other"));
+        let other = scene.builder().env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", OTHER_PARAMETER).start();
+        let (error_type, text) = fail(&other, &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        for words in [
+            "Secret buildkite-agent-token",
+            "set AgentTokenSecretName",
+            "Apply failed with 1 conflict: conflict with \"agent-scheduler:",
+            ": .data.token",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+        assert_eq!(scene.list("jobs").await.len(), 1);
+    }
+}
+
+mod a_namespace {
+    use super::*;
+
+    #[tokio::test]
+    async fn with_a_quota_of_jobs_passes_the_servers_words_on() {
+        let mut scene = Scene::new().await;
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-jobs"},
+            "spec": {"hard": {"count/jobs.batch": "0"}},
+        });
+        let (status, answer) = scene.admin.post(&path(&scene.namespace, "resourcequotas"), &quota).await;
+        assert_eq!(status, 201, "{answer}");
+        eventually("the quota has no effect", async || {
+            (scene.get("resourcequotas/no-jobs").await["status"]["hard"]["count/jobs.batch"] == "0").then_some(())
+        })
+        .await;
+        let (error_type, text) = fail(&scene.function(), &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        for words in ["cannot create Job buildkite-", "exceeded quota: no-jobs", "limited: count/jobs.batch=0"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn that_is_being_terminated_is_told() {
+        let mut scene = Scene::new().await;
+        // What has a finalizer stays, and so do the namespace and the permissions in it.
+        for resource in [format!("roles/{SUBJECT}"), format!("rolebindings/{SUBJECT}")] {
+            let stay = json!({"metadata": {"finalizers": ["lab.example/stay"]}});
+            let (status, answer) = scene.admin.patch(&path(&scene.namespace, &resource), &stay).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+        let (status, answer) = scene.admin.delete(&format!("/api/v1/namespaces/{}", scene.namespace)).await;
+        assert_eq!(status, 200, "{answer}");
+        let (error_type, text) = fail(&scene.function(), &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        assert!(text.contains(&format!("namespace {} because it is being terminated", scene.namespace)), "{text}");
+    }
+}
+
+/// A cluster that has never heard of the function's role, behind the lab's gate: `make run CONTEXT=…`.
+mod a_cluster_of_a_kubeconfig {
+    use super::*;
+
+    async fn lab(scene: &Scene) -> Lab {
+        let mut lab = Lab::start().await;
+        let kubeconfig = scene.control_plane.kubeconfig();
+        lab.forward_to(Cluster::of_context(CLUSTER, Some(&kubeconfig)).await.unwrap()).await;
+        lab
+    }
+
+    #[tokio::test]
+    async fn gets_the_job_with_the_rights_of_the_kubeconfig() {
+        let mut scene = Scene::without_permissions().await;
+        let lab = lab(&scene).await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &scene.namespace).start();
+        let (event, name) = event();
+        assert_eq!(succeed(&function, &event).await["outcome"], "created");
+        assert_eq!(succeed(&function, &event).await["outcome"], "already-exists");
+        scene.pod(&name).await;
+        assert_eq!(scene.secret_token().await, lab.agent_token());
+        let audit = scene.control_plane.audit(&scene.namespace);
+        let posted = audit.iter().find(|entry| entry["requestObject"]["metadata"]["name"] == *name).unwrap();
+        assert_eq!(posted["user"]["username"], "admin", "{posted}");
+        let cluster = Cluster::of_context(CLUSTER, Some(&scene.control_plane.kubeconfig())).await.unwrap();
+        let jobs = cluster.table(&scene.path("jobs")).await.unwrap();
+        assert!(jobs.starts_with("NAME ") && jobs.contains(&name), "{jobs}");
+    }
+
+    #[tokio::test]
+    async fn passes_its_errors_on() {
+        let scene = Scene::without_permissions().await;
+        let lab = lab(&scene).await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", "absent").start();
+        let (error_type, text) = fail(&function, &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        assert!(text.contains("the cluster has no namespace \"absent\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn is_closed_to_a_token_for_another_cluster() {
+        let scene = Scene::without_permissions().await;
+        let lab = lab(&scene).await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster").start();
+        let (error_type, text) = fail(&function, &event().0).await;
+        assert_eq!(error_type, "Unauthorized", "{text}");
+    }
+}
