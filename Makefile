@@ -10,13 +10,17 @@ FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 .PHONY: run test test-quick control-plane bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
+## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
+## where TOKEN=… is the Buildkite agent token of the pod.
+run: export BUILDKITE_AGENT_TOKEN := $(TOKEN)
 run:
 	cargo build --workspace --bins
-	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT)
+	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT) \
+		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT))
 
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane
-	cargo test --test control_plane
+	cargo test --workspace --test control_plane
 
 # The programs of a Kubernetes control plane: built once per machine.
 control-plane:
@@ -50,7 +54,7 @@ valgrind:
 lint: tls-stack
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --test control_plane -- -D warnings
+	cargo clippy --workspace --test control_plane -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 # aws-lc-rs everywhere: a second TLS stack is megabytes of binary and milliseconds of every cold start.

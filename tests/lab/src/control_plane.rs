@@ -18,7 +18,7 @@ use std::{
     fs, io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -61,6 +61,14 @@ pub struct ControlPlane {
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
+    /// kubectl refused.
+    #[error("kubectl cannot apply {file}: {said}")]
+    Apply {
+        /// The manifest.
+        file: String,
+        /// What it said.
+        said: String,
+    },
     /// `tests/control-plane/build` said why.
     #[error("there are no programs for a control plane; tests/control-plane/build says above what is missing")]
     NoPrograms {
@@ -229,12 +237,15 @@ impl ControlPlane {
         .await;
     }
 
-    /// Runs kubectl as the administrator.
-    pub async fn kubectl(&self, arguments: &[&str]) -> io::Result<Output> {
-        let kubectl = self.programs.path("kubectl");
-        let mut command = AsyncCommand::new(kubectl);
-        command.env_clear().env("HOME", &self.folder).env("KUBECONFIG", self.kubeconfig());
-        command.args(arguments).kill_on_drop(true).output().await
+    /// `kubectl apply -f FILE --namespace NAMESPACE`, as the administrator.
+    pub async fn apply(&self, file: &str, namespace: &str) -> Result<(), Problem> {
+        let mut kubectl = AsyncCommand::new(self.programs.path("kubectl"));
+        kubectl.env_clear().env("HOME", &self.folder).env("KUBECONFIG", self.kubeconfig());
+        let applied = kubectl.args(["apply", "-f", file, "--namespace", namespace]).kill_on_drop(true).output().await?;
+        if applied.status.success() {
+            return Ok(());
+        }
+        Err(Problem::Apply { file: file.to_owned(), said: String::from_utf8_lossy(&applied.stderr).into_owned() })
     }
 
     /// What the API server wrote down about requests to a namespace: those about Jobs with all that was said.
@@ -397,7 +408,8 @@ fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
     Ok(ports)
 }
 
-fn explain(problem: &Problem) -> String {
+/// A problem with its cause, for a person.
+pub fn explain(problem: &Problem) -> String {
     match std::error::Error::source(problem) {
         Some(cause) => format!("{problem}: {cause}"),
         None => problem.to_string(),

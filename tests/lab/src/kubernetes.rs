@@ -2,6 +2,7 @@
 
 mod api;
 mod apply;
+mod forwarder;
 mod status;
 mod store;
 

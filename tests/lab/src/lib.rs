@@ -33,6 +33,7 @@ pub mod eks_token;
 mod exchange;
 pub mod fault;
 pub mod function;
+pub mod kubeconfig;
 pub mod kubernetes;
 pub mod log_line;
 mod runtime_api;
@@ -47,7 +48,7 @@ use std::{
     sync::Arc,
 };
 
-use self::{credentials::random_hex, eks_token::Verifier};
+use self::{credentials::random_hex, eks_token::Verifier, server::Server};
 
 pub use self::{
     aws::{Aws, Parameter},
@@ -81,6 +82,7 @@ pub struct Lab {
     agent_token: String,
     endpoint: String,
     ca_data: String,
+    gate: Option<Server>,
 }
 
 impl Lab {
@@ -101,7 +103,7 @@ impl Lab {
         aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
         let (endpoint, ca_data) = (kubernetes.url(), kubernetes.ca_data());
         aws.put_cluster(CLUSTER, &endpoint, &ca_data);
-        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data }
+        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, gate: None }
     }
 
     /// Leads all functions from here on to another API server, which must know [`Self::verifier`]'s keys.

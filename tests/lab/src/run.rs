@@ -1,14 +1,32 @@
 //! `lab run`: one event, from the file to the Job.
 
-use std::{fs, io, path::PathBuf, process::ExitCode};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use clap::Args;
-use lab::{Answer, Entry, Lab};
+use clap::{Args, ValueEnum};
+use lab::{
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Entry, Lab, Parameter, control_plane,
+    kubeconfig::{self, Cluster},
+};
 use serde_json::Value;
 use textwrap::{Options, WordSplitter};
+use tokio::time::sleep;
 
 /// What fits into a terminal beside an editor.
 const COLUMNS: usize = 100;
+
+/// Where the function makes its Jobs unless it is told otherwise.
+const NAMESPACE: &str = "buildkite";
+
+/// What the function may do there.
+const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
+
+/// How long to wait for the Job controller before showing what there is.
+const POD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to run, and on what.
 #[derive(Args)]
@@ -19,9 +37,37 @@ pub struct Run {
     /// The event: a JSON document, as EventBridge delivers it.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
+    /// What plays the cluster.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "context")]
+    cluster: Player,
+    /// A context of your kubeconfig: the Job is made in its cluster, with your rights. Its namespace must exist.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The Buildkite agent token that the pod gets; better given in the variable, where others do not see it.
+    #[arg(long, value_name = "TOKEN", env = "BUILDKITE_AGENT_TOKEN", hide_env_values = true)]
+    agent_token: Option<String>,
     /// A variable for the function, in place of the lab's own; may be given several times.
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+}
+
+/// What can play the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Player {
+    /// The lab's own stand-in for an API server.
+    #[default]
+    StandIn,
+    /// A real control plane on this machine, without nodes; built first if need be, which takes minutes.
+    Real,
+}
+
+/// A lab and what its functions are led to.
+struct Place {
+    lab: Lab,
+    /// None for the lab's own stand-in.
+    cluster: Option<Cluster>,
+    /// Ends with us.
+    _control_plane: Option<ControlPlane>,
 }
 
 /// Why there is nothing to show.
@@ -36,6 +82,12 @@ pub enum Problem {
     EventGarbled { path: PathBuf, source: serde_json::Error },
     #[error("cannot run the function {}: {source}\nBuild it with `cargo build` first, and give --function its path.", path.display())]
     FunctionUnusable { path: PathBuf, source: io::Error },
+    #[error("{}", lab::control_plane::explain(.0))]
+    ControlPlane(#[from] control_plane::Problem),
+    #[error(
+        "cannot use the cluster of context {context}: {source}\n`kubectl config get-contexts` lists what there is."
+    )]
+    Context { context: String, source: kubeconfig::Problem },
     #[error("cannot show the Job as YAML: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
 }
@@ -44,7 +96,11 @@ impl Run {
     /// Returns what the process shall end with: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
         let event = self.read_event()?;
-        let lab = Lab::start().await;
+        let place = self.arrange().await?;
+        let lab = &place.lab;
+        if let Some(token) = self.agent_token.filter(|token| !token.is_empty()) {
+            lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
+        }
         let mut function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
         for (name, value) in self.env {
             function = function.env(name, value);
@@ -54,12 +110,17 @@ impl Run {
         let answer = function.invoke(event).await;
         function.stop().await;
 
-        print_timeline(&lab);
+        print_timeline(lab);
         match answer {
             Answer::Success(answer) => {
                 println!("\n{}", outcome(&answer));
-                for job in lab.kubernetes.jobs() {
-                    print!("\n{}", serde_saphyr::to_string(&job)?);
+                match &place.cluster {
+                    Some(cluster) => show(cluster, &answer).await,
+                    None => {
+                        for job in lab.kubernetes.jobs() {
+                            print!("\n{}", serde_saphyr::to_string(&job)?);
+                        }
+                    }
                 }
                 Ok(ExitCode::SUCCESS)
             }
@@ -68,6 +129,24 @@ impl Run {
                 Ok(ExitCode::FAILURE)
             }
         }
+    }
+
+    async fn arrange(&self) -> Result<Place, Problem> {
+        if let Some(context) = &self.context {
+            let cluster = open(context, None).await?;
+            let mut lab = Lab::start().await;
+            lab.timeline.note(format!("context {context} leads to {}", cluster.url()));
+            lab.forward_to(cluster.clone()).await;
+            return Ok(Place { lab, cluster: Some(cluster), _control_plane: None });
+        }
+        if self.cluster == Player::StandIn {
+            return Ok(Place { lab: Lab::start().await, cluster: None, _control_plane: None });
+        }
+        let control_plane = ControlPlane::start().await?;
+        control_plane.make_namespace(NAMESPACE).await;
+        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        let cluster = open(CLUSTER, Some(&control_plane.kubeconfig())).await?;
+        Ok(Place { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
     }
 
     fn read_event(&self) -> Result<String, Problem> {
@@ -79,6 +158,11 @@ impl Run {
             Err(source) => Err(Problem::EventGarbled { path: path.clone(), source }),
         }
     }
+}
+
+async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {
+    let opened = Cluster::of_context(context, kubeconfig).await;
+    opened.map_err(|source| Problem::Context { context: context.to_owned(), source })
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -95,6 +179,28 @@ fn print_timeline(lab: &Lab) {
         // Names are full of hyphens, and are copied more often than read.
         let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
         println!("{}", textwrap::fill(&what, options));
+    }
+}
+
+/// What the Job controller made of the Job, and the Secret that the Pod refers to.
+async fn show(cluster: &Cluster, answer: &Value) {
+    let (Some(job), Some(namespace)) = (answer["job"].as_str(), answer["namespace"].as_str()) else { return };
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=job-name%3D{job}");
+    let started = Instant::now();
+    let has_pod = async || cluster.get(&pods).await.is_ok_and(|list| list["items"][0].is_object());
+    while !has_pod().await && started.elapsed() < POD_PATIENCE {
+        sleep(Duration::from_millis(100)).await;
+    }
+    let of_name = |name: &str| format!("fieldSelector=metadata.name%3D{name}");
+    for path in [
+        format!("/apis/batch/v1/namespaces/{namespace}/jobs?{}", of_name(job)),
+        pods,
+        format!("/api/v1/namespaces/{namespace}/secrets?{}", of_name("buildkite-agent-token")),
+    ] {
+        match cluster.table(&path).await {
+            Ok(table) => print!("\n{table}"),
+            Err(problem) => println!("\n{path} cannot be read: {problem}"),
+        }
     }
 }
 

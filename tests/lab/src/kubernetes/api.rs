@@ -85,8 +85,7 @@ async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: N
 
 impl Api {
     fn identify(&self, headers: &HeaderMap) -> Result<(), String> {
-        let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
-        let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")?;
+        let token = bearer_token(headers)?;
         if self.door.lock().known.contains(token) {
             return Ok(());
         }
@@ -113,7 +112,14 @@ impl Api {
     }
 }
 
-fn accepted(identity: &Identity, now: SystemTime) -> String {
+/// What the caller shows.
+pub(super) fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
+    let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
+    header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
+}
+
+/// What the timeline says of a good token.
+pub(super) fn accepted(identity: &Identity, now: SystemTime) -> String {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let age = seconds(now).saturating_sub(seconds(identity.signed_at));
     format!("EKS token accepted (cluster {}, signed {age} s ago)", identity.cluster)
