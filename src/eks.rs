@@ -239,7 +239,7 @@ impl Cluster {
         match status.code {
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role mends those.
-            403 if status.message.contains(" cannot ") => {
+            403 if status.message.contains(": User \"") && status.message.contains("\" cannot ") => {
                 Error::Forbidden { message: status.message, namespace: self.namespace.clone() }
             }
             404 if status.message.starts_with("namespaces ") => {

@@ -835,6 +835,49 @@ mod a_namespace {
         }
     }
 
+    /// Policies and webhooks refuse with 403, too, and in words of their own.
+    #[tokio::test]
+    async fn with_an_admission_policy_passes_its_words_on() {
+        let mut scene = Scene::new().await;
+        let name = &scene.namespace.clone();
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}},
+                    "resourceRules": [
+                        {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]},
+                    ],
+                },
+                "validations": [{"expression": "false", "message": "a Job cannot be made today", "reason": "Forbidden"}],
+            },
+        });
+        let binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name, "validationActions": ["Deny"]},
+        });
+        let group = "/apis/admissionregistration.k8s.io/v1";
+        for (resource, object) in
+            [("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)]
+        {
+            let (status, answer) = scene.admin.post(&format!("{group}/{resource}"), &object).await;
+            assert_eq!(status, 201, "{answer}");
+        }
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "trial"},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
+        });
+        eventually("the policy has no effect", async || {
+            (scene.admin.post(&path(name, "jobs?dryRun=All"), &job).await.0 == 403).then_some(())
+        })
+        .await;
+        let (error_type, text) = fail(&scene.function(), &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        assert!(text.contains("denied request: a Job cannot be made today"), "{text}");
+    }
+
     #[tokio::test]
     async fn that_is_being_terminated_is_told() {
         let mut scene = Scene::new().await;
