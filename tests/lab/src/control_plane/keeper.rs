@@ -4,9 +4,10 @@
 //! reads from a pipe: the system closes that pipe when this process is no more, and then the shell ends the program.
 
 use std::{
-    fs::File,
+    env,
+    fs::{DirBuilder, File},
     io,
-    os::unix::process::CommandExt,
+    os::unix::{fs::DirBuilderExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -74,9 +75,56 @@ fn shell(script: &str) -> Command {
 
 /// A new folder that nobody else can look into.
 pub(super) fn folder(name: &str) -> io::Result<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-
-    let folder = std::env::temp_dir().join(name);
-    std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    let folder = env::temp_dir().join(name);
+    DirBuilder::new().mode(0o700).create(&folder)?;
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread::sleep, time::Duration};
+
+    use super::*;
+    use crate::credentials::random_hex;
+
+    fn said(log: &Path) -> String {
+        loop {
+            match fs::read_to_string(log) {
+                Ok(text) if text.ends_with('\n') => return text.trim().to_owned(),
+                _ => sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_and_its_folder_end_with_their_keepers() {
+        let folder = folder(&format!("keeper-{}", random_hex::<6>())).unwrap();
+        let folder_keeper = Keeper::remove(&folder).unwrap();
+        let log = folder.join("log");
+        let mut program = Command::new("sh");
+        program.args(["-c", "echo $$; exec sleep 1000"]);
+        let keeper = Keeper::run(&program, &log).unwrap();
+        let process = Path::new("/proc").join(said(&log));
+        assert!(process.exists());
+        drop(keeper);
+        assert!(!process.exists());
+        drop(folder_keeper);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn how_a_program_ended_is_known() {
+        let folder = folder(&format!("keeper-{}", random_hex::<6>())).unwrap();
+        let _folder = Keeper::remove(&folder).unwrap();
+        let mut program = Command::new("sh");
+        program.args(["-c", "exit 7"]);
+        let mut keeper = Keeper::run(&program, &folder.join("log")).unwrap();
+        let status = loop {
+            match keeper.ended().unwrap() {
+                Some(status) => break status,
+                None => sleep(Duration::from_millis(5)),
+            }
+        };
+        assert!(status.contains('7'), "{status}");
+    }
 }
