@@ -7,7 +7,7 @@ STARTS ?= 40
 EVENTS ?= 1000
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 
-.PHONY: run test test-quick control-plane bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick control-plane faketime bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -19,12 +19,17 @@ run:
 		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT))
 
 ## Every test; installs what it needs.
-test: test-quick instructions control-plane
+test: test-quick instructions control-plane faketime
 	cargo test --workspace --test control_plane
 
 # The programs of a Kubernetes control plane: built once per machine.
 control-plane:
 	@tests/control-plane/build >/dev/null
+
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
+		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
 ## The tests that need nothing but Rust.
 test-quick:

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 
 use std::{
+    env, fs,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -747,12 +749,56 @@ mod the_same_event {
     }
 }
 
-/// What a function knows of the parameter it learns at its start, or when that is five minutes old. Time cannot be made to
-/// pass for a real process, so each look is a new one; `src/agent_token.rs` tests the five minutes with a clock of its own.
 mod a_token_in_ssm {
     use super::*;
 
     const OTHER_PARAMETER: &str = "/buildkite/other-token";
+
+    impl Scene {
+        /// The function wrote the Secret, and only then posted the Job.
+        fn was_applied_before(&self, job: &str) {
+            let audit = self.control_plane.audit(&self.namespace);
+            let by_function = |entry: &&Value| entry["user"]["username"] == SUBJECT;
+            let applied = audit.iter().filter(by_function).filter(|entry| entry["objectRef"]["resource"] == "secrets");
+            let applied = applied.max_by_key(|entry| entry["stageTimestamp"].as_str()).unwrap();
+            let posted =
+                audit.iter().filter(by_function).find(|entry| entry["requestObject"]["metadata"]["name"] == job);
+            let (applied, posted) = (&applied["stageTimestamp"], &posted.unwrap()["requestReceivedTimestamp"]);
+            assert!(applied.as_str().unwrap() < posted.as_str().unwrap(), "applied {applied}, posted {posted}");
+        }
+    }
+
+    /// The clock of a process, by libfaketime; only its own, so that all others stay right.
+    struct Clock {
+        library: PathBuf,
+        file: PathBuf,
+    }
+
+    impl Clock {
+        fn new(name: &str) -> Self {
+            let libraries = fs::read_dir("/usr/lib").unwrap().flatten();
+            let mut libraries = libraries.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+            let library = libraries.find(|library| library.is_file()).expect("libfaketime: apt-get install faketime");
+            let clock = Self { library, file: env::temp_dir().join(format!("{name}.clock")) };
+            clock.put_forward(Duration::ZERO);
+            clock
+        }
+
+        fn of(&self, function: Builder) -> Builder {
+            let function = function.env("LD_PRELOAD", self.library.display().to_string());
+            function.env("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()).env("FAKETIME_NO_CACHE", "1")
+        }
+
+        fn put_forward(&self, time: Duration) {
+            fs::write(&self.file, format!("+{}s", time.as_secs())).unwrap();
+        }
+    }
+
+    impl Drop for Clock {
+        fn drop(&mut self) {
+            fs::remove_file(&self.file).unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn that_was_replaced_is_in_the_secret_before_the_next_job() {
@@ -763,13 +809,26 @@ mod a_token_in_ssm {
         succeed(&scene.function(), &event).await;
         assert_eq!(scene.secret_token().await, "bkct_rotated");
 
-        let audit = scene.control_plane.audit(&scene.namespace);
-        let by_function = |entry: &&Value| entry["user"]["username"] == SUBJECT;
-        let applied = audit.iter().filter(by_function).filter(|entry| entry["objectRef"]["resource"] == "secrets");
-        let applied = applied.max_by_key(|entry| entry["stageTimestamp"].as_str()).unwrap();
-        let posted = audit.iter().filter(by_function).find(|entry| entry["requestObject"]["metadata"]["name"] == *name);
-        let (applied, posted) = (&applied["stageTimestamp"], &posted.unwrap()["requestReceivedTimestamp"]);
-        assert!(applied.as_str().unwrap() < posted.as_str().unwrap(), "applied {applied}, posted {posted}");
+        scene.was_applied_before(&name);
+    }
+
+    /// The function is warm, and its clock is put forward by the five minutes that it relies on what it knows.
+    #[tokio::test]
+    async fn that_was_replaced_is_noticed_by_a_warm_function() {
+        let mut scene = Scene::new().await;
+        let clock = Clock::new(&scene.namespace);
+        let function = clock.of(scene.builder()).start();
+        succeed(&function, &event().0).await;
+
+        scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string("bkct_rotated"));
+        succeed(&function, &event().0).await;
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token(), "nobody is asked within five minutes");
+
+        clock.put_forward(Duration::from_secs(301));
+        let (event, name) = event();
+        succeed(&function, &event).await;
+        assert_eq!(scene.secret_token().await, "bkct_rotated");
+        scene.was_applied_before(&name);
     }
 
     #[tokio::test]
