@@ -8,6 +8,8 @@
 //!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; judges the EKS token as the real one does
 //! ```
 //!
+//! [`ControlPlane::lab`] leads the functions to a real API server instead, and [`Lab::forward_to`] to one of the user's own.
+//!
 //! Each stand-in keeps what it was asked, notes it in the [`Timeline`], and can be told to misbehave ([`Fault`]). Everything ends when
 //! the [`Lab`] is dropped.
 //!
