@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     eks::{self, Cluster},
     event::{Event, InvalidEvent, ScheduledJob},
-    job::{self, JOB_UUID_LABEL},
+    job::{self, JOB_UUID_LABEL, MANAGER},
     pod_definition::{self, DEFAULT, Library},
     query_rules::{AgentQueryRules, Mismatch},
 };
@@ -208,8 +208,8 @@ impl Scheduler {
         }
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
         let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", cluster.namespace());
-        let request =
-            Request::post(format!("{jobs}?fieldValidation=Strict")).header(header::CONTENT_TYPE, "application/json");
+        let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={MANAGER}"))
+            .header(header::CONTENT_TYPE, "application/json");
         match cluster.send_json(request, &manifest).await {
             Ok(()) => Ok(Outcome::Created),
             Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid).await,

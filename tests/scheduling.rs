@@ -110,7 +110,7 @@ mod an_event_for_us {
         assert_eq!(env("BUILDKITE_AGENT_TOKEN")["valueFrom"]["secretKeyRef"], reference);
         let posts = scene.posts();
         assert_eq!(posts.len(), 1);
-        assert_eq!(posts[0].query, "fieldValidation=Strict");
+        assert_eq!(posts[0].query, "fieldValidation=Strict&fieldManager=agent-scheduler");
 
         let log = scene.end().await;
         assert_eq!(log.len(), 1, "{log:#?}");

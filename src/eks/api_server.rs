@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Request, Response, StatusCode, Uri, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, USER_AGENT},
+};
 use kube::client::{Body, middleware::BaseUriLayer};
 use rustls::RootCertStore;
 use tower::{BoxError, ServiceBuilder, retry::Policy};
@@ -15,6 +18,9 @@ use crate::{
 
 /// A whole request, from the look at the pool to the answer's head.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who asks, for the cluster's audit log.
+const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 
 /// A client for one API server. Fails if the CA holds something that is no certificate.
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
@@ -35,6 +41,7 @@ pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) 
 
 fn authorize(signer: &Signer, mut request: Request<Body>) -> Result<Request<Body>, BoxError> {
     request.headers_mut().insert(AUTHORIZATION, signer.authorization()?);
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
     Ok(request)
 }
 
