@@ -36,11 +36,13 @@ test-quick:
 	cargo test --workspace
 
 ## What a start and a warm event cost, beside a floor that does nothing but POST; some minutes.
+## CLUSTER=real: events per second on a real control plane, beside a bare client.
 bench: release
 	cargo build --release -p floor
 	cargo build --profile lab -p lab
-	@$(CARGO_TARGET_DIR)/lab/lab bench --function $(FUNCTION) --floor $(CARGO_TARGET_DIR)/release/floor \
-		--event $(EVENT) --starts $(STARTS) --events $(EVENTS)
+	@$(CARGO_TARGET_DIR)/lab/lab $(if $(filter real,$(CLUSTER)),throughput, \
+		bench --floor $(CARGO_TARGET_DIR)/release/floor --starts $(STARTS)) \
+		--function $(FUNCTION) --event $(EVENT) --events $(EVENTS)
 
 ## The same in instructions, compared with tests/instructions.json; UPDATE=1 keeps the new counts.
 instructions: release valgrind

@@ -11,7 +11,8 @@ use std::{
 
 use clap::Args;
 use flate2::{Compression, read::DeflateEncoder};
-use lab::{Answer, Function, Lab, function::Builder};
+use hyper::StatusCode;
+use lab::{Answer, Function, Lab, control_plane, function::Builder};
 use nix::{errno::Errno, time::clock_getcpuclockid, unistd::Pid};
 use serde_json::Value;
 use uuid::Uuid;
@@ -49,6 +50,10 @@ pub enum Problem {
     Failed { path: PathBuf, answer: Answer },
     #[error("cannot read the CPU time of a process: {0}")]
     Clock(#[from] Errno),
+    #[error("{}", control_plane::explain(.0))]
+    ControlPlane(#[from] control_plane::Problem),
+    #[error("the API server refuses a body of the bare client: {status} {said}")]
+    Refused { status: StatusCode, said: String },
 }
 
 /// One binary under test.
@@ -171,7 +176,7 @@ impl Subject<'_> {
 }
 
 /// User and system time of all threads of the process so far.
-fn cpu_time(function: &Function) -> Result<Duration, Errno> {
+pub fn cpu_time(function: &Function) -> Result<Duration, Errno> {
     let pid = Pid::from_raw(i32::try_from(function.pid()).map_err(|_| Errno::ESRCH)?);
     Ok(clock_getcpuclockid(pid)?.now()?.into())
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod instructions;
 mod run;
+mod throughput;
 
 use std::{error::Error, process::ExitCode};
 
@@ -18,6 +19,8 @@ enum Command {
     Run(run::Run),
     /// Measures what a start and an event cost, beside the floor of tests/floor.
     Bench(bench::Bench),
+    /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
+    Throughput(throughput::Throughput),
     /// Counts the instructions of a start and of a warm event, and compares them with the figures that are kept.
     Instructions(instructions::Instructions),
 }
@@ -27,6 +30,7 @@ async fn main() -> ExitCode {
     let ended: Result<ExitCode, Box<dyn Error>> = match Command::parse() {
         Command::Run(run) => run.run().await.map_err(Into::into),
         Command::Bench(bench) => bench.run().await.map_err(Into::into),
+        Command::Throughput(throughput) => throughput.run().await.map_err(Into::into),
         Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
     };
     ended.unwrap_or_else(|problem| {
