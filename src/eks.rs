@@ -226,7 +226,7 @@ impl Cluster {
 
     fn explain_failure(&self, error: BoxError) -> Error {
         let endpoint = self.endpoint.clone();
-        if let Some(source) = cause::<rustls::Error>(&*error) {
+        if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
             Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
         } else if error.is::<tower::timeout::error::Elapsed>() {
             Error::Timeout { endpoint }

@@ -63,12 +63,14 @@ pub struct Malformed {
     problem: serde_json::Error,
 }
 
+/// The `detail-type` that is ours.
+const JOB_SCHEDULED: &str = "Job Scheduled";
+
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct Envelope<Detail> {
     #[serde(rename = "detail-type")]
     detail_type: String,
-    #[serde(borrow)]
-    detail: &'a RawValue,
+    detail: Detail,
 }
 
 #[derive(Deserialize)]
@@ -109,25 +111,38 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(val
 }
 
 impl Event {
-    /// Reads a delivery: the envelope first, and the detail only of the type that is ours, so that no change in another one
-    /// can make us fail.
+    /// Reads a delivery.
     pub fn parse(json: &str) -> Result<Self, InvalidEvent> {
-        let envelope: Envelope = parse(json, "").map_err(InvalidEvent::Envelope)?;
-        if envelope.detail_type != "Job Scheduled" {
+        // The event that this function is there for is read in one pass.
+        if let Ok(Envelope::<Detail> { detail_type, detail }) = serde_json::from_str(json)
+            && detail_type == JOB_SCHEDULED
+        {
+            return Ok(detail.into());
+        }
+        // Any other: the envelope first, and the detail only of the type that is ours, so that no change in another one can
+        // make us fail.
+        let envelope: Envelope<&RawValue> = parse(json, "").map_err(InvalidEvent::Envelope)?;
+        if envelope.detail_type != JOB_SCHEDULED {
             return Ok(Self::Other { detail_type: envelope.detail_type });
         }
         let detail: Detail = parse(envelope.detail.get(), "detail").map_err(InvalidEvent::Detail)?;
-        Ok(Self::JobScheduled(Box::new(ScheduledJob {
-            uuid: detail.job.uuid,
-            kind: detail.job.kind.unwrap_or_else(|| "script".to_owned()),
-            agent_query_rules: detail.job.agent_query_rules,
-            step_key: detail.job.step_key,
-            build_number: detail.build.number,
-            commit: detail.build.commit,
-            branch: detail.build.branch,
-            pipeline: detail.pipeline.slug,
-            organization: detail.organization.slug,
-        })))
+        Ok(detail.into())
+    }
+}
+
+impl From<Detail> for Event {
+    fn from(Detail { job, build, pipeline, organization }: Detail) -> Self {
+        Self::JobScheduled(Box::new(ScheduledJob {
+            uuid: job.uuid,
+            kind: job.kind.unwrap_or_else(|| "script".to_owned()),
+            agent_query_rules: job.agent_query_rules,
+            step_key: job.step_key,
+            build_number: build.number,
+            commit: build.commit,
+            branch: build.branch,
+            pipeline: pipeline.slug,
+            organization: organization.slug,
+        }))
     }
 }
 

@@ -388,6 +388,14 @@ mod an_event_that_cannot_be_served {
     }
 
     #[tokio::test]
+    async fn an_api_server_that_speaks_no_tls() {
+        let change = |lab: &Lab, function: Builder| {
+            function.env("KUBERNETES_API_SERVER_ENDPOINT", lab.aws.url().replace("http://", "https://"))
+        };
+        fails_with(change, "ClusterUnavailable", &["cannot reach the API server", "corrupt message"]).await;
+    }
+
+    #[tokio::test]
     async fn a_certificate_of_another_ca() {
         let change = |lab: &Lab, function: Builder| {
             function.env("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", lab.certificates.other_ca_data())

@@ -17,6 +17,8 @@ use nix::{errno::Errno, time::clock_getcpuclockid, unistd::Pid};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::event_file;
+
 /// What to measure, and how often.
 #[derive(Args)]
 pub struct Bench {
@@ -42,8 +44,8 @@ pub struct Bench {
 pub enum Problem {
     #[error("cannot read {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("the event {} is no JSON: {source}", path.display())]
-    EventGarbled { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Event(#[from] event_file::Problem),
     #[error("cannot run {}: {source}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     #[error("{} failed: {answer}", path.display())]
@@ -60,7 +62,7 @@ pub enum Problem {
 struct Subject<'a> {
     lab: &'a Lab,
     binary: &'a Path,
-    event: Value,
+    event: &'a Value,
 }
 
 /// What the starts and the warm events of one binary gave.
@@ -88,14 +90,11 @@ struct Requests {
 impl Bench {
     /// Prints the table.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let unreadable = |source| Problem::Unreadable { path: self.event.clone(), source };
-        let event = fs::read_to_string(&self.event).map_err(unreadable)?;
-        let event: Value = serde_json::from_str(&event)
-            .map_err(|source| Problem::EventGarbled { path: self.event.clone(), source })?;
+        let (_, event) = event_file::read(&self.event)?;
         let lab = Lab::start().await;
         lab.kubernetes.accept(FLOOR_TOKEN);
         let mut subjects = [&self.function, &self.floor]
-            .map(|binary| (Subject { lab: &lab, binary, event: event.clone() }, Figures::default()));
+            .map(|binary| (Subject { lab: &lab, binary, event: &event }, Figures::default()));
         // In turn, so that both meet the same moods of the machine.
         for _ in 0..self.starts {
             for (subject, figures) in &mut subjects {
@@ -115,7 +114,7 @@ impl Bench {
 const FLOOR_TOKEN: &str = "floor";
 
 impl Subject<'_> {
-    async fn start(&mut self, figures: &mut Figures) -> Result<(), Problem> {
+    async fn start(&self, figures: &mut Figures) -> Result<(), Problem> {
         let started = Instant::now();
         let function = self.process()?;
         function.initialised().await.map_err(|answer| self.failed(answer))?;
@@ -126,7 +125,7 @@ impl Subject<'_> {
         Ok(())
     }
 
-    async fn warm(&mut self, events: usize, figures: &mut Figures) -> Result<(), Problem> {
+    async fn warm(&self, events: usize, figures: &mut Figures) -> Result<(), Problem> {
         let before = self.seen();
         let function = self.process()?;
         self.invoke(&function).await?;
@@ -156,9 +155,8 @@ impl Subject<'_> {
     }
 
     /// Sends an event of a new job, and tells how long the answer took.
-    async fn invoke(&mut self, function: &Function) -> Result<Duration, Problem> {
-        self.event["detail"]["job"]["uuid"] = Uuid::new_v4().to_string().into();
-        let event = self.event.to_string();
+    async fn invoke(&self, function: &Function) -> Result<Duration, Problem> {
+        let event = event_file::of_job(self.event, &Uuid::new_v4().to_string());
         let sent = Instant::now();
         match function.invoke(event).await {
             Answer::Success(_) => Ok(sent.elapsed()),

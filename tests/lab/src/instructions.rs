@@ -14,7 +14,8 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+use crate::event_file;
 
 /// More than this over the figures that are kept is a regression.
 const TOLERANCE: f64 = 0.10;
@@ -58,6 +59,8 @@ pub enum Problem {
     File { path: PathBuf, source: io::Error },
     #[error("{} is not what it should be: {source}", path.display())]
     Garbled { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Event(#[from] event_file::Problem),
     #[error("cannot run valgrind: {0}\nInstall it, with `apt-get install valgrind` for example.")]
     NoValgrind(io::Error),
     #[error("the function failed under valgrind: {0}")]
@@ -104,13 +107,15 @@ impl Instructions {
 
     /// The instructions of a whole process that serves so many events.
     async fn count(&self, events: u64) -> Result<u64, Problem> {
+        let (_, event) = event_file::read(&self.event)?;
         let lab = Lab::start().await;
         let profile = env::temp_dir().join(format!("agent-scheduler-callgrind-{}", std::process::id()));
         let valgrind =
             ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())].map(str::to_owned);
         let function = lab.function(&self.function).under(valgrind).try_start().map_err(Problem::NoValgrind)?;
-        for event in self.events(events)? {
-            match function.invoke(event).await {
+        for number in 0..events {
+            let uuid = format!("11111111-2222-4333-8444-{number:012}");
+            match function.invoke(event_file::of_job(&event, &uuid)).await {
                 Answer::Success(_) => {}
                 answer => return Err(Problem::Failed(answer)),
             }
@@ -122,17 +127,6 @@ impl Instructions {
         let _ = fs::remove_file(profile);
         let count = output.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
         count.ok_or(Problem::NoCount(output))
-    }
-
-    fn events(&self, events: u64) -> Result<Vec<String>, Problem> {
-        let event = fs::read_to_string(&self.event).map_err(|source| file(&self.event, source))?;
-        let mut event: Value =
-            serde_json::from_str(&event).map_err(|source| Problem::Garbled { path: self.event.clone(), source })?;
-        let of_job = |number| {
-            event["detail"]["job"]["uuid"] = format!("11111111-2222-4333-8444-{number:012}").into();
-            event.to_string()
-        };
-        Ok((0..events).map(of_job).collect())
     }
 
     fn garbled(&self, source: serde_json::Error) -> Problem {

@@ -1,6 +1,7 @@
 //! The lab for a person: runs the real function against the stand-ins and shows what happened.
 
 mod bench;
+mod event_file;
 mod instructions;
 mod run;
 mod throughput;

@@ -1,7 +1,7 @@
 //! `lab run`: one event, from the file to the Job.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -16,14 +16,16 @@ use serde_json::Value;
 use textwrap::{Options, WordSplitter};
 use tokio::time::sleep;
 
+use crate::event_file;
+
 /// What fits into a terminal beside an editor.
 const COLUMNS: usize = 100;
 
 /// Where the function makes its Jobs unless it is told otherwise.
-const NAMESPACE: &str = "buildkite";
+pub const NAMESPACE: &str = "buildkite";
 
 /// What the function may do there.
-const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
+pub const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
 
 /// How long to wait for the Job controller before showing what there is.
 const POD_PATIENCE: Duration = Duration::from_secs(10);
@@ -73,13 +75,8 @@ struct Place {
 /// Why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    #[error("cannot read the event {}: {source}\nGive --event a file such as events/job-scheduled.json.", path.display())]
-    EventUnreadable { path: PathBuf, source: io::Error },
-    #[error(
-        "the event {} is no JSON: {source}\nGive --event one whole document, as events/job-scheduled.json is.",
-        path.display()
-    )]
-    EventGarbled { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Event(#[from] event_file::Problem),
     #[error("cannot run the function {}: {source}\nBuild it with `cargo build` first, and give --function its path.", path.display())]
     FunctionUnusable { path: PathBuf, source: io::Error },
     #[error("{}", lab::control_plane::explain(.0))]
@@ -95,7 +92,7 @@ pub enum Problem {
 impl Run {
     /// Returns what the process shall end with: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let event = self.read_event()?;
+        let (event, _) = event_file::read(&self.event)?;
         let place = self.arrange().await?;
         let lab = &place.lab;
         if let Some(token) = self.agent_token.filter(|token| !token.is_empty()) {
@@ -147,16 +144,6 @@ impl Run {
         control_plane.apply(ROLE_FILE, NAMESPACE).await?;
         let cluster = open(CLUSTER, Some(&control_plane.kubeconfig())).await?;
         Ok(Place { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
-    }
-
-    fn read_event(&self) -> Result<String, Problem> {
-        let path = &self.event;
-        let unreadable = |source| Problem::EventUnreadable { path: path.clone(), source };
-        let event = fs::read_to_string(path).map_err(unreadable)?;
-        match serde_json::from_str::<Value>(&event) {
-            Ok(_) => Ok(event),
-            Err(source) => Err(Problem::EventGarbled { path: path.clone(), source }),
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! `lab throughput`: events per second on a real API server, beside a bare client that posts the same bodies.
 
 use std::{
-    fs,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -13,13 +12,11 @@ use lab::{Answer, ControlPlane, Function, Lab, control_plane::Caller};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::bench::{self, Problem};
-
-/// The function's own namespace, unless it is told another.
-const NAMESPACE: &str = "buildkite";
-
-/// What the function may do there.
-const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
+use crate::{
+    bench::{self, Problem},
+    event_file,
+    run::{NAMESPACE, ROLE_FILE},
+};
 
 /// So short that both meet the same moods of the machine, and so long that a turn costs nothing.
 const BLOCK: usize = 25;
@@ -41,10 +38,7 @@ pub struct Throughput {
 impl Throughput {
     /// Prints both rates and their ratio.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let unreadable = |source| Problem::Unreadable { path: self.event.clone(), source };
-        let event = fs::read_to_string(&self.event).map_err(unreadable)?;
-        let event: Value = serde_json::from_str(&event)
-            .map_err(|source| Problem::EventGarbled { path: self.event.clone(), source })?;
+        let (_, event) = event_file::read(&self.event)?;
         let (uuid, body) = self.body(&event).await?;
 
         let control_plane = ControlPlane::start().await?;
@@ -93,9 +87,7 @@ impl Throughput {
     /// Sends an event of a new job, and tells which.
     async fn invoke(&self, function: &Function, event: &Value) -> Result<String, Problem> {
         let uuid = Uuid::new_v4().to_string();
-        let mut event = event.clone();
-        event["detail"]["job"]["uuid"] = uuid.clone().into();
-        match function.invoke(event.to_string()).await {
+        match function.invoke(event_file::of_job(event, &uuid)).await {
             Answer::Success(_) => Ok(uuid),
             answer => Err(Problem::Failed { path: self.function.clone(), answer }),
         }
