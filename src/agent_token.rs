@@ -52,8 +52,8 @@ enum State {
     Unknown,
     /// Read, but not yet in the cluster.
     Read(Token),
-    /// In the cluster, and to be compared with the parameter again at that time.
-    Delivered(Token, Instant),
+    /// In the cluster, and due to be brought there again at that time.
+    Delivered(Instant),
 }
 
 struct Token {
@@ -87,8 +87,8 @@ pub enum Error {
     },
     /// The Secret belongs to a stack that reads another parameter.
     #[error(
-        "Secret {secret} in namespace {namespace} carries the token of another parameter; set AgentTokenSecretName to a name that no \
-         other stack uses"
+        "Secret {secret} in namespace {namespace} carries the token of another parameter; set AgentTokenSecretName to a name \
+         that no other stack uses, or, if no other stack uses this one, `kubectl delete secret {secret} --namespace {namespace}`"
     )]
     Conflict {
         /// As configured.
@@ -133,14 +133,17 @@ impl AgentToken {
 
     /// Sees to it that the cluster's Secret holds what the parameter held at most five minutes ago.
     ///
-    /// Asks nobody while that is known. A token that cannot be compared or replaced serves on: the log warns.
+    /// Asks nobody while that is known. When it is due, the Secret is applied even if the parameter is as it was: somebody may
+    /// have deleted it, or another environment have written what it had read before. A token that cannot be brought again
+    /// serves on, and the log warns; but not one that another stack has written over.
     pub async fn deliver(&self, cluster: &Cluster) -> Result<(), Error> {
         let mut state = self.state.lock().await;
-        match &mut *state {
-            State::Delivered(token, due) => {
-                if *due <= Instant::now() {
-                    *due = Instant::now() + self.refresh(token, cluster).await;
-                }
+        match *state {
+            State::Delivered(due) if due > Instant::now() => Ok(()),
+            State::Delivered(_) => {
+                let again = self.deliver_again(cluster).await?;
+                *state = State::Delivered(Instant::now() + again);
+                Ok(())
             }
             State::Unknown | State::Read(_) => {
                 // A failure leaves nothing behind: the next event reads anew.
@@ -149,30 +152,23 @@ impl AgentToken {
                     _ => self.read().await?,
                 };
                 self.apply(&token, cluster).await?;
-                *state = State::Delivered(token, Instant::now() + AGE);
+                *state = State::Delivered(Instant::now() + AGE);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// Compares with the parameter, replaces the Secret's content if it changed, and tells when to do so again.
-    async fn refresh(&self, token: &mut Token, cluster: &Cluster) -> Duration {
-        let renewed = timeout(REFRESH_TIMEOUT, async {
-            let current = self.read().await?;
-            if current.value.expose_secret() != token.value.expose_secret() {
-                self.apply(&current, cluster).await?;
-                tracing::info!(parameter = self.parameter, secret = self.secret, "agent token replaced");
-                *token = current;
-            }
-            Ok::<_, Error>(())
-        });
-        let problem = match renewed.await {
-            Ok(Ok(())) => return AGE,
+    /// Tells when to do so the next time.
+    async fn deliver_again(&self, cluster: &Cluster) -> Result<Duration, Error> {
+        let delivered = timeout(REFRESH_TIMEOUT, async { self.apply(&self.read().await?, cluster).await });
+        let problem = match delivered.await {
+            Ok(Ok(())) => return Ok(AGE),
+            Ok(Err(error @ Error::Conflict { .. })) => return Err(error),
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer within {} s", REFRESH_TIMEOUT.as_secs()),
         };
         tracing::warn!(error = problem, "the agent token could not be refreshed; the one of before serves on");
-        REFRESH_AGAIN
+        Ok(REFRESH_AGAIN)
     }
 
     async fn read(&self) -> Result<Token, Error> {
@@ -187,11 +183,11 @@ impl AgentToken {
         let found = answer.parameter();
         // A line break at the end is what is left of `echo token | …`, and no part of it.
         let value = found.and_then(|parameter| parameter.value()).map(str::trim).filter(|value| !value.is_empty());
-        let Some((value, arn)) = value.zip(found.and_then(|parameter| parameter.arn())) else {
-            return Err(Error::Empty { parameter, region });
-        };
+        let Some(value) = value else { return Err(Error::Empty { parameter, region }) };
         tracing::debug!(parameter, "agent token read");
-        Ok(Token { value: value.into(), field_manager: field_manager(arn) })
+        let arn = found.and_then(|parameter| parameter.arn()).unwrap_or(&parameter);
+        let selector = found.and_then(|parameter| parameter.selector()).unwrap_or_default();
+        Ok(Token { value: value.into(), field_manager: field_manager(arn, selector) })
     }
 
     async fn apply(&self, token: &Token, cluster: &Cluster) -> Result<(), Error> {
@@ -223,9 +219,10 @@ impl AgentToken {
     }
 }
 
-/// The parameter's ARN tells account, region and name. Its hash fits into the 128 characters of a field manager.
-fn field_manager(arn: &str) -> String {
-    let hash = Sha256::digest(arn);
+/// The parameter's ARN tells account, region and name, and the selector the version, if one was asked for. Their hash fits into
+/// the 128 characters of a field manager.
+fn field_manager(arn: &str, selector: &str) -> String {
+    let hash = Sha256::digest(format!("{arn}{selector}"));
     format!("{MANAGER}:{}", BASE64_URL_SAFE_NO_PAD.encode(&hash[..12]))
 }
 
@@ -233,7 +230,8 @@ fn hint(error: &SdkError<GetParameterError>) -> &'static str {
     match error.as_service_error().and_then(ProvideErrorMetadata::code) {
         Some("ParameterNotFound") => "; make it with `aws ssm put-parameter`, or set BuildkiteAgentTokenParameterPath",
         Some("AccessDeniedException") => {
-            "; allow the function's role ssm:GetParameter on it, and kms:Decrypt if its key is your own"
+            "; allow the function's role ssm:GetParameter on it, kms:Decrypt if its key is your own, and \
+             secretsmanager:GetSecretValue if it refers to Secrets Manager"
         }
         _ => "",
     }
@@ -390,7 +388,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_of_five_minutes_is_compared_and_replaced_if_it_changed() {
+    async fn a_token_of_five_minutes_is_brought_again_changed_or_not() {
         let world = World::holding("bkct_1");
         let (agent_token, cluster) = (world.agent_token(), world.cluster());
         agent_token.deliver(&cluster).await.unwrap();
@@ -406,7 +404,7 @@ mod tests {
 
         tokio::time::advance(AGE).await;
         agent_token.deliver(&cluster).await.unwrap();
-        assert_eq!(world.applied_tokens().len(), 2, "an unchanged token is not applied");
+        assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2", "bkct_2"], "somebody may have deleted the Secret");
         assert_eq!(world.with(|answers| answers.reads), 3);
     }
 
@@ -462,20 +460,29 @@ mod tests {
         let status =
             json!({"kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict", "message": message});
         world.with(|answers| answers.refusal = Some(status));
-        let error = world.agent_token().deliver(&world.cluster()).await.unwrap_err();
-        assert!(matches!(error, Error::Conflict { .. }), "{error}");
-        assert!(
-            chain(&error).contains("set AgentTokenSecretName") && chain(&error).ends_with(message),
-            "{}",
-            chain(&error)
-        );
+        let told = |error: Error| {
+            assert!(matches!(error, Error::Conflict { .. }), "{error}");
+            let text = chain(&error);
+            for words in ["set AgentTokenSecretName", "`kubectl delete secret buildkite-agent-token ", message] {
+                assert!(text.contains(words), "{words} is not in: {text}");
+            }
+        };
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        told(agent_token.deliver(&cluster).await.unwrap_err());
+
+        let status = world.with(|answers| answers.refusal.take());
+        agent_token.deliver(&cluster).await.unwrap();
+        world.with(|answers| answers.refusal = status);
+        tokio::time::advance(AGE).await;
+        told(agent_token.deliver(&cluster).await.unwrap_err());
     }
 
     #[test]
     fn stacks_that_read_one_parameter_share_a_field_manager() {
         let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/a";
-        assert_eq!(field_manager(arn), field_manager(arn));
-        assert_ne!(field_manager(arn), field_manager(&arn.replace("1111", "2222")));
-        assert!(field_manager(arn).len() <= 128);
+        assert_eq!(field_manager(arn, ""), field_manager(arn, ""));
+        assert_ne!(field_manager(arn, ""), field_manager(&arn.replace("1111", "2222"), ""));
+        assert_ne!(field_manager(arn, ":1"), field_manager(arn, ":2"));
+        assert!(field_manager(arn, ":1").len() <= 128);
     }
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Uri;
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 /// The settings of one function.
@@ -99,7 +100,9 @@ impl FromStr for CertificateAuthority {
         let pem = BASE64_STANDARD.decode(value).map_err(|_| EXPECTED)?;
         let certificates: Vec<_> =
             CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| EXPECTED)?;
-        if certificates.is_empty() { Err(EXPECTED) } else { Ok(Self(certificates)) }
+        let mut roots = RootCertStore::empty();
+        let usable = certificates.iter().all(|certificate| roots.add(certificate.clone()).is_ok());
+        if usable && !certificates.is_empty() { Ok(Self(certificates)) } else { Err(EXPECTED) }
     }
 }
 
@@ -314,6 +317,7 @@ mod tests {
 
     #[test]
     fn a_value_that_does_not_parse_is_named_with_its_variable() {
+        let nonsense = BASE64_STANDARD.encode("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----");
         let cases = [
             ("BUILDKITE_QUEUE", "a,,b"),
             ("BUILDKITE_QUEUE", "queue=default"),
@@ -330,6 +334,7 @@ mod tests {
             ("KUBERNETES_API_SERVER_ENDPOINT", "https://user@127.0.0.1/"),
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", "-----BEGIN CERTIFICATE-----"),
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", "aGVsbG8="),
+            ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &nonsense),
             ("AGENT_TOKEN_SECRET_NAME", "token_1"),
             ("JOB_TTL_SECONDS", "-1"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "0"),
@@ -339,7 +344,7 @@ mod tests {
             let error = read(&[(name, value)]).expect_err(name);
             assert_eq!(error.problems.len(), 1, "{name}={value}");
             assert!(error.problems[0].starts_with(&format!("{name} must be ")), "{error}");
-            assert!(error.problems[0].ends_with(&format!("got {value:?}")), "{error}");
+            assert!(error.problems[0].ends_with(&format!("got {}", excerpt(value))), "{error}");
         }
     }
 

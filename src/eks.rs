@@ -3,18 +3,22 @@
 mod api_server;
 mod token;
 
-use std::{error::Error as StdError, io};
+use std::{error::Error as StdError, io, time::Duration};
 
 use aws_credential_types::Credentials;
-use aws_sdk_eks::operation::describe_cluster::DescribeClusterError;
+use aws_sdk_eks::{error::ProvideErrorMetadata, operation::describe_cluster::DescribeClusterError};
 use http::{Request, Uri, header, request};
 use kube::core::Status;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::timeout;
 use tower::BoxError;
 
 pub use self::{api_server::connect, token::token};
 use crate::config::{CertificateAuthority, Config};
+
+/// A whole request, its second try and the end of the answer included.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cluster that this function makes Jobs in.
 #[derive(Clone)]
@@ -48,8 +52,8 @@ pub enum Error {
         /// CREATING, DELETING, …
         status: String,
     },
-    /// The client could not be made: only a CA that is no certificate does that.
-    #[error("KUBERNETES_CERTIFICATE_AUTHORITY_DATA holds a certificate that cannot be used")]
+    /// The client could not be made: only a CA that is no certificate does that, and a configured one was looked at before.
+    #[error("the cluster's certificate authority cannot be used")]
     Client(#[source] BoxError),
     /// Whoever answers at the endpoint is not the API server that the CA vouches for.
     #[error(
@@ -75,7 +79,7 @@ pub enum Error {
         source: BoxError,
     },
     /// Connected, and no answer in time.
-    #[error("the API server at {endpoint} did not answer within {} s", api_server::TIMEOUT.as_secs())]
+    #[error("the API server at {endpoint} did not answer within {} s", TIMEOUT.as_secs())]
     Timeout {
         /// As configured, or as EKS told.
         endpoint: Uri,
@@ -109,7 +113,8 @@ pub enum Error {
     /// 403 by RBAC.
     #[error(
         "the function lacks a permission in the cluster: {message}; grant it with \
-         `kubectl apply -f buildkite-role.yaml --namespace {namespace}`"
+         `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if that is \
+         not there, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
     Forbidden {
         /// The API server's words, which name verb and resource.
@@ -151,6 +156,18 @@ impl Error {
         }
     }
 
+    /// The request may have been carried out all the same.
+    pub fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Garbage { .. } => true,
+            Self::Unreachable { source, .. } => {
+                let client = cause::<hyper_util::client::legacy::Error>(&**source);
+                client.is_none_or(|client| !client.is_connect())
+            }
+            _ => false,
+        }
+    }
+
     /// The API server already has an object of that name.
     pub fn is_already_exists(&self) -> bool {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
@@ -189,7 +206,11 @@ impl Cluster {
 
     /// Makes the connection and has the API server look at our token, so that the first Job need not wait for either.
     pub async fn warm_up(&self) -> Result<(), Error> {
-        self.request(Request::get("/version"), Vec::new()).await.map(drop)
+        match self.request(Request::get("/version"), Vec::new()).await {
+            // Some clusters do not tell their version to everybody; they know us all the same.
+            Ok(_) | Err(Error::Forbidden { .. } | Error::Rejected(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads an object.
@@ -207,11 +228,11 @@ impl Cluster {
     }
 
     async fn request(&self, request: request::Builder, body: Vec<u8>) -> Result<String, Error> {
-        let answer = match request.body(body) {
-            Ok(request) => self.client.request_text(request).await,
-            Err(error) => Err(kube::Error::HttpError(error)),
-        };
-        answer.map_err(|error| self.explain(error))
+        let request = request.body(body).map_err(|error| self.explain(kube::Error::HttpError(error)))?;
+        match timeout(TIMEOUT, self.client.request_text(request)).await {
+            Ok(answer) => answer.map_err(|error| self.explain(error)),
+            Err(_) => Err(Error::Timeout { endpoint: self.endpoint.clone() }),
+        }
     }
 
     fn explain(&self, error: kube::Error) -> Error {
@@ -228,8 +249,6 @@ impl Cluster {
         let endpoint = self.endpoint.clone();
         if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
             Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
-        } else if error.is::<tower::timeout::error::Elapsed>() {
-            Error::Timeout { endpoint }
         } else {
             Error::Unreachable { endpoint, source: error }
         }
@@ -259,7 +278,11 @@ async fn describe(eks: &aws_sdk_eks::Client, cluster: &str) -> Result<(Uri, Cert
             Some(DescribeClusterError::ResourceNotFoundException(_)) => {
                 "; KUBERNETES_CLUSTER_IDENTIFIER must be the name of a cluster in the function's region"
             }
-            _ => "; allow the function eks:DescribeCluster, or set KUBERNETES_API_SERVER_ENDPOINT and KUBERNETES_CERTIFICATE_AUTHORITY_DATA",
+            _ if error.code() == Some("AccessDeniedException") => {
+                "; allow the function eks:DescribeCluster, or set KUBERNETES_API_SERVER_ENDPOINT and \
+                 KUBERNETES_CERTIFICATE_AUTHORITY_DATA"
+            }
+            _ => "",
         },
         source: error.into_source().unwrap_or_else(Into::into),
     })?;

@@ -17,6 +17,9 @@ use tower::BoxError;
 /// Until there is a connection, TLS not counted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a connection is kept that nobody uses: less than the 90 s of an API server, and than any load balancer's limit.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// A client that keeps its connections.
 pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
 
@@ -47,5 +50,7 @@ where
         Plain::Allowed => https.https_or_http(),
         Plain::Refused => https.https_only(),
     };
-    Ok(legacy::Client::builder(TokioExecutor::new()).build(https.enable_http1().wrap_connector(tcp)))
+    let mut client = legacy::Client::builder(TokioExecutor::new());
+    client.pool_idle_timeout(IDLE_TIMEOUT);
+    Ok(client.build(https.enable_http1().wrap_connector(tcp)))
 }

@@ -79,7 +79,12 @@ async fn report_init_error(error: &(dyn Error + Send + Sync)) -> Result<(), BoxE
 ///
 /// The libraries never say more than warnings: at a finer level they print whole events and the answer of SSM.
 fn logs() {
-    let level = env::var("AWS_LAMBDA_LOG_LEVEL").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let level = match env::var("AWS_LAMBDA_LOG_LEVEL").as_deref() {
+        // Lambda knows one level more.
+        Ok("FATAL") => LevelFilter::ERROR,
+        Ok(level) => level.parse().unwrap_or(LevelFilter::INFO),
+        Err(_) => LevelFilter::INFO,
+    };
     let filter = Targets::new()
         .with_target("agent_scheduler", level)
         // Its span gives every line the request's id.
@@ -87,11 +92,11 @@ fn logs() {
         // Repeats every error that the scheduler has told; a panic is told by Rust itself.
         .with_target("lambda_runtime::layers::panic", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN));
-    let lines = fmt::layer().without_time().with_target(false);
+    let lines = fmt::layer().with_target(false);
     if env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json")) {
-        let lines = lines.json().flatten_event(true).with_span_list(false);
-        registry().with(filter).with(lines).init();
+        // With its time: Lambda takes a line without one for INFO, whatever it says.
+        registry().with(filter).with(lines.json().flatten_event(true).with_span_list(false)).init();
     } else {
-        registry().with(filter).with(lines).init();
+        registry().with(filter).with(lines.without_time()).init();
     }
 }

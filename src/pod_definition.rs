@@ -124,9 +124,9 @@ impl Library {
     /// The definitions that were compiled in.
     pub fn compiled() -> Self {
         let definitions = COMPILED.iter().map(|(origin, json)| {
+            // The build has seen to it that each is JSON and has a name of its own.
             let manifest: Value = serde_json::from_str(json).unwrap_or_default();
-            // One without a name is found under its path; `deployment.rs` lets none of those pass.
-            let name = manifest["metadata"]["name"].as_str().unwrap_or(origin).to_owned();
+            let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             (name, PodDefinition::parse(origin, &manifest))
         });
         Self { definitions: definitions.collect() }

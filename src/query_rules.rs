@@ -5,7 +5,7 @@
 //! exactly, and leaves a rule without `=` out: buildkite/agent-stack-k8s, `internal/controller/agenttags/tags.go`. A value of
 //! `*`, or none, asks for the tag with any value: <https://buildkite.com/docs/agent/queues>.
 
-use crate::config::{Config, Tag};
+use crate::config::Config;
 
 /// What one step asks of its agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,12 @@ pub enum Mismatch {
 }
 
 impl Rule<'_> {
+    fn is_any(self) -> bool {
+        matches!(self.value, "*" | "")
+    }
+
     fn accepts(self, value: &str) -> bool {
-        matches!(self.value, "*" | "") || self.value == value
+        self.is_any() || self.value == value
     }
 }
 
@@ -62,7 +66,14 @@ impl<'a> AgentQueryRules<'a> {
     /// The queue that the agent shall name, if these rules are for this function; `None` for a job without a queue.
     pub fn matched<'c>(&self, config: &'c Config) -> Result<Option<&'c str>, Mismatch> {
         let queue = self.queue(config)?;
-        match self.rules.iter().find(|rule| !is_ours(rule.key) && !has_tag(&config.agent_tags, **rule)) {
+        let definition = self.pod_definition();
+        let served = |rule: &Rule| match rule.key {
+            "queue" => true,
+            // The agent will have the tag of the one definition that it runs in.
+            "pod-definition" => definition.is_none_or(|definition| rule.accepts(definition)),
+            key => config.agent_tags.iter().any(|tag| tag.key == key && rule.accepts(&tag.value)),
+        };
+        match self.rules.iter().find(|rule| !served(rule)) {
             Some(Rule { key, value }) => Err(Mismatch::UnservedTag { tag: format!("{key}={value}") }),
             None => Ok(queue),
         }
@@ -70,7 +81,7 @@ impl<'a> AgentQueryRules<'a> {
 
     /// The pod definition that the step chose; `None` for the default one.
     pub fn pod_definition(&self) -> Option<&'a str> {
-        self.rules.iter().find(|rule| rule.key == "pod-definition").map(|rule| rule.value)
+        self.rules.iter().find(|rule| rule.key == "pod-definition" && !rule.is_any()).map(|rule| rule.value)
     }
 
     /// An agent is in one queue, so it must satisfy all the rules that name one.
@@ -85,15 +96,6 @@ impl<'a> AgentQueryRules<'a> {
             None => Err(Mismatch::OtherQueue { wanted: first, served: config.queues.join(",") }),
         }
     }
-}
-
-/// The keys that tell us what to do and are no tags to match.
-fn is_ours(key: &str) -> bool {
-    matches!(key, "queue" | "pod-definition")
-}
-
-fn has_tag(tags: &[Tag], rule: Rule) -> bool {
-    tags.iter().any(|tag| tag.key == rule.key && rule.accepts(&tag.value))
 }
 
 #[cfg(test)]
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn a_job_that_is_not_ours_says_why() {
         let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux")];
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 10] = [
             (&["queue=windows"], "queue=windows is not served here (BUILDKITE_QUEUE is default,gpu)"),
             (&["queue=Default"], "queue=Default is not served"),
             (&["queue=def*"], "queue=def* is not served"),
@@ -141,6 +143,7 @@ mod tests {
             (&["queue=default", "os=mac"], "the tag os=mac "),
             (&["queue=default", "arch=*"], "the tag arch=* "),
             (&["queue=default", "os=lin*"], "the tag os=lin* "),
+            (&["queue=default", "pod-definition=node", "pod-definition=go"], "the tag pod-definition=go "),
             (&[], "names no queue"),
             (&["os=linux"], "names no queue"),
         ];
@@ -161,8 +164,15 @@ mod tests {
 
     #[test]
     fn the_step_chooses_its_pod_definition() {
-        let rules = ["queue=default".to_owned(), "pod-definition=node".to_owned()];
-        assert_eq!(AgentQueryRules::parse(&rules).pod_definition(), Some("node"));
-        assert_eq!(AgentQueryRules::parse(&rules[..1]).pod_definition(), None);
+        let cases: [(&[&str], Option<&str>); 4] = [
+            (&["queue=default", "pod-definition=node"], Some("node")),
+            (&["queue=default"], None),
+            (&["pod-definition=*", "pod-definition="], None),
+            (&["pod-definition=*", "pod-definition=node"], Some("node")),
+        ];
+        for (rules, expected) in cases {
+            let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+            assert_eq!(AgentQueryRules::parse(&rules).pod_definition(), expected, "{rules:?}");
+        }
     }
 }

@@ -94,6 +94,14 @@ pub enum Error {
         /// What the API server said.
         source: eks::Error,
     },
+    /// The API server may have taken the Job, and did not say so.
+    #[error("it is not known whether Job {name} was created; the next delivery of the event will tell")]
+    Uncertain {
+        /// `buildkite-<uuid>`
+        name: String,
+        /// What became of the request.
+        source: eks::Error,
+    },
     /// The API server has a Job of that name, and it could not be looked at.
     #[error("Job {name} exists already, and cannot be read to see whether it is ours")]
     ReadJob {
@@ -130,6 +138,7 @@ impl Error {
             )
             | Self::Cluster(source)
             | Self::CreateJob { source, .. }
+            | Self::Uncertain { source, .. }
             | Self::ReadJob { source, .. } => source.kind(),
         }
     }
@@ -213,6 +222,7 @@ impl Scheduler {
         match cluster.send_json(request, &manifest).await {
             Ok(()) => Ok(Outcome::Created),
             Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid).await,
+            Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: job::name(job.uuid), source }),
             Err(source) => Err(Error::CreateJob { name: job::name(job.uuid), source }),
         }
     }

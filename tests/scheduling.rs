@@ -128,6 +128,7 @@ mod an_event_for_us {
             assert_eq!(line[field], value, "{field} in {line}");
         }
         assert!(line["milliseconds"].is_f64() && line["span"]["requestId"].is_string(), "{line}");
+        assert!(line["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
     }
 
     #[tokio::test]
@@ -162,11 +163,43 @@ mod an_event_for_us {
     }
 
     #[tokio::test]
+    async fn survives_a_connection_that_died_while_nobody_used_it() {
+        let mut scene = Scene::new().await;
+        scene.function.initialised().await.unwrap();
+        scene.lab.kubernetes.hang_up();
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        // This one is cut just when it is used.
+        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, 1);
+        let other = "11111111-2222-4333-8444-555555555502";
+        let answer = scene.succeed(changed(|detail| detail["job"]["uuid"] = json!(other))).await;
+        assert_eq!(answer["outcome"], "created");
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn survives_the_loss_of_the_answer() {
+        let mut scene = Scene::new().await;
+        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutAfter, 1);
+        assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "already-exists");
+        assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
+        scene.end().await;
+    }
+
+    #[tokio::test]
     async fn ten_times_at_once_from_ten_processes_is_one_job() {
         let lab = Lab::start().await;
         let functions = (0..10).map(|_| lab.function(FUNCTION).start());
-        let deliveries: JoinSet<_> =
-            functions.map(|function| async move { function.invoke(SCHEDULED).await }).collect();
+        let token = lab.agent_token().to_owned();
+        let deliveries: JoinSet<_> = functions
+            .map(|function| {
+                let token = token.clone();
+                async move {
+                    let answer = function.invoke(SCHEDULED).await;
+                    assert!(!function.stop().await.text.contains(&token), "the agent token is in the output");
+                    answer
+                }
+            })
+            .collect();
         let outcomes: Vec<_> = deliveries
             .join_all()
             .await
@@ -383,7 +416,7 @@ mod an_event_that_cannot_be_served {
             lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, usize::MAX);
             function
         };
-        fails_with(change, "ClusterUnavailable", &["cannot create Job buildkite-", "cannot reach the API server"])
+        fails_with(change, "ClusterUnavailable", &["not known whether Job buildkite-", "cannot reach the API server"])
             .await;
     }
 
@@ -393,6 +426,36 @@ mod an_event_that_cannot_be_served {
             function.env("KUBERNETES_API_SERVER_ENDPOINT", lab.aws.url().replace("http://", "https://"))
         };
         fails_with(change, "ClusterUnavailable", &["cannot reach the API server", "corrupt message"]).await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_come() {
+        let mut scene = Scene::with(|lab, function| {
+            let late = Fault::Delay(Duration::from_mins(1));
+            lab.kubernetes.misbehave(When::request("POST", JOBS), late, 1);
+            function
+        })
+        .await;
+        let (error_type, text) = scene.fail(SCHEDULED).await;
+        assert_eq!(error_type, "Timeout");
+        assert!(text.starts_with(&format!("it is not known whether Job {JOB} was created")), "{text}");
+        assert!(text.contains("did not answer within 10 s"), "{text}");
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_lost_twice() {
+        let mut scene = Scene::with(|lab, function| {
+            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutAfter, 2);
+            function
+        })
+        .await;
+        let (error_type, text) = scene.fail(SCHEDULED).await;
+        assert_eq!(error_type, "ClusterUnavailable");
+        assert!(text.starts_with(&format!("it is not known whether Job {JOB} was created")), "{text}");
+        assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "already-exists");
+        assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
+        scene.end().await;
     }
 
     #[tokio::test]
@@ -580,7 +643,7 @@ mod start_up {
     async fn that_failed_is_made_up_for_by_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
             lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 1);
-            lab.kubernetes.misbehave(When::path("/version"), Fault::CutBefore, 1);
+            lab.kubernetes.misbehave(When::path("/version"), Fault::CutBefore, 2);
             function
         })
         .await;
@@ -590,6 +653,18 @@ mod start_up {
         assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
         let log = scene.end().await;
         assert_eq!((&log[0]["level"], &log[0]["message"]), (&json!("WARN"), &json!("start-up is not complete")));
+    }
+
+    #[tokio::test]
+    async fn does_without_a_version_that_is_not_told() {
+        let scene = Scene::with(|lab, function| {
+            lab.kubernetes.misbehave(When::path("/version"), Fault::status(403), 1);
+            function
+        })
+        .await;
+        scene.function.initialised().await.unwrap();
+        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
+        assert!(scene.end().await.is_empty());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
-//! The client of the API server: TLS by the cluster's own CA alone, our token on every request, and a time limit.
+//! The client of the API server: TLS by the cluster's own CA alone, our token on every request, and a second try where that can help.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri,
@@ -10,14 +10,11 @@ use kube::client::{Body, middleware::BaseUriLayer};
 use rustls::RootCertStore;
 use tower::{BoxError, ServiceBuilder, retry::Policy};
 
-use super::token::Signer;
+use super::{cause, token::Signer};
 use crate::{
     config::CertificateAuthority,
     https::{self, Plain},
 };
-
-/// A whole request, from the look at the pool to the answer's head.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who asks, for the cluster's audit log.
 const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
@@ -31,8 +28,7 @@ pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) 
     let signer = Arc::new(signer);
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(endpoint.clone()))
-        .timeout(TIMEOUT)
-        .retry(SignAnew { signer: Arc::clone(&signer), refused: false })
+        .retry(OnceMore { signer: Arc::clone(&signer), refused: false, broken: false })
         .filter(move |request| authorize(&signer, request))
         .service(https::client(roots, Plain::Refused)?);
     // Every request says its namespace itself.
@@ -40,29 +36,35 @@ pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) 
 }
 
 fn authorize(signer: &Signer, mut request: Request<Body>) -> Result<Request<Body>, BoxError> {
-    request.headers_mut().insert(AUTHORIZATION, signer.authorization()?);
+    request.headers_mut().insert(AUTHORIZATION, signer.authorization(SystemTime::now())?);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
     Ok(request)
 }
 
-/// After a 401, once more with a new token: the API server may have forgotten the old one, or its clock be ahead of ours.
+/// What is worth a second try at once. To repeat is safe: a Job has its name, and a Secret is applied.
+///
+/// - 401: the API server may have forgotten our token, or its clock be ahead of ours. Once, with a new token.
+/// - No answer: a connection that was kept may be dead, which shows only in its use. Once, on another one.
 #[derive(Clone)]
-struct SignAnew {
+struct OnceMore {
     signer: Arc<Signer>,
     refused: bool,
+    broken: bool,
 }
 
-impl<B> Policy<Request<Body>, Response<B>, BoxError> for SignAnew {
+impl<B> Policy<Request<Body>, Response<B>, BoxError> for OnceMore {
     type Future = std::future::Ready<()>;
 
     fn retry(&mut self, _: &mut Request<Body>, result: &mut Result<Response<B>, BoxError>) -> Option<Self::Future> {
-        let unauthorized = result.as_ref().is_ok_and(|response| response.status() == StatusCode::UNAUTHORIZED);
-        if !unauthorized || self.refused {
-            return None;
-        }
-        self.refused = true;
-        self.signer.expire();
-        Some(std::future::ready(()))
+        let used = match result {
+            Ok(response) if response.status() == StatusCode::UNAUTHORIZED => {
+                self.signer.expire();
+                &mut self.refused
+            }
+            Err(error) if !matches!(cause(&**error), Some(rustls::Error::InvalidCertificate(_))) => &mut self.broken,
+            _ => return None,
+        };
+        (!std::mem::replace(used, true)).then(|| std::future::ready(()))
     }
 
     fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use aws_credential_types::Credentials;
@@ -65,7 +65,7 @@ pub struct Signer {
     credentials: Credentials,
     region: String,
     cluster: String,
-    held: Mutex<Option<(HeaderValue, Instant)>>,
+    held: Mutex<Option<(HeaderValue, SystemTime)>>,
 }
 
 impl Signer {
@@ -75,15 +75,17 @@ impl Signer {
     }
 
     /// The `Authorization` header, with the token held or, when that is too old, a new one.
-    pub fn authorization(&self) -> Result<HeaderValue, BoxError> {
+    pub fn authorization(&self, now: SystemTime) -> Result<HeaderValue, BoxError> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((header, _)) = held.as_ref().filter(|(_, signed)| signed.elapsed() < AGE) {
+        // A clock that was put back says nothing about the token's age.
+        let fresh = |signed: &SystemTime| now.duration_since(*signed).is_ok_and(|age| age < AGE);
+        if let Some((header, _)) = held.as_ref().filter(|(_, signed)| fresh(signed)) {
             return Ok(header.clone());
         }
-        let token = token(&self.credentials, &self.region, &self.cluster, SystemTime::now())?;
+        let token = token(&self.credentials, &self.region, &self.cluster, now)?;
         let mut header = HeaderValue::try_from(format!("Bearer {token}"))?;
         header.set_sensitive(true);
-        *held = Some((header.clone(), Instant::now()));
+        *held = Some((header.clone(), now));
         tracing::debug!(cluster = self.cluster, "EKS token signed");
         Ok(header)
     }
@@ -294,15 +296,20 @@ mod tests {
     }
 
     #[test]
-    fn a_signer_keeps_its_token_until_it_is_told_to_forget_it() {
+    fn a_signer_keeps_its_token_for_ten_minutes_unless_it_is_refused() {
         let signer = Signer::new(credentials(SESSION_TOKEN), REGION, CLUSTER);
-        let first = signer.authorization().unwrap();
-        assert_eq!(signer.authorization().unwrap(), first);
+        let after = |seconds| signer.authorization(now() + Duration::from_secs(seconds)).unwrap();
+        let first = after(0);
         assert!(first.is_sensitive());
+        assert_eq!(after(599), first);
+        let second = after(600);
+        assert_ne!(second, first);
+        assert_eq!(after(1_199), second);
         signer.expire();
-        assert!(signer.held.lock().unwrap().is_none());
-        let token = signer.authorization().unwrap();
-        let token = token.to_str().unwrap().strip_prefix("Bearer ").unwrap();
-        assert!(verifier(REGION, SESSION_TOKEN).verify(token, SystemTime::now()).is_ok());
+        let third = after(1_199);
+        assert_ne!(third, second);
+        assert_ne!(after(0), third, "a clock that was put back");
+        let token = third.to_str().unwrap().strip_prefix("Bearer ").unwrap();
+        assert!(verifier(REGION, SESSION_TOKEN).verify(token, now() + Duration::from_secs(1_199)).is_ok());
     }
 }
