@@ -11,12 +11,13 @@ FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
-## where TOKEN=… is the Buildkite agent token of the pod.
+## where TOKEN=… is the Buildkite agent token of the pod, and NAMESPACE=… may be another one than `buildkite`.
 run: export BUILDKITE_AGENT_TOKEN := $(TOKEN)
 run:
 	cargo build --workspace --bins
 	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT) \
-		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT))
+		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT)) \
+		$(if $(NAMESPACE),--env KUBERNETES_NAMESPACE=$(NAMESPACE))
 
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane faketime
@@ -48,7 +49,7 @@ bench: release
 instructions: release valgrind
 	cargo build --workspace --bins
 	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --event events/job-scheduled.json \
-		--figures tests/instructions.json --toolchain "$$(rustc --version)" $(if $(UPDATE),--update)
+		--figures tests/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
 
 release:
 	cargo build --release -p agent-scheduler --bin agent-scheduler

@@ -1,6 +1,6 @@
 //! Event in, Job out: the real binary against the lab.
 //!
-//! Every test ends in [`Scene::end`], which looks for the agent token in all that the function printed and answered.
+//! Every test looks for the agent token in all that the function printed and answered, as a rule by [`Scene::end`].
 
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 

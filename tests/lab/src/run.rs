@@ -27,6 +27,12 @@ pub const NAMESPACE: &str = "buildkite";
 /// What the function may do there.
 pub const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
 
+/// The Secret that carries the agent token unless the function is told otherwise.
+const SECRET: &str = "buildkite-agent-token";
+
+/// The one of a run in a cluster of the user's own, where the function itself may have the other.
+const TRIAL_SECRET: &str = "buildkite-agent-token-of-make-run";
+
 /// How long to wait for the Job controller before showing what there is.
 const POD_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -85,6 +91,11 @@ pub enum Problem {
         "cannot use the cluster of context {context}: {source}\n`kubectl config get-contexts` lists what there is."
     )]
     Context { context: String, source: kubeconfig::Problem },
+    #[error(
+        "a run in your own cluster needs the Buildkite agent token that its pod shall have: \
+         `make run CONTEXT=… TOKEN=…`, or the variable BUILDKITE_AGENT_TOKEN"
+    )]
+    NoAgentToken,
     #[error("cannot show the Job as YAML: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
 }
@@ -93,12 +104,18 @@ impl Run {
     /// Returns what the process shall end with: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
         let (event, _) = event_file::read(&self.event)?;
+        let agent_token = self.agent_token.clone().filter(|token| !token.is_empty());
+        if self.context.is_some() && agent_token.is_none() {
+            return Err(Problem::NoAgentToken);
+        }
         let place = self.arrange().await?;
         let lab = &place.lab;
-        if let Some(token) = self.agent_token.filter(|token| !token.is_empty()) {
+        if let Some(token) = agent_token {
             lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
         }
-        let mut function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
+        let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
+        let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
+        let mut function = function.env("AGENT_TOKEN_SECRET_NAME", secret);
         for (name, value) in self.env {
             function = function.env(name, value);
         }
@@ -112,7 +129,13 @@ impl Run {
             Answer::Success(answer) => {
                 println!("\n{}", outcome(&answer));
                 match &place.cluster {
-                    Some(cluster) => show(cluster, &answer).await,
+                    Some(cluster) => {
+                        show(cluster, &answer, secret).await;
+                        if let (Some(context), Some(namespace)) = (&self.context, answer["namespace"].as_str()) {
+                            println!("\nThe Job goes by itself; the token's Secret is yours to remove:");
+                            println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
+                        }
+                    }
                     None => {
                         for job in lab.kubernetes.jobs() {
                             print!("\n{}", serde_saphyr::to_string(&job)?);
@@ -170,7 +193,7 @@ fn print_timeline(lab: &Lab) {
 }
 
 /// What the Job controller made of the Job, and the Secret that the Pod refers to.
-async fn show(cluster: &Cluster, answer: &Value) {
+async fn show(cluster: &Cluster, answer: &Value, secret: &str) {
     let (Some(job), Some(namespace)) = (answer["job"].as_str(), answer["namespace"].as_str()) else { return };
     let pods = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=job-name%3D{job}");
     let started = Instant::now();
@@ -182,7 +205,7 @@ async fn show(cluster: &Cluster, answer: &Value) {
     for path in [
         format!("/apis/batch/v1/namespaces/{namespace}/jobs?{}", of_name(job)),
         pods,
-        format!("/api/v1/namespaces/{namespace}/secrets?{}", of_name("buildkite-agent-token")),
+        format!("/api/v1/namespaces/{namespace}/secrets?{}", of_name(secret)),
     ] {
         match cluster.table(&path).await {
             Ok(table) => print!("\n{table}"),

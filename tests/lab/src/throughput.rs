@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::Args;
-use hyper::{Request, StatusCode, header::CONTENT_TYPE};
+use hyper::{
+    Request, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 use lab::{Answer, ControlPlane, Function, Lab, control_plane::Caller};
 use serde_json::Value;
 use uuid::Uuid;
@@ -49,7 +52,7 @@ impl Throughput {
         self.invoke(&function, &event).await?;
         let mut bare = control_plane.admin().await;
 
-        let cpu = bench::cpu_time(&function)?;
+        let (cpu, before) = (bench::cpu_time(&function)?, within(&function));
         let (mut ours, mut theirs) = (Duration::ZERO, Duration::ZERO);
         let blocks = self.events.div_ceil(BLOCK);
         for _ in 0..blocks {
@@ -65,7 +68,7 @@ impl Throughput {
             theirs += started.elapsed();
         }
         let cpu = bench::cpu_time(&function)?.saturating_sub(cpu);
-        print(blocks * BLOCK, ours, theirs, within(&function), cpu);
+        print(blocks * BLOCK, ours, theirs, within(&function).saturating_sub(before), cpu);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -96,6 +99,8 @@ impl Throughput {
 
 async fn post(bare: &mut Caller, body: String) -> Result<(), Problem> {
     let request = Request::post(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs?fieldValidation=Strict"));
+    // As the function does, asks for no more of the answer than the metadata.
+    let request = request.header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
     let response = bare.send(request.header(CONTENT_TYPE, "application/json"), body).await;
     match response.status() {
         StatusCode::CREATED => Ok(()),
