@@ -6,6 +6,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 STARTS ?= 40
 EVENTS ?= 1000
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
+FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
 .PHONY: run test test-quick control-plane faketime bench instructions release lint tls-stack valgrind
 
@@ -42,13 +43,14 @@ bench: release
 	cargo build --release -p floor
 	cargo build --profile lab -p lab
 	@$(CARGO_TARGET_DIR)/lab/lab $(if $(filter real,$(CLUSTER)),throughput, \
-		bench --floor $(CARGO_TARGET_DIR)/release/floor --starts $(STARTS)) \
+		bench --floor $(FLOOR) --starts $(STARTS)) \
 		--function $(FUNCTION) --event $(EVENT) --events $(EVENTS)
 
 ## The same in instructions, compared with tests/instructions.json; UPDATE=1 keeps the new counts.
 instructions: release valgrind
+	cargo build --release -p floor
 	cargo build --workspace --bins
-	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --event events/job-scheduled.json \
+	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --floor $(FLOOR) --event events/job-scheduled.json \
 		--figures tests/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
 
 release:

@@ -111,7 +111,7 @@ impl Bench {
 }
 
 /// The floor signs nothing, so it gets a token that is good as it is.
-const FLOOR_TOKEN: &str = "floor";
+pub const FLOOR_TOKEN: &str = "floor";
 
 impl Subject<'_> {
     async fn start(&self, figures: &mut Figures) -> Result<(), Problem> {

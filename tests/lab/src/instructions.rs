@@ -15,7 +15,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::event_file;
+use crate::{bench::FLOOR_TOKEN, event_file};
 
 /// More than this over the figures that are kept is a regression.
 const TOLERANCE: f64 = 0.10;
@@ -29,6 +29,9 @@ pub struct Instructions {
     /// The function's release binary.
     #[arg(long, value_name = "PATH")]
     function: PathBuf,
+    /// The release binary of tests/floor, counted beside it.
+    #[arg(long, value_name = "PATH")]
+    floor: PathBuf,
     /// The event that is sent, each time with another job.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
@@ -74,9 +77,9 @@ pub enum Problem {
 impl Instructions {
     /// Prints the counts, and fails if one grew too much.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let start = self.count(1).await?;
-        let warm_event = (self.count(1 + WARM_EVENTS).await? - start) / WARM_EVENTS;
-        let now = Figures { toolchain: self.toolchain.clone(), start_to_first_job: start, warm_event };
+        let (floor_start, floor_warm_event) = self.counts(&self.floor).await?;
+        let (start_to_first_job, warm_event) = self.counts(&self.function).await?;
+        let now = Figures { toolchain: self.toolchain.clone(), start_to_first_job, warm_event };
         if self.update {
             let text = serde_json::to_string_pretty(&now).map_err(|source| self.garbled(source))?;
             fs::write(&self.figures, text + "\n").map_err(|source| file(&self.figures, source))?;
@@ -85,19 +88,20 @@ impl Instructions {
         let kept: Figures = serde_json::from_str(&kept).map_err(|source| self.garbled(source))?;
 
         let rows = [
-            ("start to first Job", now.start_to_first_job, kept.start_to_first_job),
-            ("warm event", now.warm_event, kept.warm_event),
+            ("start to first Job", now.start_to_first_job, kept.start_to_first_job, floor_start),
+            ("warm event", now.warm_event, kept.warm_event, floor_warm_event),
         ];
         println!("instructions, {}", now.toolchain);
-        for (name, now, kept) in rows {
-            println!("  {name:<20} {now:>12}  kept {kept:>12}  {:+.1} %", growth(now, kept) * 100.0);
+        for (name, now, kept, floor) in rows {
+            let grown = growth(now, kept) * 100.0;
+            println!("  {name:<20} {now:>10}  kept {kept:>10}  {grown:+.1} %  floor {floor:>10}");
         }
         if now.toolchain != kept.toolchain {
             println!("\nNOT COMPARED: the figures kept are those of {}.", kept.toolchain);
             println!("`make instructions UPDATE=1` keeps the new ones.");
             return Ok(ExitCode::SUCCESS);
         }
-        let grown = rows.iter().any(|(_, now, kept)| growth(*now, *kept) > TOLERANCE);
+        let grown = rows.iter().any(|(_, now, kept, _)| growth(*now, *kept) > TOLERANCE);
         if grown {
             println!("\nA count grew by more than {:.0} %. Find out why; if it is worth it,", TOLERANCE * 100.0);
             println!("`make instructions UPDATE=1` keeps the new figures.");
@@ -105,14 +109,26 @@ impl Instructions {
         Ok(if grown { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
+    /// Up to the first Job, and for one event more.
+    async fn counts(&self, binary: &Path) -> Result<(u64, u64), Problem> {
+        let start = self.count(binary, 1).await?;
+        Ok((start, (self.count(binary, 1 + WARM_EVENTS).await? - start) / WARM_EVENTS))
+    }
+
     /// The instructions of a whole process that serves so many events.
-    async fn count(&self, events: u64) -> Result<u64, Problem> {
+    async fn count(&self, binary: &Path, events: u64) -> Result<u64, Problem> {
         let (_, event) = event_file::read(&self.event)?;
         let lab = Lab::start().await;
+        lab.kubernetes.accept(FLOOR_TOKEN);
         let profile = env::temp_dir().join(format!("agent-scheduler-callgrind-{}", std::process::id()));
         let valgrind =
             ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())].map(str::to_owned);
-        let function = lab.function(&self.function).under(valgrind).try_start().map_err(Problem::NoValgrind)?;
+        let function = lab
+            .function(binary)
+            .env("FLOOR_TOKEN", FLOOR_TOKEN)
+            .under(valgrind)
+            .try_start()
+            .map_err(Problem::NoValgrind)?;
         for number in 0..events {
             let uuid = format!("11111111-2222-4333-8444-{number:012}");
             match function.invoke(event_file::of_job(&event, &uuid)).await {
