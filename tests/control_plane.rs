@@ -300,6 +300,15 @@ mod with_the_role_file {
     }
 
     #[tokio::test]
+    async fn a_namespace_that_is_not_there_looks_the_same_and_is_told_too() {
+        let scene = Scene::new().await;
+        let function = scene.builder().env("KUBERNETES_NAMESPACE", "not-there").start();
+        let (error_type, text) = fail(&function, &event().0).await;
+        assert_eq!(error_type, "Forbidden", "{text}");
+        assert!(text.contains("`kubectl create namespace not-there` if that is not there"), "{text}");
+    }
+
+    #[tokio::test]
     async fn another_secret_cannot_be_written() {
         let scene = Scene::new().await;
         let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "another"}});
@@ -829,6 +838,33 @@ mod a_token_in_ssm {
         succeed(&function, &event).await;
         assert_eq!(scene.secret_token().await, "bkct_rotated");
         scene.was_applied_before(&name);
+    }
+
+    #[tokio::test]
+    async fn whose_secret_was_deleted_is_brought_again_by_a_warm_function() {
+        let mut scene = Scene::new().await;
+        let clock = Clock::new(&scene.namespace);
+        let function = clock.of(scene.builder()).start();
+        succeed(&function, &event().0).await;
+        let secret = path(&scene.namespace, "secrets/buildkite-agent-token");
+        assert_eq!(scene.admin.delete(&secret).await.0, 200);
+
+        clock.put_forward(Duration::from_secs(301));
+        succeed(&function, &event().0).await;
+        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+    }
+
+    #[tokio::test]
+    async fn of_a_renamed_parameter_is_a_conflict_once_it_changes_and_the_error_tells_the_mend() {
+        let scene = Scene::new().await;
+        succeed(&scene.function(), &event().0).await;
+        let renamed = || scene.builder().env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", OTHER_PARAMETER).start();
+        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string(scene.lab.agent_token()));
+        succeed(&renamed(), &event().0).await;
+        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string("bkct_rotated"));
+        let (error_type, text) = fail(&renamed(), &event().0).await;
+        assert_eq!(error_type, "RejectedByApiServer", "{text}");
+        assert!(text.contains("`kubectl delete secret buildkite-agent-token "), "{text}");
     }
 
     #[tokio::test]
