@@ -50,8 +50,8 @@ pub struct AgentToken {
 
 enum State {
     Unknown,
-    /// Read, but not yet in the cluster.
-    Read(Token),
+    /// Read at that time, but not yet in the cluster.
+    Read(Token, Instant),
     /// In the cluster, and due to be brought there again at that time.
     Delivered(Instant),
 }
@@ -126,7 +126,7 @@ impl AgentToken {
     pub async fn read_ahead(&self) -> Result<(), Error> {
         let mut state = self.state.lock().await;
         if let State::Unknown = *state {
-            *state = State::Read(self.read().await?);
+            *state = State::Read(self.read().await?, Instant::now());
         }
         Ok(())
     }
@@ -145,10 +145,10 @@ impl AgentToken {
                 *state = State::Delivered(Instant::now() + again);
                 Ok(())
             }
-            State::Unknown | State::Read(_) => {
+            State::Unknown | State::Read(..) => {
                 // A failure leaves nothing behind: the next event reads anew.
                 let token = match mem::replace(&mut *state, State::Unknown) {
-                    State::Read(token) => token,
+                    State::Read(token, read) if read.elapsed() < AGE => token,
                     _ => self.read().await?,
                 };
                 self.apply(&token, cluster).await?;
@@ -385,6 +385,17 @@ mod tests {
         agent_token.read_ahead().await.unwrap();
         agent_token.deliver(&world.cluster()).await.unwrap();
         assert_eq!(world.with(|answers| answers.reads), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_long_ago_is_read_again() {
+        let world = World::holding("bkct_1");
+        let agent_token = world.agent_token();
+        agent_token.read_ahead().await.unwrap();
+        world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
+        tokio::time::advance(AGE).await;
+        agent_token.deliver(&world.cluster()).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_2"]);
     }
 
     #[tokio::test(start_paused = true)]
