@@ -2,7 +2,7 @@
 //!
 //! The SDK's loader is not used: it looks for profiles and for credentials in places that a function does not have.
 
-use std::{env, time::Duration};
+use std::{env, fs, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, timeout::TimeoutConfig,
@@ -17,11 +17,12 @@ use aws_smithy_runtime_api::client::{
     result::ConnectorError,
 };
 use aws_smithy_types::body::SdkBody;
-use rustls::RootCertStore;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tower::BoxError;
 
-use crate::https::{self, Plain};
+use crate::{
+    config::CertificateAuthority,
+    https::{self, Plain},
+};
 
 /// One try of a request; the SDK makes three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,23 +59,16 @@ pub fn sdk_config(region: &str, credentials: Credentials) -> Result<SdkConfig, B
     Ok(config.build())
 }
 
-fn roots(var: impl Fn(&str) -> Option<String>) -> Result<RootCertStore, RootsError> {
+fn roots(var: impl Fn(&str) -> Option<String>) -> Result<CertificateAuthority, RootsError> {
     let named = |variable| Some((variable, var(variable)?));
     let Some((variable, path)) = ROOTS_VARIABLES.into_iter().find_map(named) else {
-        return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+        return Ok(CertificateAuthority(webpki_roots::TLS_SERVER_ROOTS.to_vec()));
     };
-    read_roots(&path).map_err(|source| RootsError { variable, path, source })
+    let read = fs::read(&path).map_err(BoxError::from).and_then(|pem| CertificateAuthority::from_pem(&pem));
+    read.map_err(|source| RootsError { variable, path, source })
 }
 
-fn read_roots(path: &str) -> Result<RootCertStore, BoxError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path)? {
-        roots.add(certificate?)?;
-    }
-    if roots.is_empty() { Err("it holds none".into()) } else { Ok(roots) }
-}
-
-fn http_client(roots: RootCertStore) -> Result<SharedHttpClient, BoxError> {
+fn http_client(roots: CertificateAuthority) -> Result<SharedHttpClient, BoxError> {
     let connector = SharedHttpConnector::new(Connector(https::client(roots, Plain::Allowed)?));
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
@@ -98,19 +92,17 @@ impl HttpConnector for Connector {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[tokio::test]
     async fn mozillas_roots_are_trusted_unless_a_file_is_named() {
         let roots = |variable: &'static str, path: &str| roots(|name| (name == variable).then(|| path.to_owned()));
-        assert!(roots("UNRELATED", "").unwrap().len() > 100);
+        assert!(roots("UNRELATED", "").unwrap().0.len() > 100);
 
         let file = env::temp_dir().join(format!("agent-scheduler-roots-{}.pem", std::process::id()));
         fs::write(&file, lab::Lab::start().await.certificates.ca_pem()).unwrap();
         for variable in ROOTS_VARIABLES {
-            assert_eq!(roots(variable, file.to_str().unwrap()).unwrap().len(), 1);
+            assert_eq!(roots(variable, file.to_str().unwrap()).unwrap().0.len(), 1);
         }
         fs::write(&file, "no certificate").unwrap();
         let error = roots("SSL_CERT_FILE", file.to_str().unwrap()).unwrap_err();

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Uri;
 use rustls::RootCertStore;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
+use tower::BoxError;
 
 /// The settings of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +88,20 @@ pub struct Tag {
     pub value: String,
 }
 
-/// The certificates that may vouch for the API server, and nobody else.
+/// The certificates that may vouch for a server, and nobody else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateAuthority(pub Vec<CertificateDer<'static>>);
+pub struct CertificateAuthority(pub Vec<TrustAnchor<'static>>);
+
+impl CertificateAuthority {
+    /// Reads one certificate or several, and fails where there is none.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, BoxError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate?)?;
+        }
+        if roots.is_empty() { Err("it holds none".into()) } else { Ok(Self(roots.roots)) }
+    }
+}
 
 impl FromStr for CertificateAuthority {
     type Err = &'static str;
@@ -98,11 +110,7 @@ impl FromStr for CertificateAuthority {
     fn from_str(value: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "base64 of a PEM certificate, as `aws eks describe-cluster` shows it";
         let pem = BASE64_STANDARD.decode(value).map_err(|_| EXPECTED)?;
-        let certificates: Vec<_> =
-            CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| EXPECTED)?;
-        let mut roots = RootCertStore::empty();
-        let usable = certificates.iter().all(|certificate| roots.add(certificate.clone()).is_ok());
-        if usable && !certificates.is_empty() { Ok(Self(certificates)) } else { Err(EXPECTED) }
+        Self::from_pem(&pem).map_err(|_| EXPECTED)
     }
 }
 

@@ -52,8 +52,8 @@ pub enum Error {
         /// CREATING, DELETING, …
         status: String,
     },
-    /// The client could not be made: only a CA that is no certificate does that, and a configured one was looked at before.
-    #[error("the cluster's certificate authority cannot be used")]
+    /// TLS itself cannot be set up, whatever the cluster.
+    #[error("cannot make a client for the API server")]
     Client(#[source] BoxError),
     /// Whoever answers at the endpoint is not the API server that the CA vouches for.
     #[error(

@@ -14,6 +14,8 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tower::BoxError;
 
+use crate::config::CertificateAuthority;
+
 /// Until there is a connection, TLS not counted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -32,14 +34,14 @@ pub enum Plain {
     Refused,
 }
 
-/// A client that trusts `roots` and nobody else.
-pub fn client<Body>(roots: RootCertStore, plain: Plain) -> Result<Client<Body>, BoxError>
+/// A client that trusts `authority` and nobody else.
+pub fn client<Body>(authority: CertificateAuthority, plain: Plain) -> Result<Client<Body>, BoxError>
 where
     Body: http_body::Body<Data: Send> + Send,
 {
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .with_root_certificates(RootCertStore { roots: authority.0 })
         .with_no_client_auth();
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
