@@ -169,8 +169,7 @@ pub fn build<'a>(
     let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
     let template = definition.template();
     let (metadata, spec) = (&template["metadata"], &template["spec"]);
-    let containers = spec["containers"].as_array().into_iter().flatten();
-    let containers = containers.map(|container| {
+    let containers = definition.containers().map(|container| {
         if container["name"] != AGENT {
             return Container::Other(container);
         }

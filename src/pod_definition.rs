@@ -64,7 +64,7 @@ impl PodDefinition {
             return invalid("metadata.name", "must be the name that a step asks for, is absent".to_owned());
         };
         let template = &manifest["template"];
-        let Some(agent) = containers(template).find(|container| container["name"] == AGENT) else {
+        let Some(agent) = agent(template) else {
             return invalid(
                 "template.spec.containers",
                 format!("must have one named {AGENT}, which runs the Buildkite agent"),
@@ -113,10 +113,14 @@ impl PodDefinition {
         entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?.into())))
     }
 
+    /// The ordinary containers, among them the agent's.
+    pub fn containers(&self) -> impl Iterator<Item = &Value> {
+        containers(&self.template)
+    }
+
     /// Whether the author sees to the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
-        let agent = containers(&self.template).find(|container| container["name"] == AGENT);
-        agent.is_some_and(|agent| variable(agent, "BUILDKITE_AGENT_TOKEN").is_some())
+        agent(&self.template).is_some_and(|agent| variable(agent, "BUILDKITE_AGENT_TOKEN").is_some())
     }
 }
 
@@ -141,9 +145,12 @@ impl Library {
     }
 }
 
-/// The ordinary containers of a `PodTemplateSpec`.
 fn containers(template: &Value) -> impl Iterator<Item = &Value> {
     template["spec"]["containers"].as_array().into_iter().flatten()
+}
+
+fn agent(template: &Value) -> Option<&Value> {
+    containers(template).find(|container| container["name"] == AGENT)
 }
 
 fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
