@@ -27,7 +27,12 @@ async fn main() -> ExitCode {
     logs();
     let served = match scheduler().await {
         Ok(scheduler) => serve(&scheduler).await,
-        Err(error) => report_init_error(&*error).await.and(Err(error)),
+        Err(error) => {
+            if let Err(unheard) = report_init_error(&*error).await {
+                tracing::error!(error = chain(&*unheard), "Lambda could not be told");
+            }
+            Err(error)
+        }
     };
     match served {
         Ok(()) => ExitCode::SUCCESS,
