@@ -19,6 +19,9 @@ use uuid::Uuid;
 
 use crate::event_file;
 
+/// The floor signs nothing, so it gets a token that is good as it is.
+pub const FLOOR_TOKEN: &str = "floor";
+
 /// What to measure, and how often.
 #[derive(Args)]
 pub struct Bench {
@@ -109,9 +112,6 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 }
-
-/// The floor signs nothing, so it gets a token that is good as it is.
-pub const FLOOR_TOKEN: &str = "floor";
 
 impl Subject<'_> {
     async fn start(&self, figures: &mut Figures) -> Result<(), Problem> {

@@ -128,11 +128,12 @@ impl ControlPlane {
         let certificates = Certificates::new(Ipv4Addr::LOCALHOST.into());
         let [etcd, api_server, authenticator] = free_ports()?;
         let url = format!("https://127.0.0.1:{api_server}");
+        let authenticator_url = format!("https://127.0.0.1:{authenticator}");
         let admin_token = files::write(&Site {
             folder: &folder,
             certificates: &certificates,
             api_server: &url,
-            authenticator: &format!("https://127.0.0.1:{authenticator}"),
+            authenticator: &authenticator_url,
         })?;
         let sts = {
             let _within = runtime.0.as_ref().map(Runtime::enter);
@@ -146,9 +147,8 @@ impl ControlPlane {
             launch.api_server(api_server, etcd)?,
         ];
         let ca_pem = certificates.ca_pem();
-        let authenticator = format!("https://127.0.0.1:{authenticator}");
         wait_for("the authenticator does not answer", &mut running, async || {
-            probe(&authenticator, &ca_pem, "/healthz", &admin_token).await
+            probe(&authenticator_url, &ca_pem, "/healthz", &admin_token).await
         })
         .await?;
         wait_for("the API server is not ready", &mut running, async || {

@@ -14,6 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{bench::FLOOR_TOKEN, event_file};
 
@@ -38,7 +39,7 @@ pub struct Instructions {
     /// The file that keeps the figures.
     #[arg(long, value_name = "FILE")]
     figures: PathBuf,
-    /// What `rustc --version` says: counts of another compiler are not comparable.
+    /// The compiler and its platform: counts of another are not comparable.
     #[arg(long, value_name = "VERSION")]
     toolchain: String,
     /// Keeps the new figures instead of comparing them.
@@ -77,8 +78,9 @@ pub enum Problem {
 impl Instructions {
     /// Prints the counts, and fails if one grew too much.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (floor_start, floor_warm_event) = self.counts(&self.floor).await?;
-        let (start_to_first_job, warm_event) = self.counts(&self.function).await?;
+        let (_, event) = event_file::read(&self.event)?;
+        let (floor_start, floor_warm_event) = counts(&self.floor, &event).await?;
+        let (start_to_first_job, warm_event) = counts(&self.function, &event).await?;
         let now = Figures { toolchain: self.toolchain.clone(), start_to_first_job, warm_event };
         if self.update {
             let text = serde_json::to_string_pretty(&now).map_err(|source| self.garbled(source))?;
@@ -109,45 +111,44 @@ impl Instructions {
         Ok(if grown { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    /// Up to the first Job, and for one event more.
-    async fn counts(&self, binary: &Path) -> Result<(u64, u64), Problem> {
-        let start = self.count(binary, 1).await?;
-        Ok((start, (self.count(binary, 1 + WARM_EVENTS).await? - start) / WARM_EVENTS))
-    }
-
-    /// The instructions of a whole process that serves so many events.
-    async fn count(&self, binary: &Path, events: u64) -> Result<u64, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
-        let lab = Lab::start().await;
-        lab.kubernetes.accept(FLOOR_TOKEN);
-        let profile = env::temp_dir().join(format!("agent-scheduler-callgrind-{}", std::process::id()));
-        let valgrind =
-            ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())].map(str::to_owned);
-        let function = lab
-            .function(binary)
-            .env("FLOOR_TOKEN", FLOOR_TOKEN)
-            .under(valgrind)
-            .try_start()
-            .map_err(Problem::NoValgrind)?;
-        for number in 0..events {
-            let uuid = format!("11111111-2222-4333-8444-{number:012}");
-            match function.invoke(event_file::of_job(&event, &uuid)).await {
-                Answer::Success(_) => {}
-                answer => return Err(Problem::Failed(answer)),
-            }
-        }
-        let pid = i32::try_from(function.pid()).map_err(|_| Errno::ESRCH)?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-        let output = function.exit().await.text;
-        // Only its sum is of use here, and valgrind prints that.
-        let _ = fs::remove_file(profile);
-        let count = output.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
-        count.ok_or(Problem::NoCount(output))
-    }
-
     fn garbled(&self, source: serde_json::Error) -> Problem {
         Problem::Garbled { path: self.figures.clone(), source }
     }
+}
+
+/// Up to the first Job, and for one event more.
+async fn counts(binary: &Path, event: &Value) -> Result<(u64, u64), Problem> {
+    let start = count(binary, event, 1).await?;
+    Ok((start, (count(binary, event, 1 + WARM_EVENTS).await? - start) / WARM_EVENTS))
+}
+
+/// The instructions of a whole process that serves so many events.
+async fn count(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem> {
+    let lab = Lab::start().await;
+    lab.kubernetes.accept(FLOOR_TOKEN);
+    let profile = env::temp_dir().join(format!("agent-scheduler-callgrind-{}", std::process::id()));
+    let valgrind =
+        ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())].map(str::to_owned);
+    let function = lab
+        .function(binary)
+        .env("FLOOR_TOKEN", FLOOR_TOKEN)
+        .under(valgrind)
+        .try_start()
+        .map_err(Problem::NoValgrind)?;
+    for number in 0..events {
+        let uuid = format!("11111111-2222-4333-8444-{number:012}");
+        match function.invoke(event_file::of_job(event, &uuid)).await {
+            Answer::Success(_) => {}
+            answer => return Err(Problem::Failed(answer)),
+        }
+    }
+    let pid = i32::try_from(function.pid()).map_err(|_| Errno::ESRCH)?;
+    kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+    let output = function.exit().await.text;
+    // Only its sum is of use here, and valgrind prints that.
+    let _ = fs::remove_file(profile);
+    let count = output.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+    count.ok_or(Problem::NoCount(output))
 }
 
 fn file(path: &Path, source: io::Error) -> Problem {

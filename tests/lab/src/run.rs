@@ -25,7 +25,7 @@ const COLUMNS: usize = 100;
 pub const NAMESPACE: &str = "buildkite";
 
 /// What the function may do there.
-pub const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
+const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
 
 /// The Secret that carries the agent token unless the function is told otherwise.
 const SECRET: &str = "buildkite-agent-token";
@@ -162,12 +162,18 @@ impl Run {
         if self.cluster == Player::StandIn {
             return Ok(Place { lab: Lab::start().await, cluster: None, _control_plane: None });
         }
-        let control_plane = ControlPlane::start().await?;
-        control_plane.make_namespace(NAMESPACE).await;
-        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        let control_plane = control_plane_for_function().await?;
         let cluster = open(CLUSTER, Some(&control_plane.kubeconfig())).await?;
         Ok(Place { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
     }
+}
+
+/// A real control plane with the namespace and the permissions that the function needs.
+pub async fn control_plane_for_function() -> Result<ControlPlane, control_plane::Problem> {
+    let control_plane = ControlPlane::start().await?;
+    control_plane.make_namespace(NAMESPACE).await;
+    control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+    Ok(control_plane)
 }
 
 async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {

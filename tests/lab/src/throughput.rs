@@ -11,14 +11,14 @@ use hyper::{
     Request, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use lab::{Answer, ControlPlane, Function, Lab, control_plane::Caller};
+use lab::{Answer, Function, Lab, control_plane::Caller};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     bench::{self, Problem},
     event_file,
-    run::{NAMESPACE, ROLE_FILE},
+    run::{NAMESPACE, control_plane_for_function},
 };
 
 /// So short that both meet the same moods of the machine, and so long that a turn costs nothing.
@@ -44,9 +44,7 @@ impl Throughput {
         let (_, event) = event_file::read(&self.event)?;
         let (uuid, body) = self.body(&event).await?;
 
-        let control_plane = ControlPlane::start().await?;
-        control_plane.make_namespace(NAMESPACE).await;
-        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        let control_plane = control_plane_for_function().await?;
         let lab = control_plane.lab().await;
         let function = self.process(&lab)?;
         self.invoke(&function, &event).await?;
