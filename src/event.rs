@@ -53,6 +53,24 @@ pub enum InvalidEvent {
     /// A `Job Scheduled` event without what it must have.
     #[error("cannot read the Job Scheduled event")]
     Detail(#[source] Malformed),
+    /// Records of some other service than SQS.
+    #[error(
+        "records of {event_source}, which the function does not take; expected an event of the partner event bus, or messages \
+         of the failure queue (aws:sqs)"
+    )]
+    OtherRecords {
+        /// What the first of them says that it comes from.
+        event_source: String,
+    },
+    /// Records of SQS without what each of them must have.
+    #[error("cannot read the batch of SQS messages")]
+    Batch(#[source] Malformed),
+    /// A message without an event in it. Its text is nobody's business, so there is no cause that would quote it.
+    #[error(
+        "the message holds no event; expected what Lambda sends of a failed invocation, with requestPayload, or the event that \
+         EventBridge could not deliver, with detail-type and detail"
+    )]
+    Message,
 }
 
 /// A JSON document that is not what it should be: which field, and what is wrong with it.
@@ -147,7 +165,7 @@ impl From<Detail> for Event {
 }
 
 /// Parses, and parses again with a record of the path when that fails: the record costs, and good events need none.
-fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Malformed> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Malformed> {
     serde_json::from_str(json).map_err(|error| {
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let path =

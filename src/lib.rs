@@ -10,7 +10,9 @@
 //!                                               Created  AlreadyExists  Error
 //! ```
 //!
-//! The middle ([`event`], [`query_rules`], [`pod_definition`], [`job`]) is functions of values: no client, no clock, no
+//! The same event may come back in a message of the [`failure_queue`], several at once.
+//!
+//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`job`]) is functions of values: no client, no clock, no
 //! environment. The edge ([`https`], [`aws`], [`agent_token`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
 pub mod agent_token;
@@ -18,6 +20,7 @@ pub mod aws;
 pub mod config;
 pub mod eks;
 pub mod event;
+pub mod failure_queue;
 pub mod https;
 pub mod job;
 pub mod pod_definition;

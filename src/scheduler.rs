@@ -1,11 +1,15 @@
 //! One event from start to finish: is it for us, what does it run in, make the Job, name the result.
+//!
+//! Or several at once, when the failure queue gives them back.
 
 use std::time::Instant;
 
 use aws_credential_types::Credentials;
+use futures_util::future::join_all;
 use http::{Request, header};
 use serde::Serialize;
 use tokio::{sync::OnceCell, try_join};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
@@ -14,6 +18,7 @@ use crate::{
     config::Config,
     eks::{self, Cluster},
     event::{Event, InvalidEvent, ScheduledJob},
+    failure_queue::{self, Message},
     job::{self, JOB_UUID_LABEL, MANAGER},
     pod_definition::{self, DEFAULT, Library},
     query_rules::{AgentQueryRules, Mismatch},
@@ -61,14 +66,36 @@ pub enum Reason {
 
 /// What the function answers to Lambda.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Answer {
-    outcome: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    namespace: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+#[serde(untagged)]
+pub enum Answer {
+    /// To an event.
+    Event {
+        /// `created`, `already-exists` or `ignored`.
+        outcome: &'static str,
+        /// The name of the Kubernetes Job.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        job: Option<String>,
+        /// Where that is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// Why there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// To a batch of the failure queue.
+    Batch {
+        /// The messages that SQS shall keep.
+        #[serde(rename = "batchItemFailures")]
+        failed: Vec<FailedMessage>,
+    },
+}
+
+/// A message whose event has no Job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FailedMessage {
+    /// Its id in the queue.
+    #[serde(rename = "itemIdentifier")]
+    pub id: String,
 }
 
 /// Why a job has no Kubernetes Job.
@@ -169,9 +196,21 @@ impl Scheduler {
         Ok(self.agent_token.deliver(cluster).await?)
     }
 
-    /// Serves one delivery from the event bus.
-    pub async fn handle(&self, event: &str) -> Result<Answer, Error> {
-        match Event::parse(event) {
+    /// Serves one delivery from the event bus, or one batch of the failure queue.
+    pub async fn handle(&self, payload: &str) -> Result<Answer, Error> {
+        let event = match Event::parse(payload) {
+            Err(no_envelope @ InvalidEvent::Envelope(_)) => match failure_queue::parse(payload) {
+                Some(Ok(messages)) => return Ok(self.redrive(messages).await),
+                Some(Err(error)) => Err(error),
+                None => Err(no_envelope),
+            },
+            event => event,
+        };
+        self.serve(event).await
+    }
+
+    async fn serve(&self, event: Result<Event, InvalidEvent>) -> Result<Answer, Error> {
+        match event {
             Ok(Event::JobScheduled(job)) => {
                 let outcome = self.schedule(&job).await?;
                 Ok(Answer::new(&outcome, &job, &self.config.namespace))
@@ -183,10 +222,32 @@ impl Scheduler {
             }
             Err(error) => {
                 let error = Error::from(error);
-                tracing::error!(error_type = error.kind(), error = chain(&error), "event failed");
+                log_failure(&error);
                 Err(error)
             }
         }
+    }
+
+    /// Serves the events of a batch side by side, and tells which messages failed.
+    async fn redrive(&self, messages: Vec<Message>) -> Answer {
+        // All need these two, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
+        let ready = async { Ok::<_, Error>(self.agent_token.deliver(self.cluster().await?).await?) };
+        let ready = &ready.await;
+        let served = messages.into_iter().map(|message| {
+            let span = tracing::error_span!("message", messageId = message.id);
+            let served = async move {
+                let failed = match ready {
+                    Ok(()) => self.serve(message.event()).await.is_err(),
+                    Err(error) => {
+                        log_failure(error);
+                        true
+                    }
+                };
+                failed.then_some(FailedMessage { id: message.id })
+            };
+            served.instrument(span)
+        });
+        Answer::Batch { failed: join_all(served).await.into_iter().flatten().collect() }
     }
 
     /// Gives a job its Kubernetes Job, wherever we heard of it, and logs what became of it.
@@ -244,11 +305,16 @@ async fn already_exists(cluster: &Cluster, jobs: &str, uuid: Uuid) -> Result<Out
     }
 }
 
+/// The line for an event that did not get as far as its job.
+fn log_failure(error: &Error) {
+    tracing::error!(error_type = error.kind(), error = chain(error), "event failed");
+}
+
 impl Answer {
     fn new(outcome: &Outcome, job: &ScheduledJob, namespace: &str) -> Self {
         match outcome {
             Outcome::Ignored(reason) => Self::ignored(reason),
-            Outcome::Created | Outcome::AlreadyExists => Self {
+            Outcome::Created | Outcome::AlreadyExists => Self::Event {
                 outcome: outcome.as_str(),
                 job: Some(job::name(job.uuid)),
                 namespace: Some(namespace.to_owned()),
@@ -258,7 +324,7 @@ impl Answer {
     }
 
     fn ignored(reason: &Reason) -> Self {
-        Self { outcome: "ignored", job: None, namespace: None, reason: Some(reason.to_string()) }
+        Self::Event { outcome: "ignored", job: None, namespace: None, reason: Some(reason.to_string()) }
     }
 }
 

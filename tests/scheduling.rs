@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Certificate, Fault, Function, Lab, Parameter, Request, When, function::Builder};
@@ -86,6 +86,10 @@ fn changed(change: impl FnOnce(&mut Value)) -> String {
 
 fn with_rules(rules: Value) -> String {
     changed(|detail| detail["job"]["agent_query_rules"] = rules)
+}
+
+fn job_uuid(job: &Value) -> String {
+    job["metadata"]["labels"]["buildkite.com/job-uuid"].as_str().unwrap().to_owned()
 }
 
 fn created() -> Value {
@@ -341,7 +345,7 @@ mod an_event_that_cannot_be_served {
 
     #[tokio::test]
     async fn json_that_is_no_event() {
-        for event in ["{}", "[1, 2]", "null", "\"text\"", r#"{"Records": []}"#] {
+        for event in ["{}", "[1, 2]", "null", "\"text\"", r#"{"Records": [{}]}"#] {
             fails(Scene::new().await, event, "InvalidEvent", &["not an EventBridge event", "detail-type"]).await;
         }
     }
@@ -549,6 +553,143 @@ mod an_event_that_cannot_be_served {
                 function
             };
             fails_with(change, "ClusterUnavailable", &["cannot create Job", "cannot serve the request now"]).await;
+        }
+    }
+}
+
+mod a_batch_of_the_failure_queue {
+    use super::*;
+
+    const REDRIVE: &str = include_str!("../events/redrive.json");
+
+    fn message(number: usize) -> String {
+        format!("11111111-2222-4333-8444-5555555557{number:02}")
+    }
+
+    fn uuid(number: usize) -> String {
+        format!("11111111-2222-4333-8444-5555555556{number:02}")
+    }
+
+    /// A message of that number, with an event for a job of that number.
+    fn record(number: usize) -> Value {
+        with_body(number, &changed(|detail| detail["job"]["uuid"] = json!(uuid(number))))
+    }
+
+    fn with_body(number: usize, body: &str) -> Value {
+        json!({"messageId": message(number), "body": body, "eventSource": "aws:sqs"})
+    }
+
+    fn batch(records: impl IntoIterator<Item = Value>) -> String {
+        json!({"Records": records.into_iter().collect::<Vec<_>>()}).to_string()
+    }
+
+    fn failed(numbers: impl IntoIterator<Item = usize>) -> Value {
+        let failures = numbers.into_iter().map(|number| json!({"itemIdentifier": message(number)}));
+        json!({"batchItemFailures": failures.collect::<Vec<_>>()})
+    }
+
+    #[tokio::test]
+    async fn becomes_one_job_for_each_event_in_either_form() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(REDRIVE).await, failed([]));
+        let mut uuids: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
+        uuids.sort();
+        assert_eq!(uuids, [uuid(1), uuid(2)]);
+
+        let log = scene.end().await;
+        let mut lines: Vec<_> = log.iter().map(|line| (&line["job"], &line["span"]["messageId"])).collect();
+        lines.sort_by_key(|(job, _)| job.to_string());
+        let messages = ["11111111-2222-4333-8444-555555555691", "11111111-2222-4333-8444-555555555692"];
+        assert_eq!(lines, [(&json!(uuid(1)), &json!(messages[0])), (&json!(uuid(2)), &json!(messages[1]))]);
+    }
+
+    #[tokio::test]
+    async fn makes_nothing_and_fails_nothing_the_second_time() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(REDRIVE).await, failed([]));
+        assert_eq!(scene.succeed(REDRIVE).await, failed([]));
+        assert_eq!(scene.lab.kubernetes.jobs().len(), 2);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn may_be_empty() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.succeed(batch([])).await, failed([]));
+        assert!(scene.end().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn may_hold_events_that_are_not_for_us() {
+        let mut scene = Scene::new().await;
+        let others = [include_str!("../events/job-other-queue.json"), include_str!("../events/job-finished.json")];
+        let records = others.iter().zip(0..).map(|(event, number)| with_body(number, event));
+        assert_eq!(scene.succeed(batch(records)).await, failed([]));
+        assert!(scene.lab.kubernetes.jobs().is_empty());
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn reports_the_one_message_that_holds_no_event() {
+        for body in ["a secret of the message", r#"{"requestPayload":"a secret of the message"}"#] {
+            let mut scene = Scene::new().await;
+            let records = (0..10).map(|number| if number == 4 { with_body(4, body) } else { record(number) });
+            assert_eq!(scene.succeed(batch(records)).await, failed([4]));
+            assert_eq!(scene.lab.kubernetes.jobs().len(), 9);
+
+            let log = scene.end().await;
+            let errors: Vec<_> = log.iter().filter(|line| line["level"] == "ERROR").collect();
+            let [error] = errors[..] else { panic!("not one error in {log:#?}") };
+            assert_eq!(error["error_type"], "InvalidEvent");
+            assert_eq!(error["span"]["messageId"], message(4));
+            assert!(error["error"].as_str().unwrap().contains("expected what Lambda sends of a failed invocation"));
+            assert!(log.iter().all(|line| !line.to_string().contains("a secret of the message")), "{log:#?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn reports_those_that_the_api_server_refuses() {
+        let mut scene = Scene::new().await;
+        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no such field"), 3);
+        let answer = scene.succeed(batch((0..10).map(record))).await;
+        let made: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
+        assert_eq!(made.len(), 7);
+        assert_eq!(answer, failed((0..10).filter(|number| !made.contains(&uuid(*number)))));
+
+        assert_eq!(scene.succeed(batch((0..10).map(record))).await, failed([]));
+        assert_eq!(scene.lab.kubernetes.jobs().len(), 10);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn waits_once_for_an_api_server_that_hangs() {
+        // When it takes Jobs, and already when it takes the Secret.
+        for (method, path) in [("POST", JOBS), ("PATCH", "/secrets")] {
+            let mut scene = Scene::with(|lab, function| {
+                let late = Fault::Delay(Duration::from_mins(1));
+                lab.kubernetes.misbehave(When::request(method, path), late, usize::MAX);
+                function
+            })
+            .await;
+            // Start-up gives up after 5 s.
+            let _ = scene.function.initialised().await;
+            let started = Instant::now();
+            assert_eq!(scene.succeed(batch((0..10).map(record))).await, failed(0..10));
+            assert!(started.elapsed() < Duration::from_secs(15), "{method}: {:?}", started.elapsed());
+            let log = scene.end().await;
+            let late = log.iter().filter(|line| line["message"] == "event failed" && line["error_type"] == "Timeout");
+            assert_eq!(late.count(), 10, "{log:#?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_another_service_is_refused() {
+        for (field, service) in [("eventSource", "aws:s3"), ("EventSource", "aws:sns")] {
+            let mut scene = Scene::new().await;
+            let (error_type, text) = scene.fail(batch([json!({field: service})])).await;
+            assert_eq!(error_type, "InvalidEvent");
+            assert!(text.starts_with(&format!("records of {service}, which the function does not take")), "{text}");
+            scene.end().await;
         }
     }
 }

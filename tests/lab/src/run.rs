@@ -1,4 +1,4 @@
-//! `lab run`: one event, from the file to the Job.
+//! `lab run`: one event, from the file to the Job; or one batch of the failure queue.
 
 use std::{
     io,
@@ -42,7 +42,7 @@ pub struct Run {
     /// The function's binary.
     #[arg(long, value_name = "PATH")]
     function: PathBuf,
-    /// The event: a JSON document, as EventBridge delivers it.
+    /// The event: a JSON document, as EventBridge delivers it, or as SQS does.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
     /// What plays the cluster.
@@ -116,39 +116,46 @@ impl Run {
         let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
         let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
         let mut function = function.env("AGENT_TOKEN_SECRET_NAME", secret);
+        let mut namespace = NAMESPACE.to_owned();
         for (name, value) in self.env {
+            if name == "KUBERNETES_NAMESPACE" {
+                namespace.clone_from(&value);
+            }
             function = function.env(name, value);
         }
         let function =
             function.try_start().map_err(|source| Problem::FunctionUnusable { path: self.function, source })?;
         let answer = function.invoke(event).await;
-        function.stop().await;
+        let log = function.stop().await.lines();
 
         print_timeline(lab);
-        match answer {
-            Answer::Success(answer) => {
-                println!("\n{}", outcome(&answer));
-                match &place.cluster {
-                    Some(cluster) => {
-                        show(cluster, &answer, secret).await;
-                        if let (Some(context), Some(namespace)) = (&self.context, answer["namespace"].as_str()) {
-                            println!("\nThe Job goes by itself; the token's Secret is yours to remove:");
-                            println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
-                        }
-                    }
-                    None => {
-                        for job in lab.kubernetes.jobs() {
-                            print!("\n{}", serde_saphyr::to_string(&job)?);
-                        }
-                    }
-                }
-                Ok(ExitCode::SUCCESS)
-            }
+        let answer = match answer {
+            Answer::Success(answer) => answer,
             failure => {
                 println!("\nThe function failed.\n{failure}");
-                Ok(ExitCode::FAILURE)
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        println!("\n{}", outcome(&answer));
+        match &place.cluster {
+            Some(cluster) => {
+                let jobs = job_uuids(&log);
+                if !jobs.is_empty() {
+                    show(cluster, &namespace, &jobs, secret).await;
+                    if let Some(context) = &self.context {
+                        println!("\nA Job goes by itself; the token's Secret is yours to remove:");
+                        println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
+                    }
+                }
+            }
+            None => {
+                for job in lab.kubernetes.jobs() {
+                    print!("\n{}", serde_saphyr::to_string(&job)?);
+                }
             }
         }
+        let failures = answer["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
+        Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
     async fn arrange(&self) -> Result<Place, Problem> {
@@ -198,20 +205,28 @@ fn print_timeline(lab: &Lab) {
     }
 }
 
-/// What the Job controller made of the Job, and the Secret that the Pod refers to.
-async fn show(cluster: &Cluster, answer: &Value, secret: &str) {
-    let (Some(job), Some(namespace)) = (answer["job"].as_str(), answer["namespace"].as_str()) else { return };
-    let pods = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=job-name%3D{job}");
+/// The jobs that have a Kubernetes Job now, by what the function logged: its answer to a batch names none.
+fn job_uuids(log: &[Value]) -> Vec<&str> {
+    let made = log.iter().filter(|line| matches!(line["outcome"].as_str(), Some("created" | "already-exists")));
+    made.filter_map(|line| line["job"].as_str()).collect()
+}
+
+/// What the Job controller made of the Jobs, and the Secret that their Pods refer to.
+async fn show(cluster: &Cluster, namespace: &str, jobs: &[&str], secret: &str) {
+    let ours = format!("labelSelector=buildkite.com%2Fjob-uuid%20in%20({})", jobs.join("%2C"));
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?{ours}");
     let started = Instant::now();
-    let has_pod = async || cluster.get(&pods).await.is_ok_and(|list| list["items"][0].is_object());
-    while !has_pod().await && started.elapsed() < POD_PATIENCE {
+    let have_pods = async || {
+        let list = cluster.get(&pods).await;
+        list.is_ok_and(|list| list["items"].as_array().is_some_and(|pods| pods.len() >= jobs.len()))
+    };
+    while !have_pods().await && started.elapsed() < POD_PATIENCE {
         sleep(Duration::from_millis(100)).await;
     }
-    let of_name = |name: &str| format!("fieldSelector=metadata.name%3D{name}");
     for path in [
-        format!("/apis/batch/v1/namespaces/{namespace}/jobs?{}", of_name(job)),
+        format!("/apis/batch/v1/namespaces/{namespace}/jobs?{ours}"),
         pods,
-        format!("/api/v1/namespaces/{namespace}/secrets?{}", of_name(secret)),
+        format!("/api/v1/namespaces/{namespace}/secrets?fieldSelector=metadata.name%3D{secret}"),
     ] {
         match cluster.table(&path).await {
             Ok(table) => print!("\n{table}"),
@@ -222,6 +237,13 @@ async fn show(cluster: &Cluster, answer: &Value, secret: &str) {
 
 fn outcome(answer: &Value) -> String {
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
+    if let Some(failures) = answer["batchItemFailures"].as_array() {
+        let ids: Vec<_> = failures.iter().filter_map(|failure| failure["itemIdentifier"].as_str()).collect();
+        return match &ids[..] {
+            [] => "No message of the batch failed; SQS deletes them all.".to_owned(),
+            ids => format!("These messages of the batch failed, and SQS keeps them: {}.", ids.join(", ")),
+        };
+    }
     match answer["outcome"].as_str() {
         Some("ignored") => format!("The event was ignored: {}. No Job was made.", text("reason")),
         Some(outcome) => format!("Job {} in namespace {}: {outcome}.", text("job"), text("namespace")),
