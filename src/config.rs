@@ -39,6 +39,8 @@ pub struct Config {
     pub job_active_deadline_seconds: u32,
     /// `AWS_REGION`, which Lambda sets: where the parameter is read and whose STS judges the EKS token.
     pub region: String,
+    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: whose metrics they are.
+    pub function_name: String,
 }
 
 impl Config {
@@ -57,9 +59,12 @@ impl Config {
         let job_ttl_seconds = reader.optional("JOB_TTL_SECONDS", |value| seconds(value, 0));
         let job_active_deadline_seconds = reader.optional("JOB_ACTIVE_DEADLINE_SECONDS", |value| seconds(value, 1));
         let region = reader.required("AWS_REGION", region);
+        let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
 
         // A required value is absent only together with a problem.
-        let (Some(queues), Some(cluster), Some(region), []) = (queues, cluster, region, &*reader.problems) else {
+        let (Some(queues), Some(cluster), Some(region), Some(function_name), []) =
+            (queues, cluster, region, function_name, &*reader.problems)
+        else {
             return Err(ConfigError { problems: reader.problems });
         };
         Ok(Self {
@@ -75,6 +80,7 @@ impl Config {
             job_ttl_seconds: job_ttl_seconds.unwrap_or(600),
             job_active_deadline_seconds: job_active_deadline_seconds.unwrap_or(21_600),
             region,
+            function_name,
         })
     }
 }
@@ -236,6 +242,10 @@ fn region(value: &str) -> Result<String, &'static str> {
     is_word(value, 63, b"-").then(|| value.to_owned()).ok_or("an AWS region, such as us-east-1")
 }
 
+fn function_name(value: &str) -> Result<String, &'static str> {
+    is_word(value, 140, b"-_").then(|| value.to_owned()).ok_or("the name of the Lambda function")
+}
+
 fn is_word(value: &str, longest: usize, also: &[u8]) -> bool {
     (1..=longest).contains(&value.len())
         && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
@@ -254,10 +264,11 @@ fn is_dns_label(value: &str) -> bool {
 pub(crate) mod fixtures {
     use super::*;
 
-    const REQUIRED: [(&str, &str); 3] = [
+    const REQUIRED: [(&str, &str); 4] = [
         ("BUILDKITE_QUEUE", "default"),
         ("KUBERNETES_CLUSTER_IDENTIFIER", "example-cluster"),
         ("AWS_REGION", "us-east-1"),
+        ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
     ];
 
     pub(crate) fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -319,6 +330,7 @@ mod tests {
             "KUBERNETES_CLUSTER_IDENTIFIER must be the name of an EKS cluster: 1 to 100 letters, digits, - and _, not its ARN, but is not set",
             "JOB_TTL_SECONDS must be a whole number of seconds, got \"ten minutes\"",
             "AWS_REGION must be an AWS region, such as us-east-1, but is not set",
+            "AWS_LAMBDA_FUNCTION_NAME must be the name of the Lambda function, but is not set",
         ];
         assert_eq!(problems, expected);
     }

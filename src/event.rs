@@ -3,6 +3,9 @@
 //! Shape: <https://buildkite.com/docs/pipelines/integrations/observability/amazon-eventbridge#events-job-scheduled>.
 //! Fields that this crate does not read are left out, so Buildkite can add more; those that it does not need may be null.
 
+use std::time::SystemTime;
+
+use aws_smithy_types::{DateTime, date_time::Format};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -24,6 +27,8 @@ pub enum Event {
 /// Its `state` is not here: the event says `assigned`, which is none of the lifecycle's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledJob {
+    /// When it was announced, to the second: the envelope's `time`.
+    pub time: Option<SystemTime>,
     /// Identifies the job to `buildkite-agent start --acquire-job`.
     pub uuid: Uuid,
     /// Only a `script` needs an agent; `manual`, `waiter` and `trigger` do not.
@@ -85,9 +90,12 @@ pub struct Malformed {
 const JOB_SCHEDULED: &str = "Job Scheduled";
 
 #[derive(Deserialize)]
-struct Envelope<Detail> {
+struct Envelope<'a, Detail> {
     #[serde(rename = "detail-type")]
     detail_type: String,
+    /// Anything: one that cannot be read is no reason to fail.
+    #[serde(borrow)]
+    time: Option<&'a RawValue>,
     detail: Detail,
 }
 
@@ -132,10 +140,10 @@ impl Event {
     /// Reads a delivery.
     pub fn parse(json: &str) -> Result<Self, InvalidEvent> {
         // The event that this function is there for is read in one pass.
-        if let Ok(Envelope::<Detail> { detail_type, detail }) = serde_json::from_str(json)
+        if let Ok(Envelope::<Detail> { detail_type, time, detail }) = serde_json::from_str(json)
             && detail_type == JOB_SCHEDULED
         {
-            return Ok(detail.into());
+            return Ok(Self::job_scheduled(detail, time));
         }
         // Any other: the envelope first, and the detail only of the type that is ours, so that no change in another one can
         // make us fail.
@@ -144,13 +152,12 @@ impl Event {
             return Ok(Self::Other { detail_type: envelope.detail_type });
         }
         let detail: Detail = parse(envelope.detail.get(), "detail").map_err(InvalidEvent::Detail)?;
-        Ok(detail.into())
+        Ok(Self::job_scheduled(detail, envelope.time))
     }
-}
 
-impl From<Detail> for Event {
-    fn from(Detail { job, build, pipeline, organization }: Detail) -> Self {
+    fn job_scheduled(Detail { job, build, pipeline, organization }: Detail, time: Option<&RawValue>) -> Self {
         Self::JobScheduled(Box::new(ScheduledJob {
+            time: time.and_then(read_time),
             uuid: job.uuid,
             kind: job.kind.unwrap_or_else(|| "script".to_owned()),
             agent_query_rules: job.agent_query_rules,
@@ -162,6 +169,12 @@ impl From<Detail> for Event {
             organization: organization.slug,
         }))
     }
+}
+
+/// RFC 3339, as EventBridge writes it.
+fn read_time(json: &RawValue) -> Option<SystemTime> {
+    let text = serde_json::from_str(json.get()).ok()?;
+    DateTime::from_str(text, Format::DateTimeWithOffset).ok()?.try_into().ok()
 }
 
 /// Parses, and parses again with a record of the path when that fails: the record costs, and good events need none.
@@ -178,7 +191,10 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
+    use std::{
+        error::Error,
+        time::{Duration, UNIX_EPOCH},
+    };
 
     use serde_json::{Value, json};
 
@@ -208,7 +224,9 @@ mod tests {
 
     #[test]
     fn both_published_shapes_are_read() {
+        let time = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
         let expected = ScheduledJob {
+            time: time(1_768_471_205),
             uuid: "11111111-2222-4333-8444-555555555501".parse().unwrap(),
             kind: "script".to_owned(),
             agent_query_rules: vec!["queue=default".to_owned()],
@@ -220,7 +238,7 @@ mod tests {
             organization: Some("example-org".to_owned()),
         };
         assert_eq!(job(TODAY), expected);
-        assert_eq!(job(OF_2019), expected);
+        assert_eq!(job(OF_2019), ScheduledJob { time: time(1_565_503_276), ..expected });
     }
 
     #[test]
@@ -246,6 +264,21 @@ mod tests {
     fn text_keeps_its_emoji_quotes_and_newlines() {
         let branch = "feature/🚀 \"quoted\"\nsecond line";
         assert_eq!(job(&changed(|detail| detail["build"]["branch"] = json!(branch))).branch.as_deref(), Some(branch));
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_read_is_none_and_no_error() {
+        let seconds = |time: Value| {
+            let mut event: Value = serde_json::from_str(TODAY).unwrap();
+            event["time"] = time;
+            job(&event.to_string()).time.map(|time| time.duration_since(UNIX_EPOCH).unwrap().as_secs())
+        };
+        assert_eq!(seconds(json!("2026-01-15T12:00:05+02:00")), Some(1_768_471_205));
+        for time in
+            [json!(null), json!(""), json!("now"), json!(7), json!({"at": [1]}), json!("2026-01-15 10:00:05 UTC")]
+        {
+            assert_eq!(seconds(time.clone()), None, "{time}");
+        }
     }
 
     #[test]

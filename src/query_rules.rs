@@ -84,8 +84,10 @@ impl<'a> AgentQueryRules<'a> {
         self.rules.iter().find(|rule| rule.key == "pod-definition" && !rule.is_any()).map(|rule| rule.value)
     }
 
+    /// The queue of ours that these rules name, whatever else they ask for; `None` for a job without a queue.
+    ///
     /// An agent is in one queue, so it must satisfy all the rules that name one.
-    fn queue<'c>(&self, config: &'c Config) -> Result<Option<&'c str>, Mismatch> {
+    pub fn queue<'c>(&self, config: &'c Config) -> Result<Option<&'c str>, Mismatch> {
         let mut wanted = self.rules.iter().filter(|rule| rule.key == "queue").peekable();
         let Some(first) = wanted.peek().map(|rule| rule.value.to_owned()) else {
             return if config.serve_jobs_without_queue { Ok(None) } else { Err(Mismatch::NoQueue) };

@@ -2,7 +2,10 @@
 //!
 //! Or several at once, when the failure queue gives them back.
 
-use std::time::Instant;
+use std::{
+    io::{Write, stdout},
+    time::{Instant, SystemTime},
+};
 
 use aws_credential_types::Credentials;
 use futures_util::future::join_all;
@@ -20,6 +23,7 @@ use crate::{
     event::{Event, InvalidEvent, ScheduledJob},
     failure_queue::{self, Message},
     job::{self, JOB_UUID_LABEL, MANAGER},
+    metrics::{self, Count},
     pod_definition::{self, DEFAULT, Library},
     query_rules::{AgentQueryRules, Mismatch},
 };
@@ -222,7 +226,7 @@ impl Scheduler {
             }
             Err(error) => {
                 let error = Error::from(error);
-                log_failure(&error);
+                self.failed(&error);
                 Err(error)
             }
         }
@@ -239,7 +243,7 @@ impl Scheduler {
                 let failed = match ready {
                     Ok(()) => self.serve(message.event()).await.is_err(),
                     Err(error) => {
-                        log_failure(error);
+                        self.failed(error);
                         true
                     }
                 };
@@ -250,7 +254,7 @@ impl Scheduler {
         Answer::Batch { failed: join_all(served).await.into_iter().flatten().collect() }
     }
 
-    /// Gives a job its Kubernetes Job, wherever we heard of it, and logs what became of it.
+    /// Gives a job its Kubernetes Job, wherever we heard of it, and logs and counts what became of it.
     pub async fn schedule(&self, job: &ScheduledJob) -> Result<Outcome, Error> {
         let started = Instant::now();
         let rules = AgentQueryRules::parse(&job.agent_query_rules);
@@ -262,9 +266,10 @@ impl Scheduler {
         };
         let (queue, result) = match matched {
             Ok(queue) => (queue, self.create(job, queue, definition).await),
-            Err(reason) => (None, Ok(Outcome::Ignored(reason))),
+            Err(reason) => (rules.queue(&self.config).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         Line { job, queue, definition, started }.log(&result);
+        self.count(Count::of(job, &result), queue);
         result
     }
 
@@ -288,6 +293,18 @@ impl Scheduler {
         }
     }
 
+    /// Logs and counts an event that did not get as far as its job.
+    fn failed(&self, error: &Error) {
+        tracing::error!(error_type = error.kind(), error = chain(error), "event failed");
+        self.count(Count::Failed, None);
+    }
+
+    fn count(&self, count: Count, queue: Option<&str>) {
+        let line = metrics::line(count, queue, &self.config.function_name, SystemTime::now());
+        // As with the log: a line that cannot be written is no reason to fail.
+        let _ = stdout().write_all(&line);
+    }
+
     async fn cluster(&self) -> Result<&Cluster, eks::Error> {
         self.cluster.get_or_try_init(|| Cluster::find(&self.config, &self.eks, &self.credentials)).await
     }
@@ -303,11 +320,6 @@ async fn already_exists(cluster: &Cluster, jobs: &str, uuid: Uuid) -> Result<Out
         },
         Err(source) => Err(Error::ReadJob { name, source }),
     }
-}
-
-/// The line for an event that did not get as far as its job.
-fn log_failure(error: &Error) {
-    tracing::error!(error_type = error.kind(), error = chain(error), "event failed");
 }
 
 impl Answer {
@@ -334,6 +346,18 @@ impl Outcome {
             Self::Created => "created",
             Self::AlreadyExists => "already-exists",
             Self::Ignored(_) => "ignored",
+        }
+    }
+}
+
+impl Count {
+    fn of(job: &ScheduledJob, result: &Result<Outcome, Error>) -> Self {
+        match result {
+            Ok(Outcome::Created) => Self::Created { announced: job.time },
+            Ok(Outcome::AlreadyExists) => Self::Existing,
+            Ok(Outcome::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. }))) => Self::Unserved,
+            Ok(Outcome::Ignored(_)) => Self::Ignored,
+            Err(_) => Self::Failed,
         }
     }
 }

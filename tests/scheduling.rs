@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Certificate, Fault, Function, Lab, Parameter, Request, When, function::Builder};
@@ -60,6 +60,11 @@ impl Scene {
 
     /// Stops the function and gives its log, in which the agent token must not be.
     async fn end(self) -> Vec<Value> {
+        self.end_with_metrics().await.0
+    }
+
+    /// The same with the lines of metrics, which are no part of the log.
+    async fn end_with_metrics(self) -> (Vec<Value>, Vec<Value>) {
         let token = self.lab.agent_token();
         let printed = self.function.stop().await;
         let jobs = self.lab.kubernetes.jobs();
@@ -69,7 +74,7 @@ impl Scene {
                 "the agent token is in: {text}"
             );
         }
-        printed.lines()
+        printed.lines().into_iter().partition(|line| line["_aws"].is_null())
     }
 
     fn posts(&self) -> Vec<Request> {
@@ -691,6 +696,136 @@ mod a_batch_of_the_failure_queue {
             assert!(text.starts_with(&format!("records of {service}, which the function does not take")), "{text}");
             scene.end().await;
         }
+    }
+}
+
+mod metrics {
+    use super::*;
+
+    fn directive(dimensions: &Value, metrics: &[(&str, &str)]) -> Value {
+        let metrics: Vec<_> = metrics.iter().map(|(name, unit)| json!({"Name": name, "Unit": unit})).collect();
+        json!({"Namespace": "AgentScheduler", "Dimensions": [dimensions], "Metrics": metrics})
+    }
+
+    fn line(directives: &[Value], queue: &str, values: &Value) -> Value {
+        let mut line = json!({"_aws": {"CloudWatchMetrics": directives}, "FunctionName": "agent-scheduler"});
+        line["Queue"] = json!(queue);
+        line.as_object_mut().unwrap().extend(values.as_object().unwrap().clone());
+        line
+    }
+
+    /// A line with that one metric.
+    fn one(name: &str, queue: &str) -> Value {
+        let directive = directive(&json!(["FunctionName", "Queue"]), &[(name, "Count")]);
+        line(&[directive], queue, &json!({name: 1}))
+    }
+
+    /// The published event, announced at another time.
+    fn at(time: &Value) -> String {
+        let mut event: Value = serde_json::from_str(SCHEDULED).unwrap();
+        event["time"] = time.clone();
+        event.to_string()
+    }
+
+    /// Ends the scene and gives its lines without their timestamps, which must be of this minute, beside those.
+    async fn end(scene: Scene) -> Vec<(u64, Value)> {
+        let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+        let (_, lines) = scene.end_with_metrics().await;
+        let lines = lines.into_iter().map(|mut line| {
+            let timestamp = line["_aws"].as_object_mut().unwrap().remove("Timestamp").unwrap().as_u64().unwrap();
+            assert!(timestamp.abs_diff(now) < 60_000, "{timestamp} at {now}");
+            (timestamp, line)
+        });
+        lines.collect()
+    }
+
+    /// The lines that these events leave, in order.
+    async fn are(mut scene: Scene, events: &[&str], expected: &[Value]) {
+        for event in events {
+            scene.invoke(*event).await;
+        }
+        let lines: Vec<_> = end(scene).await.into_iter().map(|(_, line)| line).collect();
+        assert_eq!(lines, expected);
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_new_job_and_how_long_it_took() {
+        let mut scene = Scene::new().await;
+        scene.succeed(at(&json!("2020-01-01T00:00:00Z"))).await;
+        let [(timestamp, found)] = &end(scene).await[..] else { panic!("not one line") };
+        let metrics = [("JobsCreated", "Count"), ("TimeToJob", "Milliseconds")];
+        let directive = directive(&json!(["FunctionName", "Queue"]), &metrics);
+        let values = json!({"JobsCreated": 1, "TimeToJob": timestamp - 1_577_836_800_000});
+        assert_eq!(*found, line(&[directive], "default", &values));
+    }
+
+    #[tokio::test]
+    async fn tell_nothing_of_a_time_that_nobody_knows() {
+        for time in [json!(null), json!("yesterday"), json!([7])] {
+            are(Scene::new().await, &[&at(&time)], &[one("JobsCreated", "default")]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_repeated_event() {
+        let event = at(&json!(null));
+        let lines = [one("JobsCreated", "default"), one("JobsExisting", "default")];
+        are(Scene::new().await, &[&event, &event], &lines).await;
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_job_that_is_not_for_us_and_never_name_its_queue() {
+        let events = [include_str!("../events/job-other-queue.json"), &with_rules(json!(null))];
+        are(Scene::new().await, &events, &[one("JobsIgnored", "none"), one("JobsIgnored", "none")]).await;
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_job_without_a_queue() {
+        let mut event: Value = serde_json::from_str(&with_rules(json!([]))).unwrap();
+        event["time"] = json!(null);
+        let scene = Scene::with(|_, function| function.env("SERVE_JOBS_WITHOUT_QUEUE", "true")).await;
+        are(scene, &[&event.to_string()], &[one("JobsCreated", "none")]).await;
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_job_that_will_wait_for_ever() {
+        let directives = [
+            directive(&json!(["FunctionName", "Queue"]), &[("JobsIgnored", "Count")]),
+            directive(&json!(["FunctionName"]), &[("JobsUnserved", "Count")]),
+        ];
+        let expected = line(&directives, "default", &json!({"JobsIgnored": 1, "JobsUnserved": 1}));
+        are(Scene::new().await, &[include_str!("../events/job-unserved-tag.json")], &[expected]).await;
+    }
+
+    #[tokio::test]
+    async fn tell_of_a_job_that_failed_and_of_an_event_that_cannot_be_read() {
+        let scene = Scene::new().await;
+        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no such field"), 1);
+        are(scene, &[SCHEDULED, "{}"], &[one("JobsFailed", "default"), one("JobsFailed", "none")]).await;
+    }
+
+    #[tokio::test]
+    async fn tell_nothing_of_other_events() {
+        are(Scene::new().await, &[include_str!("../events/job-finished.json"), r#"{"Records":[]}"#], &[]).await;
+    }
+
+    #[tokio::test]
+    async fn tell_of_each_message_of_a_batch() {
+        let message = |body: &str| json!({"messageId": "1", "body": body, "eventSource": "aws:sqs"});
+        let batch = json!({"Records": [message(&at(&json!(null))), message("no event")]}).to_string();
+        let mut scene = Scene::new().await;
+        scene.succeed(batch).await;
+        let mut lines: Vec<_> = end(scene).await.into_iter().map(|(_, line)| line).collect();
+        lines.sort_by_key(ToString::to_string);
+        let mut expected = [one("JobsCreated", "default"), one("JobsFailed", "none")];
+        expected.sort_by_key(ToString::to_string);
+        assert_eq!(lines, expected);
+    }
+
+    #[tokio::test]
+    async fn are_lines_of_their_own_whatever_the_format_of_the_log() {
+        let scene = Scene::with(|_, function| function.env("AWS_LAMBDA_LOG_FORMAT", "Text")).await;
+        are(scene, &[&at(&json!(null))], &[one("JobsCreated", "default")]).await;
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// What stands beside the fields, and the message itself.
-const NO_FIELDS: [&str; 7] = ["_aws", "level", "message", "span", "spans", "target", "timestamp"];
+const NO_FIELDS: [&str; 8] = ["_aws", "FunctionName", "level", "message", "span", "spans", "target", "timestamp"];
 
 /// A line as `message name=value …`; a line that is no JSON object stays as it is.
 ///
@@ -59,7 +59,10 @@ mod tests {
                 r#"{"level":"DEBUG","message":"matched","ms":1.23456,"n":2,"span":{"requestId":"1"}}"#,
                 "matched ms=1.235 n=2",
             ),
-            (r#"{"_aws":{"Timestamp":1},"JobsCreated":1}"#, "metrics JobsCreated=1"),
+            (
+                r#"{"_aws":{"Timestamp":1},"FunctionName":"agent-scheduler","Queue":"default","JobsCreated":1,"TimeToJob":81}"#,
+                "metrics JobsCreated=1 Queue=default TimeToJob=81",
+            ),
             (r#"{"other":1}"#, r#"{"other":1}"#),
             ("thread 'main' panicked", "thread 'main' panicked"),
         ];
