@@ -8,7 +8,7 @@ EVENTS ?= 1000
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick control-plane faketime bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick test-deployment deployment-tools control-plane faketime bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -32,6 +32,14 @@ faketime:
 	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
+
+## The tests of template.yml, of `sam build`, `sam local invoke` and `sam deploy`.
+test-deployment: deployment-tools
+	PATH="$$(tests/deployment/tools):$$PATH" python -m pytest tests/deployment
+
+# sam, cargo-lambda, zig, moto and pytest: installed once per machine.
+deployment-tools:
+	@tests/deployment/tools >/dev/null
 
 ## The tests that need nothing but Rust.
 test-quick:
