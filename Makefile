@@ -35,6 +35,7 @@ faketime:
 
 ## The tests of template.yml, of `sam build`, `sam local invoke` and `sam deploy`.
 test-deployment: deployment-tools
+	cargo build --workspace --bins
 	PATH="$$(tests/deployment/tools):$$PATH" python -m pytest tests/deployment
 
 # sam, cargo-lambda, zig, moto and pytest: installed once per machine.

@@ -1,5 +1,6 @@
 """What the tests of the deployment share: where the project is, and sam run as a user would run it, but for the network."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +31,25 @@ def run(*command, expect=0, **options):
     done = subprocess.run([str(part) for part in command], check=False, **options)
     assert done.returncode == expect, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+class Lab:
+    """`lab serve`: stands in for AWS and Kubernetes while a block lasts, and knows afterwards which Jobs were made.
+
+    `variables` lead a function to it.
+    """
+
+    def __init__(self, host="127.0.0.1"):
+        self.host = host
+        self.jobs = None
+
+    def __enter__(self):
+        command = [TARGET / "debug" / "lab", "serve", "--host", self.host]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.variables = json.loads(self.process.stdout.readline())
+        return self
+
+    def __exit__(self, *_):
+        # It ends when its standard input does.
+        jobs, _ = self.process.communicate()
+        self.jobs = json.loads(jobs)

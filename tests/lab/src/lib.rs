@@ -121,7 +121,22 @@ impl Lab {
 
     /// A function with all that Lambda gives it, and settings that lead it to this lab.
     pub fn function(&self, binary: impl Into<PathBuf>) -> function::Builder {
-        function::Builder::new(binary.into(), self.variables(), self.timeline.clone())
+        let mut variables = self.variables();
+        variables.extend(owned([
+            ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+            ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+            ("AWS_LAMBDA_LOG_LEVEL", "INFO"),
+            ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/agent-scheduler"),
+            ("AWS_LAMBDA_LOG_STREAM_NAME", "2026/01/15/[$LATEST]0123456789abcdef0123456789abcdef"),
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("LANG", "en_US.UTF-8"),
+            ("TZ", ":UTC"),
+            ("RUST_BACKTRACE", "1"),
+        ]));
+        function::Builder::new(binary.into(), variables, self.timeline.clone())
     }
 
     /// The token that `/buildkite/agent-token` holds from the start; it occurs nowhere else, so a leak can be searched for.
@@ -134,34 +149,26 @@ impl Lab {
         &self.credentials
     }
 
-    fn variables(&self) -> BTreeMap<String, String> {
+    /// What leads a function to this lab, whoever runs it: the keys, the endpoints, and the settings that have no default.
+    pub fn variables(&self) -> BTreeMap<String, String> {
         let Credentials { access_key_id, secret_access_key, session_token } = &self.credentials;
-        let variables = [
-            ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
-            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
-            ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
-            ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
-            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
-            ("AWS_LAMBDA_LOG_LEVEL", "INFO"),
-            ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/agent-scheduler"),
-            ("AWS_LAMBDA_LOG_STREAM_NAME", "2026/01/15/[$LATEST]0123456789abcdef0123456789abcdef"),
+        owned([
             ("AWS_REGION", aws::REGION),
             ("AWS_DEFAULT_REGION", aws::REGION),
             ("AWS_ACCESS_KEY_ID", access_key_id),
             ("AWS_SECRET_ACCESS_KEY", secret_access_key),
             ("AWS_SESSION_TOKEN", session_token),
             ("AWS_ENDPOINT_URL", &self.aws.url()),
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("LANG", "en_US.UTF-8"),
-            ("TZ", ":UTC"),
-            ("RUST_BACKTRACE", "1"),
             ("BUILDKITE_QUEUE", "default"),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
             ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.ca_data),
-        ];
-        variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        ])
     }
+}
+
+fn owned<const N: usize>(variables: [(&str, &str); N]) -> BTreeMap<String, String> {
+    variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 fn verifier(credentials: &Credentials) -> Verifier {

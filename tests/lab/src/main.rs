@@ -4,6 +4,7 @@ mod bench;
 mod event_file;
 mod instructions;
 mod run;
+mod serve;
 mod throughput;
 
 use std::{error::Error, process::ExitCode};
@@ -18,6 +19,11 @@ enum Command {
     ///
     /// Exits with 0 if the function answers, 1 if it fails, and 2 if it cannot be run at all.
     Run(run::Run),
+    /// Serves AWS and Kubernetes to a function that another program runs, such as `sam local invoke`.
+    ///
+    /// Prints the variables that lead the function here, as one line of JSON. When the standard input ends, prints the Jobs that
+    /// there are by then, as a JSON list, and ends.
+    Serve(serve::Serve),
     /// Measures what a start and an event cost, beside the floor of tests/floor.
     Bench(bench::Bench),
     /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
@@ -30,6 +36,7 @@ enum Command {
 async fn main() -> ExitCode {
     let ended: Result<ExitCode, Box<dyn Error>> = match Command::parse() {
         Command::Run(run) => run.run().await.map_err(Into::into),
+        Command::Serve(serve) => serve.run().await.map_err(Into::into),
         Command::Bench(bench) => bench.run().await.map_err(Into::into),
         Command::Throughput(throughput) => throughput.run().await.map_err(Into::into),
         Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
