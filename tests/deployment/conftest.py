@@ -3,9 +3,11 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from account import Account
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
@@ -31,6 +33,15 @@ def run(*command, expect=0, **options):
     done = subprocess.run([str(part) for part in command], check=False, **options)
     assert done.returncode == expect, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def account(environment):
+    """An AWS account without anything but Buildkite's event bus, which is moto (moto_sam.py)."""
+    command = [sys.executable, Path(__file__).with_name("moto_sam.py")]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as moto:
+        yield Account(moto.stdout.readline().strip())
+        moto.stdin.close()
 
 
 class Lab:
