@@ -5,10 +5,11 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
 STARTS ?= 40
 EVENTS ?= 1000
+TESTS ?= tests/deployment
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick test-deployment deployment-tools control-plane faketime bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick test-deployment deployment-tools docker-engine control-plane faketime bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -23,6 +24,7 @@ run:
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane faketime
 	cargo test --workspace --test control_plane
+	$(MAKE) test-deployment
 
 # The programs of a Kubernetes control plane: built once per machine.
 control-plane:
@@ -33,12 +35,17 @@ faketime:
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
-## The tests of template.yml, of `sam build`, `sam local invoke` and `sam deploy`.
-test-deployment: deployment-tools
+## The tests of template.yml, of `sam build`, `sam local invoke`, `cargo lambda` and `sam deploy`. Those of `sam local invoke`
+## need Docker, and are skipped without it: TESTS=tests/deployment/test_local_invoke.py runs them alone.
+test-deployment: deployment-tools release valgrind
 	cargo build --workspace --bins
-	PATH="$$(tests/deployment/tools):$$PATH" python -m pytest tests/deployment
+	PATH="$$(tests/deployment/tools):$$PATH" python -m pytest -rs $(TESTS)
 
-# sam, cargo-lambda, zig, moto and pytest: installed once per machine.
+## Docker's engine, installed and started if there is none (as root, on Debian).
+docker-engine:
+	@tests/deployment/docker-engine
+
+# sam, cargo-lambda, zig, moto, pytest and ruff: installed once per machine.
 deployment-tools:
 	@tests/deployment/tools >/dev/null
 
@@ -69,12 +76,13 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, one TLS stack.
-lint: tls-stack
+## Format, clippy, rustdoc, ruff, one TLS stack.
+lint: tls-stack deployment-tools
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --test control_plane -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
 
 # aws-lc-rs everywhere: a second TLS stack is megabytes of binary and milliseconds of every cold start.
 tls-stack:

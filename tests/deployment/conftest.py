@@ -1,12 +1,15 @@
 """What the tests of the deployment share: where the project is, and sam run as a user would run it, but for the network."""
 
+import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
 from account import Account
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +27,7 @@ def environment():
         AWS_DEFAULT_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true",
         SAM_CLI_TELEMETRY="0",
+        CARGO_TARGET_DIR=str(TARGET),
     )
 
 
@@ -42,6 +46,31 @@ def account(environment):
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as moto:
         yield Account(moto.stdout.readline().strip())
         moto.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def clone():
+    """A clean clone of the project in which `sam build` has run."""
+    folder = TARGET / "deployment" / "clone"
+    keep_in_step(folder)
+    run("sam", "build", cwd=folder)
+    return folder
+
+
+def keep_in_step(folder):
+    """Makes a folder what a fresh clone would be if all that stands in the tree were committed.
+
+    Files that did not change are left alone, so that cargo does not link for minutes what it has linked before.
+    """
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    wanted = {folder / name: ROOT / name for name in listed if name and (ROOT / name).is_file()}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in wanted:
+            path.unlink()
+    for path, source in wanted.items():
+        if not (path.exists() and filecmp.cmp(source, path, shallow=False)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, path)
 
 
 class Lab:

@@ -90,6 +90,7 @@ if __name__ == "__main__":
     # By this name, not by its address: moto and sam know an S3 address of a bucket by "localhost".
     server = ThreadedMotoServer("localhost", port=0, verbose=False)
     server.start()
-    print("http://localhost:%d" % server.get_host_and_port()[1], flush=True)
+    _, port = server.get_host_and_port()
+    print(f"http://localhost:{port}", flush=True)
     sys.stdin.read()
     server.stop()

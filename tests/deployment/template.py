@@ -55,7 +55,9 @@ class Stack:
     def __init__(self, pseudo=None, **parameters):
         self.template = expanded()
         defaults = {
-            name: parameter["Default"] for name, parameter in self.template["Parameters"].items() if "Default" in parameter
+            name: parameter["Default"]
+            for name, parameter in self.template["Parameters"].items()
+            if "Default" in parameter
         }
         self.parameters = PSEUDO_PARAMETERS | (pseudo or {}) | defaults | REQUIRED | parameters
         self.resources = {

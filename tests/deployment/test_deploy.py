@@ -16,10 +16,11 @@ import shutil
 
 import pytest
 import tomlkit
-from account import ACCOUNT_ID, EVENT_BUS
 from botocore.exceptions import ClientError
-from conftest import ROOT, run
 from samtranslator.yaml_helper import yaml_parse
+
+from account import ACCOUNT_ID, EVENT_BUS
+from conftest import ROOT, run
 
 STACK = "buildkite-agent-scheduler"
 

@@ -4,9 +4,10 @@ import copy
 import json
 
 import pytest
+from moto.events.models import EventPattern
+
 from account import EVENT_BUS
 from conftest import ROOT
-from moto.events.models import EventPattern
 
 
 def sample(name):

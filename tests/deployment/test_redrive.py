@@ -10,6 +10,7 @@ import json
 import uuid
 
 import pytest
+
 from account import ACCOUNT_ID, EVENT_BUS
 from conftest import ROOT, TARGET, Lab
 from runtime import Function

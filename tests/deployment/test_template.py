@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from conftest import ROOT, run
 from template import PSEUDO_PARAMETERS, Stack, expanded, source
 
@@ -65,7 +66,9 @@ def find_cluster(arn="arn:aws:eks:us-east-1:111122223333:cluster/example-cluster
 
 def statements(stack):
     [policy] = stack.properties("Role")["Policies"]
-    assert set(stack.properties("Role")) == {"Description", "AssumeRolePolicyDocument", "Policies"}, "no managed policies"
+    assert set(stack.properties("Role")) == {"Description", "AssumeRolePolicyDocument", "Policies"}, (
+        "no managed policies"
+    )
     return policy["PolicyDocument"]["Statement"]
 
 
@@ -158,7 +161,10 @@ def test_the_role_may_do_this_and_no_more():
         ("/buildkite/agent-token", "arn:aws:ssm:us-east-1:111122223333:parameter/buildkite/agent-token"),
         ("agent-token", "arn:aws:ssm:us-east-1:111122223333:parameter/agent-token"),
         # Another account's, shared with ours.
-        ("arn:aws:ssm:us-east-1:444455556666:parameter/shared/t", "arn:aws:ssm:us-east-1:444455556666:parameter/shared/t"),
+        (
+            "arn:aws:ssm:us-east-1:444455556666:parameter/shared/t",
+            "arn:aws:ssm:us-east-1:444455556666:parameter/shared/t",
+        ),
     ],
 )
 def test_the_role_may_read_the_one_parameter(path, arn):
@@ -200,7 +206,11 @@ def test_the_role_may_describe_the_cluster_only_if_something_is_to_be_found(give
 
 
 def test_a_network_adds_its_interfaces():
-    added = [statement for statement in statements(Stack(VpcSubnets="subnet-1", VpcSecurityGroupIds="sg-1")) if "ec2:" in str(statement)]
+    added = [
+        statement
+        for statement in statements(Stack(VpcSubnets="subnet-1", VpcSecurityGroupIds="sg-1"))
+        if "ec2:" in str(statement)
+    ]
     assert added == [
         allow(
             "UseNetworkInterfaces",
@@ -329,8 +339,18 @@ def test_the_access_entry_is_that_of_the_role_file():
 
 # Namespace, metric, dimensions, seconds that it has to last.
 ALARMS = {
-    "FailureQueueAlarm": ("AWS/SQS", "ApproximateNumberOfMessagesVisible", {"QueueName": "<FailureQueue.QueueName>"}, 60),
-    "ParkingQueueAlarm": ("AWS/SQS", "ApproximateNumberOfMessagesVisible", {"QueueName": "<ParkingQueue.QueueName>"}, 60),
+    "FailureQueueAlarm": (
+        "AWS/SQS",
+        "ApproximateNumberOfMessagesVisible",
+        {"QueueName": "<FailureQueue.QueueName>"},
+        60,
+    ),
+    "ParkingQueueAlarm": (
+        "AWS/SQS",
+        "ApproximateNumberOfMessagesVisible",
+        {"QueueName": "<ParkingQueue.QueueName>"},
+        60,
+    ),
     "ErrorsAlarm": ("AWS/Lambda", "Errors", {"FunctionName": "<AgentScheduler>"}, 60),
     "ThrottlesAlarm": ("AWS/Lambda", "Throttles", {"FunctionName": "<AgentScheduler>"}, 900),
     "DroppedEventsAlarm": ("AWS/Lambda", "AsyncEventsDropped", {"FunctionName": "<AgentScheduler>"}, 60),
@@ -404,7 +424,11 @@ def test_every_parameter_is_described_grouped_and_explained_in_the_readme():
 
 # A value that the template takes and one that it refuses before anything is deployed.
 VALUES = [
-    ("EventBridgeBusName", ["aws.partner/buildkite.com/acme/0123-4567"], ["arn:aws:events:us-east-1:1:event-bus/b", ""]),
+    (
+        "EventBridgeBusName",
+        ["aws.partner/buildkite.com/acme/0123-4567"],
+        ["arn:aws:events:us-east-1:1:event-bus/b", ""],
+    ),
     ("BuildkiteQueue", ["default", "linux,gpu", "a_b-C9"], ["", "linux, gpu", "a,,b", "queue=a", "a,", "a" * 59]),
     ("BuildkiteAgentTokenParameterPath", ["/buildkite/agent-token", "token"], ["", "buildkite/agent-token", "/a b"]),
     ("BuildkiteAgentTokenParameterPath", ["arn:aws:ssm:us-east-1:111122223333:parameter/t"], ["arn:aws:s3:::bucket"]),
@@ -412,7 +436,11 @@ VALUES = [
     ("BuildkiteAgentTags", ["", "os=linux", "os=linux,flags=a=b"], ["linux", "=linux", "os=linux, team=web", "os="]),
     ("KubernetesClusterIdentifier", ["example-cluster"], ["", "arn:aws:eks:us-east-1:1:cluster/c", "-a"]),
     ("KubernetesNamespace", ["buildkite"], ["", "Buildkite", "a_b", "-a", "a-", "a" * 64]),
-    ("KubernetesApiServerEndpoint", ["", ENDPOINT["KubernetesApiServerEndpoint"]], ["http://a", "a:6443", "https://a/b"]),
+    (
+        "KubernetesApiServerEndpoint",
+        ["", ENDPOINT["KubernetesApiServerEndpoint"]],
+        ["http://a", "a:6443", "https://a/b"],
+    ),
     ("KubernetesCertificateAuthorityData", ["", "LS0tLS1CRUdJTg=="], ["-----BEGIN CERTIFICATE-----"]),
     ("AgentTokenSecretName", ["buildkite-agent-token", "a.b"], ["", "Token", "a_b", "a..b"]),
     ("VpcSubnets", ["", "subnet-0a1b"], ["vpc-1", "subnet-"]),

@@ -1,4 +1,5 @@
 //! `lab instructions`: what a start and a warm event cost in instructions, which a busy machine does not change.
+//! `lab count`: the bare count of a start.
 
 use std::{
     env, fs, io,
@@ -45,6 +46,17 @@ pub struct Instructions {
     /// Keeps the new figures instead of comparing them.
     #[arg(long)]
     update: bool,
+}
+
+/// What to count, with nothing to compare it with.
+#[derive(Args)]
+pub struct Count {
+    /// The function's binary.
+    #[arg(long, value_name = "PATH")]
+    function: PathBuf,
+    /// The event that is sent.
+    #[arg(long, value_name = "FILE")]
+    event: PathBuf,
 }
 
 /// Counts of `valgrind --tool=callgrind`.
@@ -113,6 +125,15 @@ impl Instructions {
 
     fn garbled(&self, source: serde_json::Error) -> Problem {
         Problem::Garbled { path: self.figures.clone(), source }
+    }
+}
+
+impl Count {
+    /// Prints the instructions from the start to the first Job.
+    pub async fn run(self) -> Result<ExitCode, Problem> {
+        let (_, event) = event_file::read(&self.event)?;
+        println!("{}", count(&self.function, &event, 1).await?);
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -30,6 +30,8 @@ enum Command {
     Throughput(throughput::Throughput),
     /// Counts the instructions of a start and of a warm event, and compares them with the figures that are kept.
     Instructions(instructions::Instructions),
+    /// Prints how many instructions one binary takes from its start to the first Job.
+    Count(instructions::Count),
 }
 
 #[tokio::main]
@@ -40,6 +42,7 @@ async fn main() -> ExitCode {
         Command::Bench(bench) => bench.run().await.map_err(Into::into),
         Command::Throughput(throughput) => throughput.run().await.map_err(Into::into),
         Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
+        Command::Count(count) => count.run().await.map_err(Into::into),
     };
     ended.unwrap_or_else(|problem| {
         eprintln!("lab: {problem}");
