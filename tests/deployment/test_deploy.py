@@ -178,6 +178,7 @@ def test_the_outputs_are_names_that_exist_and_commands_to_paste(account, guided)
         "RuleName": rule["Name"],
         "FailureQueueUrl": physical_ids(account)["FailureQueue"],
         "ParkingQueueUrl": physical_ids(account)["ParkingQueue"],
+        "ParkingQueueArn": f"arn:aws:sqs:us-east-1:{ACCOUNT_ID}:{physical_ids(account)['ParkingQueue'].split('/')[-1]}",
         "LogGroupName": log_group["logGroupName"],
         "DashboardUrl": "https://us-east-1.console.aws.amazon.com/cloudwatch/home?region=us-east-1"
         f"#dashboards/dashboard/{dashboard['DashboardName']}",

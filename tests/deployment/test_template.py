@@ -27,6 +27,7 @@ ALWAYS = {
     "DroppedEventsAlarm": "AWS::CloudWatch::Alarm",
     "FailedDeliveriesAlarm": "AWS::CloudWatch::Alarm",
     "FailedInvocationsAlarm": "AWS::CloudWatch::Alarm",
+    "LostDeadLettersAlarm": "AWS::CloudWatch::Alarm",
     "UnservedJobsAlarm": "AWS::CloudWatch::Alarm",
 }
 
@@ -46,6 +47,7 @@ FAILURE_QUEUE = [
         "Resource": "<FailureQueue.Arn>",
     },
 ]
+BUS = "aws.partner/buildkite.com/example-org/0123-4567"
 ENDPOINT = {
     "KubernetesApiServerEndpoint": "https://0123.gr7.us-east-1.eks.amazonaws.com",
     "KubernetesCertificateAuthorityData": "LS0tLS1CRUdJTg==",
@@ -220,9 +222,22 @@ def test_a_network_adds_its_interfaces():
                 "ec2:AssignPrivateIpAddresses",
                 "ec2:UnassignPrivateIpAddresses",
             ],
-            "arn:aws:ec2:us-east-1:111122223333:*/*",
+            ["arn:aws:ec2:us-east-1:111122223333:*/*", "arn:aws:ec2:us-east-1:*:subnet/*"],
         ),
         allow("FindNetworkInterfaces", ["ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets"], "*"),
+        {
+            "Sid": "NotFromTheFunction",
+            "Effect": "Deny",
+            "Action": "ec2:*",
+            "Resource": "*",
+            "Condition": {
+                "ArnLike": {
+                    "lambda:SourceFunctionArn": (
+                        "arn:aws:lambda:us-east-1:111122223333:function:buildkite-agent-scheduler-*"
+                    )
+                }
+            },
+        },
     ]
 
 
@@ -285,7 +300,9 @@ def test_the_rule_retries_and_then_keeps_what_it_cannot_deliver():
         "Principal": {"Service": "events.amazonaws.com"},
         "Action": "sqs:SendMessage",
         "Resource": "<FailureQueue.Arn>",
-        "Condition": {"ArnEquals": {"aws:SourceArn": "<AgentSchedulerJobScheduled.Arn>"}},
+        "Condition": {
+            "ArnEquals": {"aws:SourceArn": f"arn:aws:events:us-east-1:111122223333:rule/{BUS}/default-Queue"}
+        },
     }
 
 
@@ -358,7 +375,13 @@ ALARMS = {
     "FailedInvocationsAlarm": (
         "AWS/Events",
         "FailedInvocations",
-        {"EventBusName": "aws.partner/buildkite.com/example-org/0123-4567", "RuleName": "linux-Queue"},
+        {"EventBusName": BUS, "RuleName": "linux-Queue"},
+        60,
+    ),
+    "LostDeadLettersAlarm": (
+        "AWS/Events",
+        "InvocationsFailedToBeSentToDlq",
+        {"EventBusName": BUS, "RuleName": "linux-Queue"},
         60,
     ),
     "UnservedJobsAlarm": ("AgentScheduler", "JobsUnserved", {"FunctionName": "<AgentScheduler>"}, 60),
@@ -405,6 +428,10 @@ def test_the_outputs_are_commands_with_the_stacks_values_in_them():
     )
     assert stack.outputs["CreateNamespaceCommand"] == "kubectl create namespace ci"
     assert stack.outputs["GrantPermissionsCommand"] == "kubectl apply -f buildkite-role.yaml --namespace ci"
+    assert Stack(AgentTokenSecretName="gpu-token").outputs["GrantPermissionsCommand"] == (
+        r"sed 's/\[buildkite-agent-token\]/[buildkite-agent-token, gpu-token]/' buildkite-role.yaml"
+        " | kubectl apply -f - --namespace buildkite"
+    )
     mapped = set(Stack(CreateAccessEntry="true").outputs)
     assert set(stack.outputs) - mapped == {"CreateAccessEntryCommand", "CreateIdentityMappingCommand"}
 
@@ -414,10 +441,11 @@ def test_every_parameter_is_described_grouped_and_explained_in_the_readme():
     groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
     grouped = [name for group in groups for name in group["Parameters"]]
     assert sorted(grouped) == sorted(template["Parameters"])
-    readme = (ROOT / "README.md").read_text()
+    _, deploy = (ROOT / "README.md").read_text().split("\n## Deploy\n")
+    prompts = [row.split("|")[1] for row in deploy.split("\n## ")[0].splitlines() if row.startswith("|")]
     for name, parameter in template["Parameters"].items():
         assert parameter["Description"].endswith("."), name
-        assert f"`{name}`" in readme, name
+        assert any(f"`{name}`" in prompt for prompt in prompts), name
         if "AllowedPattern" in parameter:
             assert parameter["ConstraintDescription"].startswith("must be "), name
 
@@ -433,7 +461,11 @@ VALUES = [
     ("BuildkiteAgentTokenParameterPath", ["/buildkite/agent-token", "token"], ["", "buildkite/agent-token", "/a b"]),
     ("BuildkiteAgentTokenParameterPath", ["arn:aws:ssm:us-east-1:111122223333:parameter/t"], ["arn:aws:s3:::bucket"]),
     ("AgentTokenKmsKeyArn", ["", "arn:aws:kms:us-east-1:111122223333:key/0-1"], ["alias/a", "0123"]),
-    ("BuildkiteAgentTags", ["", "os=linux", "os=linux,flags=a=b"], ["linux", "=linux", "os=linux, team=web", "os="]),
+    (
+        "BuildkiteAgentTags",
+        ["", "os=linux", "os=linux,flags=a=b"],
+        ["linux", "=linux", "os=linux, team=web", "os=", "queue=a", "os=linux,queue=a"],
+    ),
     ("KubernetesClusterIdentifier", ["example-cluster"], ["", "arn:aws:eks:us-east-1:1:cluster/c", "-a"]),
     ("KubernetesNamespace", ["buildkite"], ["", "Buildkite", "a_b", "-a", "a-", "a" * 64]),
     (
@@ -445,7 +477,7 @@ VALUES = [
     ("AgentTokenSecretName", ["buildkite-agent-token", "a.b"], ["", "Token", "a_b", "a..b"]),
     ("VpcSubnets", ["", "subnet-0a1b"], ["vpc-1", "subnet-"]),
     ("VpcSecurityGroupIds", ["", "sg-0a1b"], ["subnet-1"]),
-    ("ReservedConcurrency", ["", "1", "1000"], ["0", "-1", "ten"]),
+    ("ReservedConcurrency", ["", "2", "10", "1000"], ["0", "1", "-1", "ten"]),
     ("AlarmTopicArn", ["", "arn:aws:sns:us-east-1:111122223333:alarms"], ["alarms"]),
 ]
 
