@@ -17,10 +17,7 @@ use http::{Request, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Mutex, time::Instant};
 use tower::BoxError;
 
 use crate::{
@@ -28,16 +25,11 @@ use crate::{
     config::Config,
     eks::{self, Cluster},
     job::{MANAGED_BY_LABEL, MANAGER, TOKEN_KEY},
+    refresh::{self, Failure, refresh},
 };
 
 /// How old what we know of the parameter may be; so long may a pod still start with a token that was replaced.
 const AGE: Duration = Duration::from_mins(5);
-
-/// How long an event waits for a look at the parameter while there is a token that served until now.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// When to look again after that failed, so that not every event of a burst waits.
-const REFRESH_AGAIN: Duration = Duration::from_secs(30);
 
 /// Brings the agent token from SSM into the cluster, and keeps it current there.
 pub struct AgentToken {
@@ -160,15 +152,17 @@ impl AgentToken {
 
     /// Tells when to do so the next time.
     async fn deliver_again(&self, cluster: &Cluster) -> Result<Duration, Error> {
-        let delivered = timeout(REFRESH_TIMEOUT, async { self.apply(&self.read().await?, cluster).await });
-        let problem = match delivered.await {
-            Ok(Ok(())) => return Ok(AGE),
-            Ok(Err(error @ Error::Conflict { .. })) => return Err(error),
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("no answer within {} s", REFRESH_TIMEOUT.as_secs()),
-        };
-        tracing::warn!(error = problem, "the agent token could not be refreshed; the one of before serves on");
-        Ok(REFRESH_AGAIN)
+        match refresh(async { self.apply(&self.read().await?, cluster).await }).await {
+            Ok(()) => Ok(AGE),
+            Err(Failure::Told(error @ Error::Conflict { .. })) => Err(error),
+            Err(failure) => {
+                tracing::warn!(
+                    error = chain(&failure),
+                    "the agent token could not be refreshed; the one of before serves on"
+                );
+                Ok(refresh::AGAIN)
+            }
+        }
     }
 
     async fn read(&self) -> Result<Token, Error> {
@@ -430,12 +424,12 @@ mod tests {
             tokio::time::advance(AGE).await;
             let asked = Instant::now();
             agent_token.deliver(&cluster).await.unwrap();
-            assert!(asked.elapsed() <= REFRESH_TIMEOUT + Duration::from_millis(1), "{:?}", asked.elapsed());
+            assert!(asked.elapsed() <= refresh::TIMEOUT + Duration::from_millis(1), "{:?}", asked.elapsed());
         }
         world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
         agent_token.deliver(&cluster).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1"], "not every event of a burst waits");
-        tokio::time::advance(REFRESH_AGAIN).await;
+        tokio::time::advance(refresh::AGAIN).await;
         agent_token.deliver(&cluster).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2"]);
     }

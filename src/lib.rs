@@ -13,7 +13,7 @@
 //! The same event may come back in a message of the [`failure_queue`], several at once.
 //!
 //! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`job`], [`metrics`]) is functions of values: no client, no clock, no
-//! environment. The edge ([`https`], [`aws`], [`agent_token`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
+//! environment. The edge ([`https`], [`aws`], [`agent_token`], [`refresh`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
 pub mod agent_token;
 pub mod aws;
@@ -26,6 +26,7 @@ pub mod job;
 pub mod metrics;
 pub mod pod_definition;
 pub mod query_rules;
+pub mod refresh;
 pub mod scheduler;
 
 use std::error::Error;
