@@ -199,7 +199,7 @@ mod tests {
         let error = Library::compiled().get("nodejs").unwrap_err().to_string();
         assert_eq!(
             error,
-            r#"there is no pod definition "nodejs"; a step may ask for default, or add "nodejs" to pod-definitions/"#
+            r#"there is no pod definition "nodejs"; a step may ask for default, fargate, or add "nodejs" to pod-definitions/"#
         );
     }
 
