@@ -204,15 +204,6 @@ impl Cluster {
         &self.namespace
     }
 
-    /// Makes the connection and has the API server look at our token, so that the first Job need not wait for either.
-    pub async fn warm_up(&self) -> Result<(), Error> {
-        match self.request(Request::get("/version"), Vec::new()).await {
-            // Some clusters do not tell their version to everybody; they know us all the same.
-            Ok(_) | Err(Error::Forbidden { .. } | Error::Rejected(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Reads an object.
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
         let text = self.request(Request::get(path), Vec::new()).await?;

@@ -85,20 +85,16 @@ struct PodMeta<'a> {
 #[serde(rename_all = "camelCase")]
 struct PodSpec<'a> {
     restart_policy: &'static str,
-    containers: Vec<Container<'a>>,
+    containers: [Agent<'a>; 1],
     #[serde(flatten)]
     others: Others<'a>,
 }
 
 #[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Container<'a> {
-    Agent {
-        env: Vec<EnvVar<'a>>,
-        #[serde(flatten)]
-        others: Others<'a>,
-    },
-    Other(&'a Value),
+struct Agent<'a> {
+    env: Vec<EnvVar<'a>>,
+    #[serde(flatten)]
+    others: Others<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -169,13 +165,9 @@ pub fn build<'a>(
     let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
     let template = definition.template();
     let (metadata, spec) = (&template["metadata"], &template["spec"]);
-    let containers = definition.containers().map(|container| {
-        if container["name"] != AGENT {
-            return Container::Other(container);
-        }
-        let env = env(container, job, queue, definition, config);
-        Container::Agent { env, others: Others { object: container.as_object(), but: &["env"] } }
-    });
+    let agent = definition.agent();
+    let env = env(agent, job, queue, definition, config);
+    let agent = Agent { env, others: Others { object: agent.as_object(), but: &["env"] } };
     Job {
         api_version: "batch/v1",
         kind: "Job",
@@ -199,7 +191,7 @@ pub fn build<'a>(
                 },
                 spec: PodSpec {
                     restart_policy: "Never",
-                    containers: containers.collect(),
+                    containers: [agent],
                     others: Others { object: spec.as_object(), but: &["restartPolicy", "containers"] },
                 },
                 others: Others { object: template.as_object(), but: &["metadata", "spec"] },
@@ -309,7 +301,7 @@ mod tests {
     }
 
     fn least() -> Value {
-        json!({"spec": {"containers": [{"name": "agent", "image": "agent:4"}]}})
+        json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]}})
     }
 
     fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
@@ -423,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn other_containers_are_left_alone() {
+    fn init_containers_are_left_alone() {
         let mut template = least();
         let dockerd = json!({"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"});
         template["spec"]["initContainers"] = json!([dockerd]);

@@ -5,15 +5,16 @@
 //! ```text
 //! JSON --event--> ScheduledJob --query_rules--> for us? --no--> Outcome::Ignored
 //!                                                 | yes
-//!              pod_definition --job::build--> Job --eks client--> POST jobs
+//!   library --> PodDefinition --job::build--> Job --eks client--> POST jobs
 //!                                                   |      |         |
 //!                                               Created  AlreadyExists  Error
 //! ```
 //!
 //! The same event may come back in a message of the [`failure_queue`], several at once.
 //!
-//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`job`], [`metrics`]) is functions of values: no client, no clock, no
-//! environment. The edge ([`https`], [`aws`], [`agent_token`], [`refresh`], [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
+//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`quantity`], [`job`], [`metrics`]) is
+//! functions of values: no client, no clock, no environment. The edge ([`https`], [`aws`], [`agent_token`], [`library`], [`refresh`],
+//! [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
 pub mod agent_token;
 pub mod aws;
@@ -23,8 +24,10 @@ pub mod event;
 pub mod failure_queue;
 pub mod https;
 pub mod job;
+pub mod library;
 pub mod metrics;
 pub mod pod_definition;
+pub mod quantity;
 pub mod query_rules;
 pub mod refresh;
 pub mod scheduler;

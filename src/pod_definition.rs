@@ -1,100 +1,81 @@
-//! Pod definitions: what a job runs in.
+//! A pod definition: what a job runs in, checked once when it is loaded.
 //!
-//! Each is a core/v1 `PodTemplate` manifest, known by its `metadata.name`. It stays the JSON that its author wrote, so that
-//! a field which this crate does not know reaches the API server and is judged there.
+//! It is a core/v1 `PodTemplate` manifest, known by its `metadata.name`. It stays the JSON that its author wrote, so that a
+//! field which this crate does not know reaches the API server and is judged there. What is checked here are the mistakes that
+//! the API server takes and that show only later: in a pod that never ends, or in an agent that does not start.
+//!
+//! `build.rs` compiles this file, too: a file of `pod-definitions/` that breaks a rule fails the build.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 
 use serde_json::Value;
+
+use crate::quantity::Quantity;
 
 /// The container that runs the Buildkite agent.
 pub const AGENT: &str = "agent";
 
-/// The definition of a step that asks for none.
-pub const DEFAULT: &str = "default";
+/// The annotation of the `PodTemplate` itself that keeps steps from choosing an image: `"false"`.
+pub const ALLOW_IMAGE: &str = "agent-scheduler.buildkite.com/allow-image";
 
-/// The definitions of `pod-definitions/`, each with its path, as JSON.
-const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+/// The annotation that limits a step's `cpu=`.
+pub const MAX_CPU: &str = "agent-scheduler.buildkite.com/max-cpu";
+
+/// The annotation that limits a step's `memory=`.
+pub const MAX_MEMORY: &str = "agent-scheduler.buildkite.com/max-memory";
+
+/// What Kubernetes takes when `terminationGracePeriodSeconds` is not set.
+const GRACE_PERIOD: u64 = 30;
 
 /// A pod definition that was found to be usable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodDefinition {
     name: String,
     template: Value,
+    /// Whether a step may choose the image.
+    pub allow_image: bool,
+    /// The most that a step may ask for.
+    pub max_cpu: Option<Quantity>,
+    /// The most that a step may ask for.
+    pub max_memory: Option<Quantity>,
 }
 
-/// The definitions that a step can choose from.
-#[derive(Clone, Debug)]
-pub struct Library {
-    definitions: BTreeMap<String, Result<PodDefinition, Error>>,
-}
-
-/// Why a step has no pod definition to run in.
+/// No job can run in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// Nobody wrote one of that name.
-    #[error("there is no pod definition {name:?}; a step may ask for {}, or add {name:?} to pod-definitions/", .known.join(", "))]
-    Unknown {
-        /// What the step asks for.
-        name: String,
-        /// What it could have asked for.
-        known: Vec<String>,
-    },
-    /// It is there, and no job can run in it.
-    #[error("{origin}: {field} {problem}")]
-    Invalid {
-        /// The file.
-        origin: String,
-        /// The path of the field within it.
-        field: &'static str,
-        /// What it must be, and what it is.
-        problem: String,
-    },
+#[error("{origin}: {field} {problem}")]
+pub struct Invalid {
+    /// The file, or the object in the cluster.
+    pub origin: String,
+    /// The path of the field within it.
+    pub field: String,
+    /// What it must be, and what it is.
+    pub problem: String,
+}
+
+/// A field, and what is wrong with it.
+struct Problem(String, String);
+
+type Checked<T = ()> = Result<T, Problem>;
+
+fn problem<T>(field: impl Into<String>, problem: impl Into<String>) -> Checked<T> {
+    Err(Problem(field.into(), problem.into()))
 }
 
 impl PodDefinition {
     /// Checks a manifest. `origin` is the file that it comes from.
-    pub fn parse(origin: &str, manifest: &Value) -> Result<Self, Error> {
-        let invalid = |field, problem: String| Err(Error::Invalid { origin: origin.to_owned(), field, problem });
-        if manifest["apiVersion"] != "v1" || manifest["kind"] != "PodTemplate" {
-            let found = format!("{} {}", manifest["apiVersion"], manifest["kind"]);
-            return invalid("kind", format!("must be PodTemplate of apiVersion v1, is {found}"));
+    pub fn parse(origin: &str, manifest: &Value) -> Result<Self, Invalid> {
+        let (version, kind) = (&manifest["apiVersion"], &manifest["kind"]);
+        if version != "v1" || kind != "PodTemplate" {
+            let problem = format!("must be PodTemplate of apiVersion v1, is {kind} of {version}");
+            return Err(Invalid { origin: origin.to_owned(), field: "kind".to_owned(), problem });
         }
-        let Some(name) = manifest["metadata"]["name"].as_str() else {
-            return invalid("metadata.name", "must be the name that a step asks for, is absent".to_owned());
-        };
-        let template = &manifest["template"];
-        let Some(agent) = agent(template) else {
-            return invalid(
-                "template.spec.containers",
-                format!("must have one named {AGENT}, which runs the Buildkite agent"),
-            );
-        };
-        match &template["spec"]["restartPolicy"] {
-            Value::Null => {}
-            policy if policy == "Never" => {}
-            policy => {
-                return invalid(
-                    "template.spec.restartPolicy",
-                    format!("must be Never, is {policy}: a Buildkite job runs once"),
-                );
-            }
-        }
-        if variable(agent, "BUILDKITE_AGENT_TAGS").is_some_and(|tags| !tags["value"].is_string()) {
-            let problem = "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it".to_owned();
-            return invalid("template.spec.containers[agent].env", problem);
-        }
-        for kind in ["labels", "annotations"] {
-            let entries = &template["metadata"][kind];
-            if !(entries.is_null() || entries.as_object().is_some_and(|entries| entries.values().all(Value::is_string)))
-            {
-                return invalid(
-                    "template.metadata",
-                    format!("must have a map of strings as its {kind}, has {entries}"),
-                );
-            }
-        }
-        Ok(Self { name: name.to_owned(), template: template.clone() })
+        Self::of_object(origin, manifest)
+    }
+
+    /// The same for an item of a list of `PodTemplates`, which does not repeat its kind.
+    pub fn of_object(origin: &str, object: &Value) -> Result<Self, Invalid> {
+        let checked = check(object);
+        checked.map_err(|Problem(field, problem)| Invalid { origin: origin.to_owned(), field, problem })
     }
 
     /// What a step asks for.
@@ -107,54 +88,264 @@ impl PodDefinition {
         &self.template
     }
 
+    /// The same definition with another template, for one step.
+    #[must_use]
+    pub fn with_template(&self, template: Value) -> Self {
+        Self { template, ..self.clone() }
+    }
+
     /// The `labels` or `annotations` that its author gives the pod.
     pub fn metadata(&self, kind: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let entries = self.template["metadata"][kind].as_object().into_iter().flatten();
         entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?.into())))
     }
 
-    /// The ordinary containers, among them the agent's.
-    pub fn containers(&self) -> impl Iterator<Item = &Value> {
-        containers(&self.template)
+    /// The one ordinary container.
+    pub fn agent(&self) -> &Value {
+        &self.template["spec"]["containers"][0]
     }
 
     /// Whether the author sees to the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
-        agent(&self.template).is_some_and(|agent| variable(agent, "BUILDKITE_AGENT_TOKEN").is_some())
+        variable(self.agent(), "BUILDKITE_AGENT_TOKEN").is_some()
     }
 }
 
-impl Library {
-    /// The definitions that were compiled in.
-    pub fn compiled() -> Self {
-        let definitions = COMPILED.iter().map(|(origin, json)| {
-            // The build has seen to it that each is JSON and has a name of its own.
-            let manifest: Value = serde_json::from_str(json).unwrap_or_default();
-            let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-            (name, PodDefinition::parse(origin, &manifest))
-        });
-        Self { definitions: definitions.collect() }
+fn check(object: &Value) -> Checked<PodDefinition> {
+    let name = check_name(&object["metadata"]["name"])?;
+    let template = &object["template"];
+    let spec = &template["spec"];
+    let agent = check_containers(&spec["containers"])?;
+    match &spec["restartPolicy"] {
+        policy if policy == "Never" => {}
+        policy => {
+            let found = if policy.is_null() { "absent, which means Always".to_owned() } else { policy.to_string() };
+            let text = format!("must be Never, is {found}: a Buildkite job runs once");
+            return problem("template.spec.restartPolicy", text);
+        }
     }
+    check_environment(agent)?;
+    check_arguments(agent)?;
+    check_grace_period(spec, agent)?;
+    check_pod_metadata(&template["metadata"])?;
+    check_fargate(template)?;
 
-    /// The definition of that name. A broken one fails only the jobs that ask for it.
-    pub fn get(&self, name: &str) -> Result<&PodDefinition, Error> {
-        match self.definitions.get(name) {
-            Some(definition) => definition.as_ref().map_err(Clone::clone),
-            None => Err(Error::Unknown { name: name.to_owned(), known: self.definitions.keys().cloned().collect() }),
+    let annotations = &object["metadata"]["annotations"];
+    Ok(PodDefinition {
+        name: name.to_owned(),
+        template: template.clone(),
+        allow_image: allows_image(annotations)?,
+        max_cpu: limit(annotations, MAX_CPU)?,
+        max_memory: limit(annotations, MAX_MEMORY)?,
+    })
+}
+
+/// As Kubernetes wants it, which also keeps it from breaking up the agent's tags.
+fn check_name(name: &Value) -> Checked<&str> {
+    const FIELD: &str = "metadata.name";
+    let Some(name) = name.as_str() else {
+        return problem(FIELD, "must be the name that a step asks for, is absent");
+    };
+    let is_label = |label: &str| {
+        let ends = [label.as_bytes().first(), label.as_bytes().last()];
+        ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
+            && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        let text =
+            format!("must be small letters, digits, `-` and `.` with a letter or digit at both ends, is {name:?}");
+        return problem(FIELD, text);
+    }
+    Ok(name)
+}
+
+fn check_containers(containers: &Value) -> Checked<&Value> {
+    const FIELD: &str = "template.spec.containers";
+    let containers = containers.as_array().map(Vec::as_slice).unwrap_or_default();
+    let Some(agent) = containers.iter().find(|container| container["name"] == AGENT) else {
+        return problem(FIELD, format!("must have one named {AGENT}, which runs the Buildkite agent"));
+    };
+    if let Some(second) = containers.iter().position(|container| !std::ptr::eq(container, agent)) {
+        let text = format!(
+            "is {}, a container beside {AGENT}: it would keep the pod running when the agent has ended; move it to \
+             template.spec.initContainers with restartPolicy: Always, which makes it a sidecar",
+            containers[second]["name"]
+        );
+        return problem(format!("{FIELD}[{second}]"), text);
+    }
+    Ok(agent)
+}
+
+fn check_environment(agent: &Value) -> Checked {
+    for (place, variable) in agent["env"].as_array().into_iter().flatten().enumerate() {
+        let text = match variable["name"].as_str() {
+            Some("BUILDKITE_AGENT_ACQUIRE_JOB") => {
+                "must not be BUILDKITE_AGENT_ACQUIRE_JOB: every job sets its own; take it out"
+            }
+            Some("BUILDKITE_AGENT_QUEUE") => {
+                "must not be BUILDKITE_AGENT_QUEUE: the queue of the job is added to the tags, and an agent does not start \
+                 with both; take it out"
+            }
+            // The API server leaves an empty value out.
+            Some("BUILDKITE_AGENT_TAGS")
+                if !(variable["value"].is_string()
+                    || variable["value"].is_null() && variable["valueFrom"].is_null()) =>
+            {
+                "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it"
+            }
+            _ => continue,
+        };
+        return problem(format!("template.spec.containers[0].env[{place}]"), text);
+    }
+    Ok(())
+}
+
+/// Arguments take the place of the image's own, among which `start` is.
+fn check_arguments(agent: &Value) -> Checked {
+    let arguments = agent["args"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if agent["command"].is_null() && !arguments.is_empty() && !arguments.iter().any(|argument| argument == "start") {
+        let text = format!("must have start before the agent's options, is {}", agent["args"]);
+        return problem("template.spec.containers[0].args", text);
+    }
+    Ok(())
+}
+
+/// An agent that is killed while it cancels a job leaves that job hanging in Buildkite.
+fn check_grace_period(spec: &Value, agent: &Value) -> Checked {
+    let plain = |name: &str| variable(agent, name).and_then(|variable| variable["value"].as_str());
+    let duration = |name: &str, default: u64| match plain(name) {
+        None => Ok(default * NANOS_PER_SECOND),
+        Some(text) => nanoseconds(text).ok_or_else(|| {
+            Problem(
+                "template.spec.containers[0].env".to_owned(),
+                format!("must have a duration such as 30s for {name}, has {text:?}"),
+            )
+        }),
+    };
+    let signal = duration("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", 10)?;
+    let cleanup = duration("BUILDKITE_CANCEL_CLEANUP_TIMEOUT", 5)?;
+    let grace_period = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(GRACE_PERIOD);
+    let too_short = |needed: u64, why: &str| {
+        let text = format!("must be more than the {} s {why}, is {grace_period}", needed.div_ceil(NANOS_PER_SECOND));
+        problem("template.spec.terminationGracePeriodSeconds", text)
+    };
+    let given = grace_period.saturating_mul(NANOS_PER_SECOND);
+    if given <= signal.saturating_add(cleanup) {
+        let why = "that the agent takes to cancel a job (BUILDKITE_CANCEL_SIGNAL_TIMEOUT, by default 10s, and \
+                   BUILDKITE_CANCEL_CLEANUP_TIMEOUT, by default 5s)";
+        return too_short(signal.saturating_add(cleanup), why);
+    }
+    // The name that agents of version 3 know, in seconds.
+    if let Some(seconds) = plain("BUILDKITE_CANCEL_GRACE_PERIOD").and_then(|text| text.parse().ok())
+        && grace_period <= seconds
+    {
+        return too_short(seconds.saturating_mul(NANOS_PER_SECOND), "of BUILDKITE_CANCEL_GRACE_PERIOD");
+    }
+    Ok(())
+}
+
+fn check_pod_metadata(metadata: &Value) -> Checked {
+    for kind in ["labels", "annotations"] {
+        let entries = &metadata[kind];
+        if !(entries.is_null() || entries.as_object().is_some_and(|entries| entries.values().all(Value::is_string))) {
+            return problem(format!("template.metadata.{kind}"), format!("must be a map of strings, is {entries}"));
+        }
+    }
+    Ok(())
+}
+
+/// Fargate leaves a pod that it refuses pending, until the Job's deadline.
+fn check_fargate(template: &Value) -> Checked {
+    let (labels, spec) = (&template["metadata"]["labels"], &template["spec"]);
+    let label = if labels["platform"] == "fargate" {
+        "platform: fargate"
+    } else if labels["eks.amazonaws.com/fargate-profile"].is_string() {
+        "eks.amazonaws.com/fargate-profile"
+    } else {
+        return Ok(());
+    };
+    let refused = |field: String, what: &str| {
+        problem(
+            field,
+            format!("must not be set under the label {label}: Fargate runs no pod with {what}; take either out"),
+        )
+    };
+    for kind in ["containers", "initContainers"] {
+        for (place, container) in spec[kind].as_array().into_iter().flatten().enumerate() {
+            if container["securityContext"]["privileged"] == true {
+                let field = format!("template.spec.{kind}[{place}].securityContext.privileged");
+                return refused(field, "a privileged container");
+            }
+        }
+    }
+    let volumes = spec["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(place) = volumes.iter().position(|volume| !volume["hostPath"].is_null()) {
+        return refused(format!("template.spec.volumes[{place}].hostPath"), "a path of its host");
+    }
+    if spec["hostNetwork"] == true {
+        return refused("template.spec.hostNetwork".to_owned(), "the network of its host");
+    }
+    Ok(())
+}
+
+fn allows_image(annotations: &Value) -> Checked<bool> {
+    match &annotations[ALLOW_IMAGE] {
+        Value::Null => Ok(true),
+        allow if allow == "true" => Ok(true),
+        allow if allow == "false" => Ok(false),
+        other => problem(annotation(ALLOW_IMAGE), format!("must be \"true\" or \"false\", is {other}")),
+    }
+}
+
+fn limit(annotations: &Value, name: &str) -> Checked<Option<Quantity>> {
+    let limit = &annotations[name];
+    match limit.as_str().map(str::parse) {
+        Some(Ok(limit)) => Ok(Some(limit)),
+        None if limit.is_null() => Ok(None),
+        _ => {
+            problem(annotation(name), format!("must be a quantity of Kubernetes, such as \"4\" or \"8Gi\", is {limit}"))
         }
     }
 }
 
-fn containers(template: &Value) -> impl Iterator<Item = &Value> {
-    template["spec"]["containers"].as_array().into_iter().flatten()
-}
-
-fn agent(template: &Value) -> Option<&Value> {
-    containers(template).find(|container| container["name"] == AGENT)
+fn annotation(name: &str) -> String {
+    format!("metadata.annotations[{name}]")
 }
 
 fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
     container["env"].as_array()?.iter().find(|variable| variable["name"] == name)
+}
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// A duration as Go writes it: `1m30s`, `1.5h`, `0`.
+fn nanoseconds(text: &str) -> Option<u64> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Some(0);
+    }
+    let mut sum: u64 = 0;
+    loop {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let end = rest[number..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |end| number + end);
+        let (whole, fraction) = rest[..number].split_once('.').unwrap_or((&rest[..number], ""));
+        let unit: u64 = match &rest[number..end] {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => NANOS_PER_SECOND,
+            "m" => 60 * NANOS_PER_SECOND,
+            "h" => 3_600 * NANOS_PER_SECOND,
+            _ => return None,
+        };
+        let scale = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        let digits: u64 = format!("{whole}{fraction}").parse().ok()?;
+        sum = sum.checked_add(u64::try_from(u128::from(digits) * u128::from(unit) / u128::from(scale)).ok()?)?;
+        rest = &rest[end..];
+        if rest.is_empty() {
+            return Some(sum);
+        }
+    }
 }
 
 /// Definitions for the tests of other rooms.
@@ -166,8 +357,14 @@ pub(crate) mod fixtures {
 
     /// A definition named `example` with this `template`.
     pub(crate) fn definition(template: &Value) -> PodDefinition {
+        annotated(template, &json!(null))
+    }
+
+    /// The same with annotations of its own.
+    pub(crate) fn annotated(template: &Value, annotations: &Value) -> PodDefinition {
         let manifest = json!({
-            "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "example"}, "template": template,
+            "apiVersion": "v1", "kind": "PodTemplate",
+            "metadata": {"name": "example", "annotations": annotations}, "template": template,
         });
         PodDefinition::parse("example.yaml", &manifest).unwrap()
     }
@@ -182,26 +379,30 @@ mod tests {
     fn manifest() -> Value {
         json!({
             "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "node"},
-            "template": {"spec": {"containers": [{"name": "agent", "image": "agent:4"}]}},
+            "template": {
+                "metadata": {},
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]},
+            },
         })
     }
 
-    #[test]
-    fn the_default_definition_is_compiled_in() {
-        let library = Library::compiled();
-        let default = library.get(DEFAULT).unwrap();
-        assert_eq!(default.name(), "default");
-        assert!(!default.brings_agent_token());
+    /// With these values at these places.
+    fn changed(changes: &[(&str, Value)]) -> Result<PodDefinition, Invalid> {
+        let mut manifest = manifest();
+        for (path, value) in changes {
+            let (parent, field) = path.rsplit_once('/').unwrap();
+            manifest.pointer_mut(parent).unwrap()[field] = value.clone();
+        }
+        PodDefinition::parse("node.yaml", &manifest)
     }
 
-    #[test]
-    fn a_step_that_asks_for_an_unknown_definition_is_told_the_known_ones() {
-        let error = Library::compiled().get("nodejs").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            r#"there is no pod definition "nodejs"; a step may ask for default, fargate, or add "nodejs" to pod-definitions/"#
-        );
+    fn refused(changes: &[(&str, Value)], expected: &str) {
+        let error = changed(changes).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("node.yaml: {expected}")), "{error}\nis not\n{expected}");
     }
+
+    const SPEC: &str = "/template/spec";
+    const ENV: &str = "/template/spec/containers/0/env";
 
     #[test]
     fn a_definition_keeps_fields_that_are_unknown_here() {
@@ -209,40 +410,189 @@ mod tests {
         manifest["template"]["spec"]["fieldOfTomorrow"] = json!({"a": 1});
         let definition = PodDefinition::parse("node.yaml", &manifest).unwrap();
         assert_eq!(definition.template(), &manifest["template"]);
+        assert_eq!((definition.name(), definition.allow_image), ("node", true));
+        assert!(!definition.brings_agent_token());
+    }
+
+    #[test]
+    fn an_item_of_a_list_has_no_kind() {
+        let mut manifest = manifest();
+        manifest.as_object_mut().unwrap().remove("kind");
+        assert!(PodDefinition::of_object("PodTemplate node", &manifest).is_ok());
+        assert!(PodDefinition::parse("node.yaml", &manifest).is_err());
     }
 
     #[test]
     fn an_unusable_definition_names_its_file_its_field_and_the_mend() {
-        let cases: [(&str, Value, &str); 7] = [
-            ("/kind", json!("Pod"), "node.yaml: kind must be PodTemplate of apiVersion v1, is \"v1\" \"Pod\""),
-            ("/metadata", json!({}), "node.yaml: metadata.name must be the name that a step asks for"),
+        let agent = json!({"name": "agent"});
+        let dockerd = json!({"name": "dockerd"});
+        let cases = [
+            ("/kind", json!("Pod"), "kind must be PodTemplate of apiVersion v1, is \"Pod\" of \"v1\""),
+            ("/metadata", json!({}), "metadata.name must be the name that a step asks for, is absent"),
+            ("/metadata/name", json!("a,b"), "metadata.name must be small letters, digits"),
+            ("/metadata/name", json!("-a"), "metadata.name must be small letters, digits"),
+            ("/template/spec/containers", json!([]), "template.spec.containers must have one named agent"),
+            ("/template/spec/containers", json!([dockerd]), "template.spec.containers must have one named agent"),
+            ("/template/spec", json!(null), "template.spec.containers must have one named agent"),
             (
-                "/template/spec/containers/0/name",
-                json!("main"),
-                "node.yaml: template.spec.containers must have one named agent",
-            ),
-            ("/template/spec", json!(null), "node.yaml: template.spec.containers must have one named agent"),
-            (
-                "/template/spec",
-                json!({"restartPolicy": "Always", "containers": [{"name": "agent"}]}),
-                "node.yaml: template.spec.restartPolicy must be Never, is \"Always\"",
-            ),
-            (
-                "/template",
-                json!({"metadata": {"labels": {"team": 7}}, "spec": {"containers": [{"name": "agent"}]}}),
-                "node.yaml: template.metadata must have a map of strings as its labels, has {\"team\":7}",
+                "/template/spec/containers",
+                json!([agent, dockerd]),
+                "template.spec.containers[1] is \"dockerd\", a container beside agent: it would keep the pod running when the \
+                 agent has ended; move it to template.spec.initContainers with restartPolicy: Always",
             ),
             (
-                "/template/spec/containers/0",
-                json!({"name": "agent", "env": [{"name": "BUILDKITE_AGENT_TAGS", "valueFrom": {}}]}),
-                "node.yaml: template.spec.containers[agent].env must have a plain value for BUILDKITE_AGENT_TAGS",
+                "/template/spec/containers",
+                json!([dockerd, agent]),
+                "template.spec.containers[0] is \"dockerd\", a container",
+            ),
+            (
+                "/template/spec/restartPolicy",
+                json!("OnFailure"),
+                "template.spec.restartPolicy must be Never, is \"OnFailure\"",
+            ),
+            (
+                "/template/spec/restartPolicy",
+                json!(null),
+                "template.spec.restartPolicy must be Never, is absent, which means Always",
+            ),
+            (
+                ENV,
+                json!([{"name": "A", "value": "b"}, {"name": "BUILDKITE_AGENT_ACQUIRE_JOB", "value": "1"}]),
+                "template.spec.containers[0].env[1] must not be BUILDKITE_AGENT_ACQUIRE_JOB: every job sets its own; take it out",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_AGENT_QUEUE", "value": "q"}]),
+                "template.spec.containers[0].env[0] must not be BUILDKITE_AGENT_QUEUE",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_AGENT_TAGS", "valueFrom": {}}]),
+                "template.spec.containers[0].env[0] must have a plain value for BUILDKITE_AGENT_TAGS",
+            ),
+            (
+                "/template/spec/containers/0/args",
+                json!(["--no-color"]),
+                "template.spec.containers[0].args must have start before the agent's options, is [\"--no-color\"]",
+            ),
+            (
+                "/template/spec/terminationGracePeriodSeconds",
+                json!(15),
+                "template.spec.terminationGracePeriodSeconds must be more than the 15 s that the agent takes to cancel a job",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "value": "25.5s"}]),
+                "template.spec.terminationGracePeriodSeconds must be more than the 31 s",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_CANCEL_CLEANUP_TIMEOUT", "value": "1m"}]),
+                "template.spec.terminationGracePeriodSeconds must be more than the 70 s",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "value": "30"}]),
+                "template.spec.containers[0].env must have a duration such as 30s for BUILDKITE_CANCEL_SIGNAL_TIMEOUT, has \"30\"",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_CANCEL_GRACE_PERIOD", "value": "30"}]),
+                "template.spec.terminationGracePeriodSeconds must be more than the 30 s of BUILDKITE_CANCEL_GRACE_PERIOD, is 30",
+            ),
+            (
+                "/template/metadata/labels",
+                json!({"team": 7}),
+                "template.metadata.labels must be a map of strings, is {\"team\":7}",
+            ),
+            (
+                "/metadata/annotations",
+                json!({"agent-scheduler.buildkite.com/allow-image": "no"}),
+                "metadata.annotations[agent-scheduler.buildkite.com/allow-image] must be \"true\" or \"false\", is \"no\"",
+            ),
+            (
+                "/metadata/annotations",
+                json!({"agent-scheduler.buildkite.com/max-memory": "8GB"}),
+                "metadata.annotations[agent-scheduler.buildkite.com/max-memory] must be a quantity of Kubernetes",
+            ),
+            (
+                "/metadata/annotations",
+                json!({"agent-scheduler.buildkite.com/max-cpu": 4}),
+                "metadata.annotations[agent-scheduler.buildkite.com/max-cpu] must be a quantity of Kubernetes",
             ),
         ];
         for (path, value, expected) in cases {
-            let mut manifest = manifest();
-            *manifest.pointer_mut(path).unwrap() = value;
-            let error = PodDefinition::parse("node.yaml", &manifest).unwrap_err().to_string();
-            assert!(error.starts_with(expected), "{error}");
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn what_fargate_refuses_is_refused_under_its_labels_and_taken_without() {
+        let privileged = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "securityContext": {"privileged": true}}]});
+        let sidecar = json!([{"name": "dockerd", "restartPolicy": "Always", "securityContext": {"privileged": true}}]);
+        let cases = [
+            (SPEC, privileged, "template.spec.containers[0].securityContext.privileged"),
+            ("/template/spec/initContainers", sidecar, "template.spec.initContainers[0].securityContext.privileged"),
+            (
+                "/template/spec/volumes",
+                json!([{"name": "a", "emptyDir": {}}, {"name": "b", "hostPath": {"path": "/"}}]),
+                "template.spec.volumes[1].hostPath",
+            ),
+            ("/template/spec/hostNetwork", json!(true), "template.spec.hostNetwork"),
+        ];
+        for (path, value, field) in cases {
+            for (label, value_of_label) in [("platform", "fargate"), ("eks.amazonaws.com/fargate-profile", "builds")] {
+                let labels = json!({label: value_of_label});
+                let expected = format!("{field} must not be set under the label {label}");
+                refused(&[(path, value.clone()), ("/template/metadata/labels", labels)], &expected);
+            }
+            for labels in [json!(null), json!({"platform": "ec2"})] {
+                assert!(changed(&[(path, value.clone()), ("/template/metadata/labels", labels)]).is_ok(), "{field}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_can_run_is_taken() {
+        let cases = [
+            ("/template/spec/initContainers", json!([{"name": "dockerd", "restartPolicy": "Always"}])),
+            ("/template/spec/containers/0/args", json!([])),
+            ("/template/spec/containers/0/args", json!(["start", "--no-color"])),
+            ("/template/spec/terminationGracePeriodSeconds", json!(16)),
+            (ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "value": "24.999s"}])),
+            (ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "valueFrom": {}}])),
+            (ENV, json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}])),
+            (ENV, json!([{"name": "BUILDKITE_AGENT_TAGS"}])),
+            ("/metadata/name", json!("node-24.large")),
+            ("/metadata/annotations", json!({"agent-scheduler.buildkite.com/max-cpu": "4"})),
+        ];
+        for (path, value) in cases {
+            changed(&[(path, value)]).unwrap();
+        }
+        let shell = [("/template/spec/containers/0/command", json!(["sh", "-c"]))];
+        changed(&[shell[0].clone(), ("/template/spec/containers/0/args", json!(["exec buildkite-agent start"]))])
+            .unwrap();
+    }
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        let cases = [
+            ("0", Some(0)),
+            ("15ns", Some(15)),
+            ("10s", Some(10_000_000_000)),
+            ("1m30s", Some(90_000_000_000)),
+            ("1.5h", Some(5_400_000_000_000)),
+            (".5s", Some(500_000_000)),
+            ("100ms1µs", Some(100_001_000)),
+            ("", None),
+            ("10", None),
+            ("s", None),
+            ("10 s", None),
+            ("-1s", None),
+            ("1d", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(nanoseconds(text), expected, "{text:?}");
         }
     }
 }

@@ -70,7 +70,7 @@ impl<'a> AgentQueryRules<'a> {
         let served = |rule: &Rule| match rule.key {
             "queue" => true,
             // The agent will have the tag of the one definition that it runs in.
-            "pod-definition" => definition.is_none_or(|definition| rule.accepts(definition)),
+            "pod-definition" | "pod-template" => definition.is_none_or(|definition| rule.accepts(definition)),
             key => config.agent_tags.iter().any(|tag| tag.key == key && rule.accepts(&tag.value)),
         };
         match self.rules.iter().find(|rule| !served(rule)) {
@@ -79,9 +79,10 @@ impl<'a> AgentQueryRules<'a> {
         }
     }
 
-    /// The pod definition that the step chose; `None` for the default one.
+    /// The pod definition that the step chose, in either spelling; `None` for the default one.
     pub fn pod_definition(&self) -> Option<&'a str> {
-        self.rules.iter().find(|rule| rule.key == "pod-definition" && !rule.is_any()).map(|rule| rule.value)
+        let mut named = self.rules.iter().filter(|rule| matches!(rule.key, "pod-definition" | "pod-template"));
+        named.find(|rule| !rule.is_any()).map(|rule| rule.value)
     }
 
     /// The queue of ours that these rules name, whatever else they ask for; `None` for a job without a queue.
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn a_job_is_matched_as_buildkite_matches_agents() {
         let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b")];
-        let cases: [(&[&str], Option<&str>, &str); 12] = [
+        let cases: [(&[&str], Option<&str>, &str); 14] = [
             (&["queue=default"], Some("default"), "exact"),
             (&["queue=gpu"], Some("gpu"), "any of our queues"),
             (&["queue=*"], Some("default"), "any queue"),
@@ -127,6 +128,8 @@ mod tests {
             (&["queue=gpu", "flags=a=b"], Some("gpu"), "split at the first ="),
             (&["queue=gpu", "no-equals-sign"], Some("gpu"), "a rule without = is left out"),
             (&["queue=gpu", "pod-definition=node"], Some("gpu"), "our own rule"),
+            (&["queue=gpu", "pod-template=node"], Some("gpu"), "in another spelling"),
+            (&["queue=gpu", "pod-template=node", "pod-definition=node"], Some("gpu"), "in both"),
             (&["os=linux", "queue=default"], Some("default"), "in any order"),
         ];
         for (rules, queue, case) in cases {
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn a_job_that_is_not_ours_says_why() {
         let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux")];
-        let cases: [(&[&str], &str); 10] = [
+        let cases: [(&[&str], &str); 11] = [
             (&["queue=windows"], "queue=windows is not served here (BUILDKITE_QUEUE is default,gpu)"),
             (&["queue=Default"], "queue=Default is not served"),
             (&["queue=def*"], "queue=def* is not served"),
@@ -146,6 +149,7 @@ mod tests {
             (&["queue=default", "arch=*"], "the tag arch=* "),
             (&["queue=default", "os=lin*"], "the tag os=lin* "),
             (&["queue=default", "pod-definition=node", "pod-definition=go"], "the tag pod-definition=go "),
+            (&["queue=default", "pod-definition=node", "pod-template=go"], "the tag pod-template=go "),
             (&[], "names no queue"),
             (&["os=linux"], "names no queue"),
         ];
@@ -166,8 +170,10 @@ mod tests {
 
     #[test]
     fn the_step_chooses_its_pod_definition() {
-        let cases: [(&[&str], Option<&str>); 4] = [
+        let cases: [(&[&str], Option<&str>); 6] = [
             (&["queue=default", "pod-definition=node"], Some("node")),
+            (&["queue=default", "pod-template=node"], Some("node")),
+            (&["pod-definition=*", "pod-template=node"], Some("node")),
             (&["queue=default"], None),
             (&["pod-definition=*", "pod-definition="], None),
             (&["pod-definition=*", "pod-definition=node"], Some("node")),

@@ -11,7 +11,7 @@ use aws_credential_types::Credentials;
 use futures_util::future::join_all;
 use http::{Request, header};
 use serde::Serialize;
-use tokio::{sync::OnceCell, try_join};
+use tokio::{join, sync::OnceCell, try_join};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -23,15 +23,15 @@ use crate::{
     event::{Event, InvalidEvent, ScheduledJob},
     failure_queue::{self, Message},
     job::{self, JOB_UUID_LABEL, MANAGER},
+    library::{self, DEFAULT, Library},
     metrics::{self, Count},
-    pod_definition::{self, DEFAULT, Library},
     query_rules::{AgentQueryRules, Mismatch},
 };
 
 /// Turns scheduled jobs into Kubernetes Jobs.
 pub struct Scheduler {
     config: Config,
-    definitions: Library,
+    library: Library,
     credentials: Credentials,
     eks: aws_sdk_eks::Client,
     agent_token: AgentToken,
@@ -108,9 +108,9 @@ pub enum Error {
     /// The event cannot be read.
     #[error(transparent)]
     Event(#[from] InvalidEvent),
-    /// The step's pod definition cannot be used.
+    /// The step has no pod definition to run in.
     #[error(transparent)]
-    PodDefinition(#[from] pod_definition::Error),
+    Library(#[from] library::Error),
     /// The agent would have no token.
     #[error(transparent)]
     AgentToken(#[from] agent_token::Error),
@@ -158,13 +158,14 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Event(_) => "InvalidEvent",
-            Self::PodDefinition(pod_definition::Error::Unknown { .. }) => "UnknownPodDefinition",
-            Self::PodDefinition(pod_definition::Error::Invalid { .. }) => "InvalidPodDefinition",
+            Self::Library(library::Error::Unknown { .. }) => "UnknownPodDefinition",
+            Self::Library(library::Error::Invalid(_)) => "InvalidPodDefinition",
             Self::AgentToken(agent_token::Error::Read { .. } | agent_token::Error::Empty { .. }) => {
                 "AgentTokenUnavailable"
             }
             Self::NameTaken { .. } => "RejectedByApiServer",
-            Self::AgentToken(
+            Self::Library(library::Error::List { source, .. })
+            | Self::AgentToken(
                 agent_token::Error::Conflict { source, .. } | agent_token::Error::Apply { source, .. },
             )
             | Self::Cluster(source)
@@ -179,7 +180,7 @@ impl Scheduler {
     /// Asks nobody yet.
     pub fn new(config: Config, credentials: Credentials, aws: &aws_config::SdkConfig) -> Self {
         Self {
-            definitions: Library::compiled(),
+            library: Library::compiled(),
             credentials,
             eks: aws_sdk_eks::Client::new(aws),
             agent_token: AgentToken::new(&config, aws_sdk_ssm::Client::new(aws)),
@@ -188,11 +189,12 @@ impl Scheduler {
         }
     }
 
-    /// Does the slow part before there is an event: the connection, the agent token, and the Secret that carries it.
+    /// Does the slow part before there is an event: the connection, over which the cluster's pod definitions come first, the
+    /// agent token, and the Secret that carries it.
     pub async fn start(&self) -> Result<(), Error> {
         let connect = async {
             let cluster = self.cluster().await?;
-            cluster.warm_up().await?;
+            self.library.refresh(cluster).await?;
             Ok(cluster)
         };
         let read_token = async { self.agent_token.read_ahead().await.map_err(Error::from) };
@@ -234,14 +236,19 @@ impl Scheduler {
 
     /// Serves the events of a batch side by side, and tells which messages failed.
     async fn redrive(&self, messages: Vec<Message>) -> Answer {
-        // All need these two, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
-        let ready = async { Ok::<_, Error>(self.agent_token.deliver(self.cluster().await?).await?) };
+        // All need these, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
+        let ready = async {
+            let cluster = self.cluster().await?;
+            let definitions = async { self.library.refresh(cluster).await.map_err(Error::from) };
+            let token = async { self.agent_token.deliver(cluster).await.map_err(Error::from) };
+            try_join!(definitions, token)
+        };
         let ready = &ready.await;
         let served = messages.into_iter().map(|message| {
             let span = tracing::error_span!("message", messageId = message.id);
             let served = async move {
                 let failed = match ready {
-                    Ok(()) => self.serve(message.event()).await.is_err(),
+                    Ok(((), ())) => self.serve(message.event()).await.is_err(),
                     Err(error) => {
                         self.failed(error);
                         true
@@ -275,12 +282,13 @@ impl Scheduler {
 
     async fn create(&self, job: &ScheduledJob, queue: Option<&str>, definition: &str) -> Result<Outcome, Error> {
         tracing::debug!(queue, definition, "job matched");
-        let definition = self.definitions.get(definition)?;
-        let manifest = job::build(job, queue, definition, &self.config);
         let cluster = self.cluster().await?;
+        let (definition, token) = join!(self.library.get(definition, cluster), self.agent_token.deliver(cluster));
+        let definition = definition?;
         if !definition.brings_agent_token() {
-            self.agent_token.deliver(cluster).await?;
+            token?;
         }
+        let manifest = job::build(job, queue, &definition, &self.config);
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
         let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", cluster.namespace());
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={MANAGER}"))

@@ -280,6 +280,74 @@ mod an_event_for_us {
     }
 }
 
+mod a_pod_definition {
+    use super::*;
+
+    /// The `spec` of the pod of the one Job.
+    fn pod(scene: &Scene) -> Value {
+        let [job] = &scene.lab.kubernetes.jobs()[..] else { panic!("not one Job") };
+        job["spec"]["template"]["spec"].clone()
+    }
+
+    fn template(name: &str, spec: &Value) -> Value {
+        json!({"metadata": {"name": name}, "template": {"spec": spec}})
+    }
+
+    #[tokio::test]
+    async fn of_the_cluster_passes_through_as_its_author_wrote_it() {
+        let spec = json!({
+            "restartPolicy": "Never",
+            "priorityClassName": "builds",
+            "tolerations": [{"key": "builds", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "schedulingGates": [{"name": "example.com/quota"}],
+            "initContainers": [{"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"}],
+            "volumes": [{"name": "cache", "emptyDir": {}}],
+            "fieldOfTomorrow": {"a": 1},
+            "containers": [{"name": "agent", "image": "agent:4", "fieldOfTomorrow": [1]}],
+        });
+        for rule in ["pod-definition=node", "pod-template=node"] {
+            let mut scene = Scene::with(|lab, function| {
+                lab.kubernetes.put_pod_template(template("node", &spec));
+                function
+            })
+            .await;
+            assert_eq!(scene.succeed(with_rules(json!(["queue=default", rule]))).await, created());
+            let mut pod = pod(&scene);
+            let env = pod["containers"][0].as_object_mut().unwrap().remove("env").unwrap();
+            assert_eq!(pod, spec);
+            let tags = env.as_array().unwrap().iter().find(|variable| variable["name"] == "BUILDKITE_AGENT_TAGS");
+            assert_eq!(tags.unwrap()["value"], "queue=default,pod-definition=node");
+            assert_eq!(scene.end().await[0]["definition"], "node");
+        }
+    }
+
+    #[tokio::test]
+    async fn that_was_added_since_is_found_by_one_request_more() {
+        let mut scene = Scene::new().await;
+        scene.function.initialised().await.unwrap();
+        let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "node:24"}]});
+        scene.lab.kubernetes.put_pod_template(template("node", &spec));
+        let before = scene.lab.kubernetes.requests().len();
+        scene.succeed(with_rules(json!(["queue=default", "pod-definition=node"]))).await;
+        assert_eq!(pod(&scene)["containers"][0]["image"], "node:24");
+        assert_eq!(scene.lab.kubernetes.requests().len() - before, 2);
+        scene.end().await;
+    }
+
+    #[tokio::test]
+    async fn of_another_namespace_is_none() {
+        let mut scene = Scene::new().await;
+        let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "node:24"}]});
+        let mut other = template("node", &spec);
+        other["metadata"]["namespace"] = json!("other");
+        scene.lab.kubernetes.put_pod_template(other);
+        let (error_type, _) = scene.fail(with_rules(json!(["queue=default", "pod-definition=node"]))).await;
+        assert_eq!(error_type, "UnknownPodDefinition");
+        scene.end().await;
+    }
+}
+
 mod an_event_that_is_not_for_us {
     use super::*;
 
@@ -365,6 +433,27 @@ mod an_event_that_cannot_be_served {
     async fn an_unknown_pod_definition() {
         let event = with_rules(json!(["queue=default", "pod-definition=nodejs"]));
         fails(Scene::new().await, event, "UnknownPodDefinition", &["\"nodejs\"", "may ask for default"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_broken_pod_definition_of_the_cluster() {
+        let change = |lab: &Lab, function| {
+            let spec = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": "i"}]});
+            lab.kubernetes.put_pod_template(json!({"metadata": {"name": "default"}, "template": {"spec": spec}}));
+            function
+        };
+        let words = ["PodTemplate default in namespace buildkite: template.spec.containers must have one named agent"];
+        fails_with(change, "InvalidPodDefinition", &words).await;
+    }
+
+    #[tokio::test]
+    async fn pod_definitions_that_cannot_be_listed() {
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::status(503), usize::MAX);
+            function
+        };
+        let words = ["cannot list the pod definitions of namespace buildkite", "cannot serve the request now"];
+        fails_with(change, "ClusterUnavailable", &words).await;
     }
 
     #[tokio::test]
@@ -505,7 +594,7 @@ mod an_event_that_cannot_be_served {
 
     #[tokio::test]
     async fn a_missing_permission() {
-        for (verb, resource) in [("create", "jobs"), ("patch", "secrets")] {
+        for (verb, resource) in [("create", "jobs"), ("patch", "secrets"), ("list", "podtemplates")] {
             let change = |lab: &Lab, function| {
                 lab.kubernetes.forbid(verb, resource);
                 function
@@ -668,8 +757,8 @@ mod a_batch_of_the_failure_queue {
 
     #[tokio::test]
     async fn waits_once_for_an_api_server_that_hangs() {
-        // When it takes Jobs, and already when it takes the Secret.
-        for (method, path) in [("POST", JOBS), ("PATCH", "/secrets")] {
+        // When it takes Jobs, and already when it takes the Secret or is asked for the pod definitions.
+        for (method, path) in [("POST", JOBS), ("PATCH", "/secrets"), ("GET", "/podtemplates")] {
             let mut scene = Scene::with(|lab, function| {
                 let late = Fault::Delay(Duration::from_mins(1));
                 lab.kubernetes.misbehave(When::request(method, path), late, usize::MAX);
@@ -917,36 +1006,28 @@ mod start_up {
 
     #[tokio::test]
     async fn that_failed_is_made_up_for_by_the_first_event() {
-        let mut scene = Scene::with(|lab, function| {
+        let denied = |lab: &Lab, function| {
             lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 1);
-            lab.kubernetes.misbehave(When::path("/version"), Fault::CutBefore, 2);
             function
-        })
-        .await;
-        scene.function.initialised().await.unwrap();
-        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_none());
-        assert_eq!(scene.succeed(SCHEDULED).await, created());
-        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
-        let log = scene.end().await;
-        assert_eq!((&log[0]["level"], &log[0]["message"]), (&json!("WARN"), &json!("start-up is not complete")));
-    }
-
-    #[tokio::test]
-    async fn does_without_a_version_that_is_not_told() {
-        let scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::path("/version"), Fault::status(403), 1);
+        };
+        let cut = |lab: &Lab, function| {
+            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::CutBefore, 2);
             function
-        })
-        .await;
-        scene.function.initialised().await.unwrap();
-        assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
-        assert!(scene.end().await.is_empty());
+        };
+        for mut scene in [Scene::with(denied).await, Scene::with(cut).await] {
+            scene.function.initialised().await.unwrap();
+            assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_none());
+            assert_eq!(scene.succeed(SCHEDULED).await, created());
+            assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
+            let log = scene.end().await;
+            assert_eq!((&log[0]["level"], &log[0]["message"]), (&json!("WARN"), &json!("start-up is not complete")));
+        }
     }
 
     #[tokio::test]
     async fn that_hangs_gives_way_to_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::path("/version"), Fault::Delay(Duration::from_mins(1)), 1);
+            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::Delay(Duration::from_mins(1)), 1);
             function
         })
         .await;

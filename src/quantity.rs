@@ -1,0 +1,191 @@
+//! Amounts of CPU and memory as Kubernetes writes them: `500m`, `2`, `1.5Gi`, `1e9`.
+//!
+//! Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>. An amount below zero is none
+//! here, since no container can have it.
+
+use std::{fmt, str::FromStr};
+
+/// Kubernetes keeps nothing finer than a billionth, and rounds up to it.
+const NANOS: u128 = 1_000_000_000;
+
+/// An amount, and how its author wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quantity {
+    nanos: u128,
+    text: String,
+}
+
+/// It is not written as Kubernetes writes them, or it is more than any machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoQuantity;
+
+impl Quantity {
+    /// Whether it is more than that, however either is written.
+    pub fn exceeds(&self, limit: &Self) -> bool {
+        self.nanos > limit.nanos
+    }
+
+    /// Nothing at all.
+    pub fn is_zero(&self) -> bool {
+        self.nanos == 0
+    }
+
+    /// A whole number: half a byte is a slip of the suffix.
+    pub fn is_whole(&self) -> bool {
+        self.nanos.is_multiple_of(NANOS)
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl FromStr for Quantity {
+    type Err = NoQuantity;
+
+    fn from_str(text: &str) -> Result<Self, NoQuantity> {
+        let unsigned = text.strip_prefix('+').unwrap_or(text);
+        let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+        let (number, suffix) = unsigned.split_at(end);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| NoQuantity)?;
+        let decimals = i64::try_from(fraction.len()).map_err(|_| NoQuantity)?;
+
+        let (factor, exponent) = multiplier(suffix).ok_or(NoQuantity)?;
+        let amount = digits.checked_mul(factor).ok_or(NoQuantity)?;
+        // As a power of ten, in billionths.
+        let power = i64::from(exponent) - decimals + 9;
+        let scale = u32::try_from(power.unsigned_abs()).ok().and_then(|power| 10_u128.checked_pow(power));
+        let nanos = match scale {
+            _ if amount == 0 => 0,
+            Some(scale) if power >= 0 => amount.checked_mul(scale).ok_or(NoQuantity)?,
+            Some(scale) => amount.div_ceil(scale),
+            None if power >= 0 => return Err(NoQuantity),
+            None => 1,
+        };
+        Ok(Self { nanos, text: text.to_owned() })
+    }
+}
+
+/// A suffix as a factor and a power of ten.
+fn multiplier(suffix: &str) -> Option<(u128, i32)> {
+    Some(match suffix {
+        "n" => (1, -9),
+        "u" => (1, -6),
+        "m" => (1, -3),
+        "" => (1, 0),
+        "k" => (1, 3),
+        "M" => (1, 6),
+        "G" => (1, 9),
+        "T" => (1, 12),
+        "P" => (1, 15),
+        "E" => (1, 18),
+        "Ki" => (1 << 10, 0),
+        "Mi" => (1 << 20, 0),
+        "Gi" => (1 << 30, 0),
+        "Ti" => (1 << 40, 0),
+        "Pi" => (1 << 50, 0),
+        "Ei" => (1 << 60, 0),
+        _ => (1, suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nanos(text: &str) -> Option<u128> {
+        text.parse::<Quantity>().ok().map(|quantity| quantity.nanos)
+    }
+
+    #[test]
+    fn every_form_that_kubernetes_knows_is_read_exactly() {
+        let cases: [(&str, u128); 26] = [
+            ("0", 0),
+            ("1", NANOS),
+            ("+1", NANOS),
+            ("001", NANOS),
+            ("1.", NANOS),
+            (".5", NANOS / 2),
+            ("0.5", NANOS / 2),
+            ("500m", NANOS / 2),
+            ("500000u", NANOS / 2),
+            ("500000000n", NANOS / 2),
+            ("1.5n", 2),
+            ("0.1n", 1),
+            ("1e-400", 1),
+            ("0e400", 0),
+            ("2k", 2_000 * NANOS),
+            ("2M", 2_000_000 * NANOS),
+            ("2G", 2_000_000_000 * NANOS),
+            ("2T", 2_000_000_000_000 * NANOS),
+            ("2P", 2_000_000_000_000_000 * NANOS),
+            ("2E", 2_000_000_000_000_000_000 * NANOS),
+            ("2e3", 2_000 * NANOS),
+            ("2E3", 2_000 * NANOS),
+            ("2e-3", NANOS / 500),
+            ("1.5Ki", 1_536 * NANOS),
+            ("3Gi", (3 << 30) * NANOS),
+            ("4Ei", (4 << 60) * NANOS),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(nanos(text), Some(expected), "{text}");
+        }
+        for (suffix, power) in [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)] {
+            assert_eq!(nanos(&format!("1{suffix}")), Some((1 << power) * NANOS), "{suffix}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_amount_is_refused() {
+        for text in [
+            "",
+            ".",
+            "+",
+            "-1",
+            "1 Gi",
+            " 1",
+            "1gi",
+            "1GI",
+            "1K",
+            "1KiB",
+            "1Gb",
+            "1.2.3",
+            "1e",
+            "1e1.5",
+            "1mm",
+            "Gi",
+            "٣",
+            "1e40",
+            "999999999999999999999999999999999999999999",
+            "4000000000000Ei",
+        ] {
+            assert_eq!(nanos(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_compared_by_their_worth() {
+        let exceeds =
+            |more: &str, less: &str| more.parse::<Quantity>().unwrap().exceeds(&less.parse::<Quantity>().unwrap());
+        for (more, less) in [("1001m", "1"), ("1Gi", "1G"), ("1025Mi", "1Gi"), ("1.0000000001", "1"), ("1e1", "9")] {
+            assert!(exceeds(more, less) && !exceeds(less, more), "{more} is more than {less}");
+        }
+        for (one, same) in [("1000m", "1"), ("1024Mi", "1Gi"), ("1e3", "1k")] {
+            assert!(!exceeds(one, same) && !exceeds(same, one), "{one} is {same}");
+        }
+    }
+
+    #[test]
+    fn a_fraction_is_not_whole_and_zero_is_zero_however_written() {
+        for (text, whole, zero) in
+            [("512m", false, false), ("1.5Ki", true, false), ("0.0", true, true), ("1n", false, false)]
+        {
+            let quantity: Quantity = text.parse().unwrap();
+            assert_eq!((quantity.is_whole(), quantity.is_zero()), (whole, zero), "{text}");
+            assert_eq!(quantity.to_string(), text);
+        }
+    }
+}
