@@ -12,7 +12,7 @@
 //!
 //! The same event may come back in a message of the [`failure_queue`], several at once.
 //!
-//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`quantity`], [`job`], [`metrics`]) is
+//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`quantity`], [`overrides`], [`job`], [`metrics`]) is
 //! functions of values: no client, no clock, no environment. The edge ([`https`], [`aws`], [`agent_token`], [`library`], [`refresh`],
 //! [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
@@ -26,6 +26,7 @@ pub mod https;
 pub mod job;
 pub mod library;
 pub mod metrics;
+pub mod overrides;
 pub mod pod_definition;
 pub mod quantity;
 pub mod query_rules;

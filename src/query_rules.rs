@@ -68,7 +68,8 @@ impl<'a> AgentQueryRules<'a> {
         let queue = self.queue(config)?;
         let definition = self.pod_definition();
         let served = |rule: &Rule| match rule.key {
-            "queue" => true,
+            // The queue is matched, and the others are not what the agent must have, but what its pod shall be.
+            "queue" | "image" | "cpu" | "memory" => true,
             // The agent will have the tag of the one definition that it runs in.
             "pod-definition" | "pod-template" => definition.is_none_or(|definition| rule.accepts(definition)),
             key => config.agent_tags.iter().any(|tag| tag.key == key && rule.accepts(&tag.value)),
@@ -83,6 +84,11 @@ impl<'a> AgentQueryRules<'a> {
     pub fn pod_definition(&self) -> Option<&'a str> {
         let mut named = self.rules.iter().filter(|rule| matches!(rule.key, "pod-definition" | "pod-template"));
         named.find(|rule| !rule.is_any()).map(|rule| rule.value)
+    }
+
+    /// The values that the step gives for that key, where it does not leave the choice to us.
+    pub fn values(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        self.rules.iter().filter(move |rule| rule.key == key && !rule.is_any()).map(|rule| rule.value)
     }
 
     /// The queue of ours that these rules name, whatever else they ask for; `None` for a job without a queue.
@@ -116,7 +122,7 @@ mod tests {
     #[test]
     fn a_job_is_matched_as_buildkite_matches_agents() {
         let ours = [("BUILDKITE_QUEUE", "default,gpu"), ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b")];
-        let cases: [(&[&str], Option<&str>, &str); 14] = [
+        let cases: [(&[&str], Option<&str>, &str); 15] = [
             (&["queue=default"], Some("default"), "exact"),
             (&["queue=gpu"], Some("gpu"), "any of our queues"),
             (&["queue=*"], Some("default"), "any queue"),
@@ -130,6 +136,7 @@ mod tests {
             (&["queue=gpu", "pod-definition=node"], Some("gpu"), "our own rule"),
             (&["queue=gpu", "pod-template=node"], Some("gpu"), "in another spelling"),
             (&["queue=gpu", "pod-template=node", "pod-definition=node"], Some("gpu"), "in both"),
+            (&["queue=gpu", "image=node:24", "cpu=2", "memory=4Gi"], Some("gpu"), "what the pod shall be"),
             (&["os=linux", "queue=default"], Some("default"), "in any order"),
         ];
         for (rules, queue, case) in cases {
@@ -182,5 +189,12 @@ mod tests {
             let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
             assert_eq!(AgentQueryRules::parse(&rules).pod_definition(), expected, "{rules:?}");
         }
+    }
+
+    #[test]
+    fn a_value_may_hold_an_equals_sign() {
+        let rules = ["image=registry.example/node@sha256:0?a=b", "image=*", "image="].map(str::to_owned);
+        let values: Vec<_> = AgentQueryRules::parse(&rules).values("image").collect();
+        assert_eq!(values, ["registry.example/node@sha256:0?a=b"]);
     }
 }

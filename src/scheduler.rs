@@ -25,6 +25,7 @@ use crate::{
     job::{self, JOB_UUID_LABEL, MANAGER},
     library::{self, DEFAULT, Library},
     metrics::{self, Count},
+    overrides::{Overrides, Unmet},
     query_rules::{AgentQueryRules, Mismatch},
 };
 
@@ -111,6 +112,9 @@ pub enum Error {
     /// The step has no pod definition to run in.
     #[error(transparent)]
     Library(#[from] library::Error),
+    /// The step asks for what its pod definition does not allow.
+    #[error(transparent)]
+    Rule(#[from] Unmet),
     /// The agent would have no token.
     #[error(transparent)]
     AgentToken(#[from] agent_token::Error),
@@ -160,6 +164,7 @@ impl Error {
             Self::Event(_) => "InvalidEvent",
             Self::Library(library::Error::Unknown { .. }) => "UnknownPodDefinition",
             Self::Library(library::Error::Invalid(_)) => "InvalidPodDefinition",
+            Self::Rule(_) => "InvalidAgentQueryRule",
             Self::AgentToken(agent_token::Error::Read { .. } | agent_token::Error::Empty { .. }) => {
                 "AgentTokenUnavailable"
             }
@@ -272,7 +277,7 @@ impl Scheduler {
             Err(Reason::NoScript(job.kind.clone()))
         };
         let (queue, result) = match matched {
-            Ok(queue) => (queue, self.create(job, queue, definition).await),
+            Ok(queue) => (queue, self.create(job, queue, definition, &rules).await),
             Err(reason) => (rules.queue(&self.config).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         Line { job, queue, definition, started }.log(&result);
@@ -280,15 +285,23 @@ impl Scheduler {
         result
     }
 
-    async fn create(&self, job: &ScheduledJob, queue: Option<&str>, definition: &str) -> Result<Outcome, Error> {
+    async fn create(
+        &self,
+        job: &ScheduledJob,
+        queue: Option<&str>,
+        definition: &str,
+        rules: &AgentQueryRules<'_>,
+    ) -> Result<Outcome, Error> {
         tracing::debug!(queue, definition, "job matched");
+        let overrides = Overrides::of(rules)?;
         let cluster = self.cluster().await?;
         let (definition, token) = join!(self.library.get(definition, cluster), self.agent_token.deliver(cluster));
         let definition = definition?;
         if !definition.brings_agent_token() {
             token?;
         }
-        let manifest = job::build(job, queue, &definition, &self.config);
+        let changed = if overrides.is_empty() { None } else { Some(overrides.apply(&definition)?) };
+        let manifest = job::build(job, queue, changed.as_ref().unwrap_or(&definition), &self.config);
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
         let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", cluster.namespace());
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={MANAGER}"))

@@ -346,6 +346,22 @@ mod a_pod_definition {
         assert_eq!(error_type, "UnknownPodDefinition");
         scene.end().await;
     }
+
+    #[tokio::test]
+    async fn gets_the_image_and_the_resources_that_the_step_asks_for() {
+        let mut scene = Scene::new().await;
+        let image = "registry.example:5000/node@sha256:0123";
+        let rules = json!(["queue=default", format!("image={image}"), "cpu=2", "memory=4Gi"]);
+        assert_eq!(scene.succeed(with_rules(rules)).await, created());
+        let pod = pod(&scene);
+        let agent = &pod["containers"][0];
+        assert_eq!(agent["image"], image);
+        let resources = json!({"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "4Gi"}});
+        assert_eq!(agent["resources"], resources);
+        let copy = &pod["initContainers"][0];
+        assert_eq!((&copy["image"], &copy["env"]), (&json!("ghcr.io/buildkite/agent:4.10.1"), &json!(null)));
+        scene.end().await;
+    }
 }
 
 mod an_event_that_is_not_for_us {
@@ -444,6 +460,19 @@ mod an_event_that_cannot_be_served {
         };
         let words = ["PodTemplate default in namespace buildkite: template.spec.containers must have one named agent"];
         fails_with(change, "InvalidPodDefinition", &words).await;
+    }
+
+    #[tokio::test]
+    async fn a_rule_that_its_pod_cannot_meet() {
+        for (rule, words) in [
+            ("cpu=many", "the step asks for cpu=many, which is no amount"),
+            ("memory=512m", "the step asks for memory=512m, which is no whole number of bytes"),
+        ] {
+            let event = with_rules(json!(["queue=default", rule]));
+            fails(Scene::new().await, event, "InvalidAgentQueryRule", &[words]).await;
+        }
+        let event = with_rules(json!(["queue=default", "cpu=1", "cpu=2"]));
+        fails(Scene::new().await, event, "InvalidAgentQueryRule", &["cpu=1, and for cpu=2 as well"]).await;
     }
 
     #[tokio::test]

@@ -1,0 +1,382 @@
+//! What a step may change in the pod definition that it chose: `image=`, `cpu=` and `memory=` among its agent query rules.
+//!
+//! Operators shape pods and steps choose among them, so each is kept within what the definition allows.
+
+use serde_json::{Value, json};
+
+use crate::{
+    pod_definition::{ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition},
+    quantity::Quantity,
+    query_rules::AgentQueryRules,
+};
+
+/// Where the agent and what belongs to it are put in the step's image: the place that the agent's own images have them at.
+const HOME: &str = "/buildkite";
+
+/// The volume that carries them there, and the init container that fills it.
+const VOLUME: &str = "agent-scheduler-agent";
+const COPY_AGENT: &str = "agent-scheduler-copy-agent";
+
+/// Copies the agent, its configuration and its hooks. Whatever user the step's image has may then write there.
+const COPY: &str = "set -e
+cp \"$(command -v buildkite-agent)\" /agent-scheduler/buildkite-agent
+if [ -d /buildkite ]; then cp -R /buildkite/. /agent-scheduler/; fi
+touch /agent-scheduler/buildkite-agent.cfg
+chmod -R a+rwX /agent-scheduler/*";
+
+/// The agent runs commands with bash, if it is not told otherwise, and an image may have none.
+const START: &str = "[ -x /bin/bash ] || export BUILDKITE_SHELL=\"${BUILDKITE_SHELL:-/bin/sh -e -c}\"
+exec /buildkite/buildkite-agent \"$@\"";
+
+/// What one step asks of its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overrides<'a> {
+    image: Option<&'a str>,
+    cpu: Option<&'a str>,
+    memory: Option<&'a str>,
+}
+
+/// A rule of the step that its pod cannot meet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the step asks for {rule}={value}, {problem}")]
+pub struct Unmet {
+    /// `image`, `cpu` or `memory`.
+    pub rule: &'static str,
+    /// As the step writes it.
+    pub value: String,
+    /// Why not, and which limit it meets.
+    pub problem: String,
+}
+
+impl<'a> Overrides<'a> {
+    /// Reads what the step asks for.
+    pub fn of(rules: &AgentQueryRules<'a>) -> Result<Self, Unmet> {
+        let one = |rule| {
+            let mut values = rules.values(rule);
+            let Some(first) = values.next() else { return Ok(None) };
+            match values.find(|value| *value != first) {
+                Some(other) => Err(unmet(rule, first, format!("and for {rule}={other} as well; it can have one only"))),
+                None => Ok(Some(first)),
+            }
+        };
+        Ok(Self { image: one("image")?, cpu: one("cpu")?, memory: one("memory")? })
+    }
+
+    /// Nothing: the definition serves as it is.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self { image: None, cpu: None, memory: None })
+    }
+
+    /// The definition as this step gets it.
+    pub fn apply(&self, definition: &PodDefinition) -> Result<PodDefinition, Unmet> {
+        let mut template = definition.template().clone();
+        let agent = &mut template["spec"]["containers"][0];
+        if let Some(cpu) = self.cpu {
+            let amount = amount("cpu", cpu)?;
+            within("cpu", &amount, definition.max_cpu.as_ref(), || annotation(definition, MAX_CPU))?;
+            let own = quantity(&agent["resources"]["limits"]["cpu"]);
+            within("cpu", &amount, own.as_ref(), || {
+                format!("as resources.limits.cpu of pod definition {:?} says", definition.name())
+            })?;
+            agent["resources"]["requests"]["cpu"] = cpu.into();
+        }
+        if let Some(memory) = self.memory {
+            let amount = amount("memory", memory)?;
+            if !amount.is_whole() {
+                let problem = "which is no whole number of bytes; write 512Mi, not 512m".to_owned();
+                return Err(unmet("memory", memory, problem));
+            }
+            within("memory", &amount, definition.max_memory.as_ref(), || annotation(definition, MAX_MEMORY))?;
+            for kind in ["requests", "limits"] {
+                agent["resources"][kind]["memory"] = memory.into();
+            }
+        }
+        if let Some(image) = self.image {
+            put_agent_into(image, definition, &mut template["spec"])?;
+        }
+        Ok(definition.with_template(template))
+    }
+}
+
+/// Puts the step's image into the agent's container, and the agent beside it.
+fn put_agent_into(image: &str, definition: &PodDefinition, spec: &mut Value) -> Result<(), Unmet> {
+    let refuse = |problem: String| Err(unmet("image", image, problem));
+    if !definition.allow_image {
+        return refuse(format!(
+            "and pod definition {:?} allows no other image ({ALLOW_IMAGE} is \"false\")",
+            definition.name()
+        ));
+    }
+    if !image.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte)) {
+        return refuse("which is no reference of an image".to_owned());
+    }
+    let agent = definition.agent();
+    let mounts = agent["volumeMounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let taken = |mount: &Value| mount["mountPath"].as_str().is_some_and(|path| path.trim_end_matches('/') == HOME);
+    if let Some(mount) = mounts.iter().find(|mount| taken(mount)) {
+        return refuse(format!(
+            "and pod definition {:?} mounts {} at {HOME}, where the agent would have to be; set {ALLOW_IMAGE} to \"false\" \
+             there, or mount it elsewhere",
+            definition.name(),
+            mount["name"]
+        ));
+    }
+
+    let mut mounts = mounts.to_vec();
+    let mut copy = json!({
+        "name": COPY_AGENT,
+        "command": ["/bin/sh", "-c", COPY],
+        "volumeMounts": [{"name": VOLUME, "mountPath": "/agent-scheduler"}],
+    });
+    let changed = &mut spec["containers"][0];
+    // The image that the author chose, in the way that he chose it, and within the limits of the container that it makes ready.
+    for field in ["image", "imagePullPolicy", "securityContext", "resources"] {
+        if let Some(value) = changed.get(field) {
+            copy[field] = value.clone();
+        }
+    }
+    changed["image"] = image.into();
+    // The policy was for the other image; Kubernetes finds the one for this image's tag.
+    changed.as_object_mut().map(|agent| agent.remove("imagePullPolicy"));
+    changed["command"] = json!(["/bin/sh", "-c", START, "buildkite-agent"]);
+    changed["args"] = arguments(agent);
+    let mut env = agent["env"].as_array().cloned().unwrap_or_default();
+    for (variable, path) in [
+        ("BUILDKITE_AGENT_CONFIG", "buildkite-agent.cfg"),
+        ("BUILDKITE_BUILD_PATH", "builds"),
+        ("BUILDKITE_HOOKS_PATH", "hooks"),
+        ("BUILDKITE_PLUGINS_PATH", "plugins"),
+    ] {
+        if !env.iter().any(|own| own["name"] == variable) {
+            env.push(json!({"name": variable, "value": format!("{HOME}/{path}")}));
+        }
+    }
+    changed["env"] = env.into();
+    mounts.insert(0, json!({"name": VOLUME, "mountPath": HOME}));
+    changed["volumeMounts"] = mounts.into();
+
+    // First, so that nothing waits for it.
+    insert_first(&mut spec["initContainers"], copy);
+    insert_first(&mut spec["volumes"], json!({"name": VOLUME, "emptyDir": {}}));
+    Ok(())
+}
+
+/// What the author gives the agent, from `start` on, whatever stands before that in the image of the author.
+fn arguments(agent: &Value) -> Value {
+    let words = ["command", "args"].into_iter().flat_map(|field| agent[field].as_array().into_iter().flatten());
+    let arguments: Vec<_> = words.skip_while(|word| *word != "start").cloned().collect();
+    if arguments.is_empty() { json!(["start"]) } else { arguments.into() }
+}
+
+fn insert_first(list: &mut Value, item: Value) {
+    match list.as_array_mut() {
+        Some(list) => list.insert(0, item),
+        None => *list = json!([item]),
+    }
+}
+
+fn amount(rule: &'static str, value: &str) -> Result<Quantity, Unmet> {
+    match value.parse::<Quantity>() {
+        Ok(amount) if !amount.is_zero() => Ok(amount),
+        _ => Err(unmet(
+            rule,
+            value,
+            "which is no amount; write a quantity of Kubernetes, such as 500m, 2 or 4Gi".to_owned(),
+        )),
+    }
+}
+
+fn within(
+    rule: &'static str,
+    amount: &Quantity,
+    limit: Option<&Quantity>,
+    whose: impl FnOnce() -> String,
+) -> Result<(), Unmet> {
+    match limit {
+        Some(limit) if amount.exceeds(limit) => {
+            Err(unmet(rule, &amount.to_string(), format!("and may have {limit} at most, {}", whose())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn annotation(definition: &PodDefinition, name: &str) -> String {
+    format!("as annotation {name} of pod definition {:?} says", definition.name())
+}
+
+/// One that the author wrote, as text or as a number; whether it is well written the API server will say.
+fn quantity(value: &Value) -> Option<Quantity> {
+    match value {
+        Value::String(text) => text.parse().ok(),
+        Value::Number(number) => number.to_string().parse().ok(),
+        _ => None,
+    }
+}
+
+fn unmet(rule: &'static str, value: &str, problem: String) -> Unmet {
+    Unmet { rule, value: value.to_owned(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod_definition::fixtures::{annotated, definition};
+
+    fn template() -> Value {
+        json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4", "args": ["start"]}]}})
+    }
+
+    fn applied(rules: &[&str], definition: &PodDefinition) -> Result<Value, String> {
+        let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+        let overrides = Overrides::of(&AgentQueryRules::parse(&rules)).map_err(|unmet| unmet.to_string())?;
+        overrides.apply(definition).map(|definition| definition.template().clone()).map_err(|unmet| unmet.to_string())
+    }
+
+    #[test]
+    fn a_step_that_asks_for_nothing_or_anything_changes_nothing() {
+        for rules in [&[][..], &["queue=default", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
+            let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+            assert!(Overrides::of(&AgentQueryRules::parse(&rules)).unwrap().is_empty(), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn cpu_sets_the_request_and_memory_the_request_and_the_limit() {
+        let mut template = template();
+        template["spec"]["containers"][0]["resources"] =
+            json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": 4, "memory": "2Gi", "other": "1"}});
+        let changed = applied(&["cpu=4000m", "memory=8Gi", "cpu=*"], &definition(&template)).unwrap();
+        template["spec"]["containers"][0]["resources"] = json!({
+            "requests": {"cpu": "4000m", "memory": "8Gi"}, "limits": {"cpu": 4, "memory": "8Gi", "other": "1"},
+        });
+        assert_eq!(changed, template);
+    }
+
+    #[test]
+    fn resources_may_be_absent_from_the_definition() {
+        let changed = applied(&["cpu=2", "memory=4Gi"], &definition(&template())).unwrap();
+        let expected = json!({"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "4Gi"}});
+        assert_eq!(changed["spec"]["containers"][0]["resources"], expected);
+    }
+
+    #[test]
+    fn what_is_just_allowed_is_given() {
+        let limits = json!({MAX_CPU: "4", MAX_MEMORY: "8Gi", ALLOW_IMAGE: "true"});
+        let definition = annotated(&template(), &limits);
+        for rule in ["cpu=4", "cpu=4000m", "memory=8192Mi", "image=node:24"] {
+            applied(&[rule], &definition).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_met_is_named_with_its_value_and_the_limit() {
+        let mut template = template();
+        template["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("2500m");
+        let limits = json!({MAX_CPU: "4", MAX_MEMORY: "8Gi", ALLOW_IMAGE: "false"});
+        let definition = annotated(&template, &limits);
+        let cases: [(&[&str], &str); 12] = [
+            (
+                &["cpu=4001m"],
+                "cpu=4001m, and may have 4 at most, as annotation agent-scheduler.buildkite.com/max-cpu of pod definition \"example\" says",
+            ),
+            (
+                &["cpu=3"],
+                "cpu=3, and may have 2500m at most, as resources.limits.cpu of pod definition \"example\" says",
+            ),
+            (
+                &["memory=9Gi"],
+                "memory=9Gi, and may have 8Gi at most, as annotation agent-scheduler.buildkite.com/max-memory of pod definition",
+            ),
+            (
+                &["image=node:24"],
+                "image=node:24, and pod definition \"example\" allows no other image (agent-scheduler.buildkite.com/allow-image is \"false\")",
+            ),
+            (&["cpu=two"], "cpu=two, which is no amount; write a quantity of Kubernetes"),
+            (&["cpu=0"], "cpu=0, which is no amount"),
+            (&["cpu=-1"], "cpu=-1, which is no amount"),
+            (&["memory=4GB"], "memory=4GB, which is no amount"),
+            (&["memory=512m"], "memory=512m, which is no whole number of bytes; write 512Mi, not 512m"),
+            (&["cpu=1", "cpu=2"], "cpu=1, and for cpu=2 as well; it can have one only"),
+            (&["memory=1Gi", "memory=1024Mi"], "memory=1Gi, and for memory=1024Mi as well"),
+            (&["image=a", "image=a", "image=b"], "image=a, and for image=b as well"),
+        ];
+        for (rules, expected) in cases {
+            let told = applied(rules, &definition).unwrap_err();
+            assert!(told.starts_with(&format!("the step asks for {expected}")), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_image_gets_the_agent_of_the_definition() {
+        let template = json!({"spec": {
+            "restartPolicy": "Never",
+            "containers": [{
+                "name": "agent", "image": "agent:4", "imagePullPolicy": "Always",
+                "command": ["tini", "buildkite-agent"], "args": ["start", "--no-color"],
+                "securityContext": {"runAsUser": 1000}, "resources": {"requests": {"cpu": "4"}},
+                "env": [{"name": "BUILDKITE_HOOKS_PATH", "value": "/hooks"}],
+                "volumeMounts": [{"name": "cache", "mountPath": "/buildkite/cache"}],
+            }],
+            "initContainers": [{"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"}],
+            "volumes": [{"name": "cache", "emptyDir": {}}],
+        }});
+        let image = "registry.example:5000/node@sha256:0123";
+        let rules = [&*format!("image={image}"), "cpu=1"];
+        let spec = &applied(&rules, &definition(&template)).unwrap()["spec"];
+        let resources = json!({"requests": {"cpu": "1"}});
+        assert_eq!(
+            spec["initContainers"],
+            json!([
+                {
+                    "name": "agent-scheduler-copy-agent", "image": "agent:4", "imagePullPolicy": "Always",
+                    "command": ["/bin/sh", "-c", COPY],
+                    "securityContext": {"runAsUser": 1000}, "resources": resources,
+                    "volumeMounts": [{"name": "agent-scheduler-agent", "mountPath": "/agent-scheduler"}],
+                },
+                {"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"},
+            ])
+        );
+        assert_eq!(
+            spec["containers"],
+            json!([{
+                "name": "agent", "image": image,
+                "command": ["/bin/sh", "-c", START, "buildkite-agent"], "args": ["start", "--no-color"],
+                "securityContext": {"runAsUser": 1000}, "resources": resources,
+                "env": [
+                    {"name": "BUILDKITE_HOOKS_PATH", "value": "/hooks"},
+                    {"name": "BUILDKITE_AGENT_CONFIG", "value": "/buildkite/buildkite-agent.cfg"},
+                    {"name": "BUILDKITE_BUILD_PATH", "value": "/buildkite/builds"},
+                    {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/plugins"},
+                ],
+                "volumeMounts": [
+                    {"name": "agent-scheduler-agent", "mountPath": "/buildkite"},
+                    {"name": "cache", "mountPath": "/buildkite/cache"},
+                ],
+            }])
+        );
+        assert_eq!(spec["volumes"][0], json!({"name": "agent-scheduler-agent", "emptyDir": {}}));
+        assert_eq!(spec["volumes"][1]["name"], "cache");
+    }
+
+    #[test]
+    fn an_image_needs_no_arguments_lists_or_volumes_in_the_definition() {
+        let mut template = template();
+        template["spec"]["containers"][0].as_object_mut().unwrap().remove("args");
+        let spec = &applied(&["image=node:24"], &definition(&template)).unwrap()["spec"];
+        assert_eq!(spec["containers"][0]["args"], json!(["start"]));
+        assert_eq!(spec["initContainers"].as_array().unwrap().len(), 1);
+        assert_eq!(spec["volumes"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_image_that_is_none_or_has_no_place_for_the_agent_is_refused() {
+        let told = applied(&["image=node 24"], &definition(&template())).unwrap_err();
+        assert_eq!(told, "the step asks for image=node 24, which is no reference of an image");
+        for path in ["/buildkite", "/buildkite/"] {
+            let mut template = template();
+            template["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "builds", "mountPath": path}]);
+            let told = applied(&["image=node:24"], &definition(&template)).unwrap_err();
+            assert!(told.contains("pod definition \"example\" mounts \"builds\" at /buildkite"), "{told}");
+        }
+    }
+}
