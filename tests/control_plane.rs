@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use agent_scheduler::{config::Config, eks, event::Event, job, pod_definition::PodDefinition};
+use agent_scheduler::eks;
 use aws_credential_types::Credentials;
 use base64::{
     Engine,
@@ -211,6 +211,38 @@ async fn fail(function: &Function, event: &str) -> (String, String) {
     }
 }
 
+/// The clock of a process, by libfaketime; only its own, so that all others stay right.
+struct Clock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Clock {
+    fn new(name: &str) -> Self {
+        let libraries = fs::read_dir("/usr/lib").unwrap().flatten();
+        let mut libraries = libraries.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+        let library = libraries.find(|library| library.is_file()).expect("libfaketime: apt-get install faketime");
+        let clock = Self { library, file: env::temp_dir().join(format!("{name}.clock")) };
+        clock.put_forward(Duration::ZERO);
+        clock
+    }
+
+    fn of(&self, function: Builder) -> Builder {
+        let function = function.env("LD_PRELOAD", self.library.display().to_string());
+        function.env("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()).env("FAKETIME_NO_CACHE", "1")
+    }
+
+    fn put_forward(&self, time: Duration) {
+        fs::write(&self.file, format!("+{}s", time.as_secs())).unwrap();
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        fs::remove_file(&self.file).unwrap();
+    }
+}
+
 /// The answers to many events that are under way at once.
 async fn at_once(deliveries: impl Iterator<Item = (Arc<Function>, String)>) -> Vec<String> {
     let deliveries: JoinSet<_> =
@@ -373,6 +405,11 @@ mod with_the_role_file {
         without("secrets", "patch").await;
     }
 
+    #[tokio::test]
+    async fn without_list_podtemplates_the_error_names_it() {
+        without("podtemplates", "list").await;
+    }
+
     impl Scene {
         async fn take_away(&mut self, resource: &str, verb: &str) {
             let mut role = self.get(&format!("roles/{SUBJECT}")).await;
@@ -391,56 +428,233 @@ mod a_pod_definition {
 
     const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
 
-    #[tokio::test]
-    async fn of_every_file_is_admitted_strictly_and_without_a_warning() {
-        let scene = Scene::new().await;
-        let namespace = scene.namespace.clone();
-        let config = Config::read(|variable| match variable {
-            "BUILDKITE_QUEUE" => Some("default".to_owned()),
-            "KUBERNETES_CLUSTER_IDENTIFIER" => Some(CLUSTER.to_owned()),
-            "KUBERNETES_NAMESPACE" => Some(namespace.clone()),
-            "AWS_REGION" => Some(REGION.to_owned()),
-            _ => None,
-        });
-        let config = config.unwrap();
-        for (origin, manifest) in COMPILED {
-            let definition = PodDefinition::parse(origin, &serde_json::from_str(manifest).unwrap()).unwrap();
-            let Event::JobScheduled(scheduled) = Event::parse(&event().0).unwrap() else { panic!("no job") };
-            let job = job::build(&scheduled, Some("default"), &definition, &config);
-            let request =
-                Request::post(scene.path("jobs?fieldValidation=Strict")).header("content-type", "application/json");
-            let response = scene.as_function().await.send(request, serde_json::to_vec(&job).unwrap()).await;
-            assert_eq!(response.status(), 201, "{origin}: {response:?}");
-            assert_eq!(response.headers().get("warning"), None, "{origin}");
-        }
-        assert!(!COMPILED.is_empty());
+    fn name(manifest: &Value) -> &str {
+        manifest["metadata"]["name"].as_str().unwrap()
     }
 
-    /// As a step asks for it, by the function.
+    fn compiled() -> Vec<Value> {
+        let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
+        assert!(!manifests.is_empty());
+        manifests
+    }
+
+    /// An event whose step asks for these beside the queue, and the name of its Job.
+    fn event_with(rules: &[&str]) -> (String, String) {
+        let rules: Vec<_> = ["queue=default"].iter().chain(rules).collect();
+        changed_event(|detail| detail["job"]["agent_query_rules"] = json!(rules))
+    }
+
+    impl Scene {
+        /// Puts a definition there, or changes the one that is.
+        async fn apply(&mut self, manifest: &Value) {
+            let path = path(&self.namespace, &format!("podtemplates/{}?fieldManager=lab&force=true", name(manifest)));
+            let (status, answer) = self.admin.apply(&path, manifest).await;
+            assert!(matches!(status, 200 | 201), "{answer}");
+        }
+
+        /// The image that the agent's container of a Job has.
+        async fn image(&mut self, job: &str) -> String {
+            let job = self.get(&format!("jobs/{job}")).await;
+            job["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()
+        }
+
+        /// The image that an event gets, by the function.
+        async fn image_for(&mut self, function: &Function, rules: &[&str]) -> String {
+            let (event, job) = event_with(rules);
+            assert_eq!(succeed(function, &event).await["outcome"], "created");
+            self.image(&job).await
+        }
+    }
+
+    fn template(name: &str, image: &str) -> Value {
+        let spec =
+            json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": image, "args": ["start"]}]});
+        json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": {"spec": spec}})
+    }
+
+    /// By the function and as its own user, with and without what a step may ask for beside; each gets its Pod.
     #[tokio::test]
-    async fn of_every_file_can_be_asked_for() {
+    async fn of_every_file_is_admitted_strictly() {
         let mut scene = Scene::new().await;
         let function = scene.function();
-        for (origin, manifest) in COMPILED {
-            let manifest: Value = serde_json::from_str(manifest).unwrap();
-            let name = manifest["metadata"]["name"].as_str().unwrap();
-            let rules = json!(["queue=default", format!("pod-definition={name}")]);
-            let (event, job) = changed_event(|detail| detail["job"]["agent_query_rules"] = rules);
-            assert_eq!(succeed(&function, &event).await["outcome"], "created", "{origin}");
+        for manifest in compiled() {
+            let definition = format!("pod-definition={}", name(&manifest));
+            for rules in [&[][..], &["cpu=250m", "memory=256Mi"], &["image=node:24", "cpu=250m", "memory=256Mi"]] {
+                // What a definition does not allow, no step can ask for.
+                if manifest["metadata"]["annotations"]["agent-scheduler.buildkite.com/allow-image"] == "false"
+                    && rules.contains(&"image=node:24")
+                {
+                    continue;
+                }
+                let rules: Vec<_> = rules.iter().copied().chain([&*definition]).collect();
+                let (event, job) = event_with(&rules);
+                assert_eq!(succeed(&function, &event).await["outcome"], "created", "{rules:?}");
+                let pod = scene.pod(&job).await;
+                if rules.contains(&"image=node:24") {
+                    assert_eq!(pod["spec"]["containers"][0]["image"], "node:24");
+                    assert_eq!(pod["spec"]["initContainers"][0]["name"], "agent-scheduler-copy-agent");
+                }
+            }
+        }
+        let audit = scene.control_plane.audit(&scene.namespace);
+        let posts = audit.iter().filter(|entry| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs");
+        for post in posts {
+            assert_eq!(post["user"]["username"], SUBJECT);
+            assert!(post["requestURI"].as_str().unwrap().contains("fieldValidation=Strict"), "{post}");
+        }
+    }
+
+    /// The same file can be put into the namespace, and Kubernetes warns of nothing in it.
+    #[tokio::test]
+    async fn of_every_file_is_a_pod_template() {
+        let mut scene = Scene::new().await;
+        for manifest in compiled() {
+            let request = Request::post(scene.path("podtemplates?fieldValidation=Strict"));
+            let request = request.header("content-type", "application/json");
+            let response = scene.admin.send(request, manifest.to_string()).await;
+            assert_eq!(response.status(), 201, "{response:?}");
+            assert_eq!(response.headers().get("warning"), None, "{response:?}");
+            // As Kubernetes keeps it, its defaults filled in, it is as good as the file.
+            let function = scene.function();
+            let (event, job) = event_with(&[&*format!("pod-definition={}", name(&manifest))]);
+            succeed(&function, &event).await;
             scene.pod(&job).await;
         }
     }
 
-    /// The same file can be put into the namespace.
     #[tokio::test]
-    async fn of_every_file_is_a_pod_template() {
-        let scene = Scene::new().await;
-        for (origin, manifest) in COMPILED {
-            let manifest: Value = serde_json::from_str(manifest).unwrap();
-            let path = scene.path("podtemplates?fieldValidation=Strict");
-            let (status, answer) = scene.control_plane.admin().await.post(&path, &manifest).await;
-            assert_eq!(status, 201, "{origin}: {answer}");
+    async fn of_the_cluster_is_used_changed_found_broken_and_taken_away() {
+        let mut scene = Scene::new().await;
+        let clock = Clock::new(&scene.namespace);
+        let function = clock.of(scene.builder()).start();
+        let minute = Duration::from_secs(61);
+        let compiled_image = scene.image_for(&function, &[]).await;
+
+        // One that nobody knew is used at once, another one at the next look.
+        scene.apply(&template("node", "node:24")).await;
+        assert_eq!(scene.image_for(&function, &["pod-definition=node"]).await, "node:24");
+        scene.apply(&template("default", "theirs:1")).await;
+        clock.put_forward(minute);
+        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1");
+
+        scene.apply(&template("default", "theirs:2")).await;
+        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1", "nobody is asked within a minute");
+        clock.put_forward(2 * minute);
+        assert_eq!(scene.image_for(&function, &[]).await, "theirs:2");
+
+        let mut broken = template("default", "theirs:3");
+        broken["template"]["spec"]["containers"][0]["name"] = json!("main");
+        let path = scene.path("podtemplates/default");
+        assert_eq!(scene.admin.delete(&path).await.0, 200);
+        scene.apply(&broken).await;
+        clock.put_forward(3 * minute);
+        let (error_type, text) = fail(&function, &event_with(&[]).0).await;
+        assert_eq!(error_type, "InvalidPodDefinition", "{text}");
+        let origin =
+            format!("PodTemplate default in namespace {}: template.spec.containers must have one", scene.namespace);
+        assert!(text.starts_with(&origin), "{text}");
+        assert_eq!(scene.image_for(&function, &["pod-definition=node"]).await, "node:24", "the others serve on");
+
+        assert_eq!(scene.admin.delete(&path).await.0, 200);
+        clock.put_forward(4 * minute);
+        assert_eq!(scene.image_for(&function, &[]).await, compiled_image);
+        let (error_type, text) = fail(&function, &event_with(&["pod-definition=nodejs"]).0).await;
+        assert_eq!(error_type, "UnknownPodDefinition", "{text}");
+        assert!(text.contains("or for node, the PodTemplates of namespace"), "{text}");
+    }
+
+    /// Whatever restart policy its author leaves out, Kubernetes fills in `Always`.
+    #[tokio::test]
+    async fn of_the_cluster_without_a_restart_policy_is_refused_with_the_mend() {
+        let mut scene = Scene::new().await;
+        let mut manifest = template("node", "node:24");
+        manifest["template"]["spec"].as_object_mut().unwrap().remove("restartPolicy");
+        scene.apply(&manifest).await;
+        let (error_type, text) = fail(&scene.function(), &event_with(&["pod-definition=node"]).0).await;
+        assert_eq!(error_type, "InvalidPodDefinition", "{text}");
+        assert!(text.contains("template.spec.restartPolicy must be Never, is \"Always\""), "{text}");
+    }
+
+    /// Frozen for long, the function finds copy and token too old, and looks at both before it posts.
+    #[tokio::test]
+    async fn of_the_cluster_is_looked_at_after_a_freeze_before_the_job() {
+        let mut scene = Scene::new().await;
+        scene.apply(&template("default", "theirs:1")).await;
+        let clock = Clock::new(&scene.namespace);
+        let function = clock.of(scene.builder()).start();
+        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1");
+        scene.apply(&template("default", "theirs:2")).await;
+        // No longer: the real judge of EKS tokens refuses those of the far future.
+        clock.put_forward(Duration::from_secs(301));
+        assert_eq!(scene.image_for(&function, &[]).await, "theirs:2");
+        let audit = scene.control_plane.audit(&scene.namespace);
+        let by_function = audit.iter().filter(|entry| entry["user"]["username"] == SUBJECT);
+        let mut asked: Vec<_> = by_function
+            .map(|entry| (entry["requestReceivedTimestamp"].as_str().unwrap(), &entry["objectRef"]["resource"]))
+            .collect();
+        asked.sort_by_key(|(time, _)| *time);
+        assert_eq!(asked.last().unwrap().1, "jobs", "{asked:?}");
+    }
+
+    /// What a kubelet says of a pod whose sidecar has a start-up probe, from its start to its end.
+    #[tokio::test]
+    async fn with_a_native_sidecar_ends_the_job_when_the_agent_ends() {
+        let mut scene = Scene::new().await;
+        let mut manifest = template("docker", "agent:4");
+        let probe = json!({"exec": {"command": ["docker", "version"]}, "periodSeconds": 1, "failureThreshold": 60});
+        let dockerd = json!({
+            "name": "dockerd", "image": "docker:dind", "restartPolicy": "Always", "startupProbe": probe,
+            "securityContext": {"privileged": true},
+        });
+        manifest["template"]["spec"]["initContainers"] = json!([dockerd]);
+        scene.apply(&manifest).await;
+        let (event, name) = event_with(&["pod-definition=docker"]);
+        succeed(&scene.function(), &event).await;
+        let pod = scene.pod(&name).await;
+        let sidecar = &pod["spec"]["initContainers"][0];
+        assert_eq!(
+            (&sidecar["restartPolicy"], &sidecar["startupProbe"]["failureThreshold"]),
+            (&json!("Always"), &json!(60))
+        );
+
+        let pod = path(&scene.namespace, &format!("pods/{}/status", pod["metadata"]["name"].as_str().unwrap()));
+        let at = "2026-01-15T12:00:00Z";
+        let running = json!({"running": {"startedAt": at}});
+        let ended = |code: i32| json!({"terminated": {"exitCode": code, "startedAt": at, "finishedAt": at}});
+        let status = |phase: &str, dockerd: (bool, &Value), agent: &Value| {
+            let container = |name: &str, started: bool, state: &Value| {
+                json!([{
+                    "name": name, "image": name, "imageID": "", "restartCount": 0, "ready": started, "started": started,
+                    "state": state,
+                }])
+            };
+            json!({"status": {
+                "phase": phase,
+                "initContainerStatuses": container("dockerd", dockerd.0, dockerd.1),
+                "containerStatuses": container("agent", agent["running"].is_object(), agent),
+            }})
+        };
+        let waiting = json!({"waiting": {"reason": "PodInitializing"}});
+        let while_it_lives = [
+            ("Pending", (false, &running), &waiting),
+            ("Running", (true, &running), &running),
+            // The agent has ended, and the sidecar is being stopped.
+            ("Running", (true, &running), &ended(0)),
+        ];
+        for (phase, dockerd, agent) in while_it_lives {
+            let (code, answer) = scene.admin.patch(&pod, &status(phase, dockerd, agent)).await;
+            assert_eq!(code, 200, "{answer}");
         }
+        eventually("the Job does not run", async || {
+            (scene.get(&format!("jobs/{name}")).await["status"]["active"] == 1).then_some(())
+        })
+        .await;
+        // Stopped by the signal, which is no failure of the pod.
+        let last = status("Succeeded", (false, &ended(143)), &ended(0));
+        let (code, answer) = scene.admin.patch(&pod, &last).await;
+        assert_eq!(code, 200, "{answer}");
+        assert_eq!(scene.finished(&name).await["type"], "Complete");
+        assert_eq!(scene.list("pods").await.len(), 1);
     }
 
     #[tokio::test]
@@ -774,38 +988,6 @@ mod a_token_in_ssm {
                 audit.iter().filter(by_function).find(|entry| entry["requestObject"]["metadata"]["name"] == job);
             let (applied, posted) = (&applied["stageTimestamp"], &posted.unwrap()["requestReceivedTimestamp"]);
             assert!(applied.as_str().unwrap() < posted.as_str().unwrap(), "applied {applied}, posted {posted}");
-        }
-    }
-
-    /// The clock of a process, by libfaketime; only its own, so that all others stay right.
-    struct Clock {
-        library: PathBuf,
-        file: PathBuf,
-    }
-
-    impl Clock {
-        fn new(name: &str) -> Self {
-            let libraries = fs::read_dir("/usr/lib").unwrap().flatten();
-            let mut libraries = libraries.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-            let library = libraries.find(|library| library.is_file()).expect("libfaketime: apt-get install faketime");
-            let clock = Self { library, file: env::temp_dir().join(format!("{name}.clock")) };
-            clock.put_forward(Duration::ZERO);
-            clock
-        }
-
-        fn of(&self, function: Builder) -> Builder {
-            let function = function.env("LD_PRELOAD", self.library.display().to_string());
-            function.env("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()).env("FAKETIME_NO_CACHE", "1")
-        }
-
-        fn put_forward(&self, time: Duration) {
-            fs::write(&self.file, format!("+{}s", time.as_secs())).unwrap();
-        }
-    }
-
-    impl Drop for Clock {
-        fn drop(&mut self) {
-            fs::remove_file(&self.file).unwrap();
         }
     }
 
