@@ -167,7 +167,8 @@ impl AgentToken {
 
     async fn read(&self) -> Result<Token, Error> {
         let (parameter, region) = (self.parameter.clone(), self.region.clone());
-        let answer = self.ssm.get_parameter().name(&parameter).with_decryption(true).send().await;
+        // On the heap, since it is rare: every event's future would have room for it.
+        let answer = Box::pin(self.ssm.get_parameter().name(&parameter).with_decryption(true).send()).await;
         let answer = answer.map_err(|error| Error::Read {
             parameter: parameter.clone(),
             region: region.clone(),

@@ -4,14 +4,16 @@
 
 use std::{
     io::{Write, stdout},
+    pin::pin,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use aws_credential_types::Credentials;
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 use http::{Request, header};
 use serde::Serialize;
-use tokio::{join, sync::OnceCell, try_join};
+use tokio::{sync::OnceCell, try_join};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -26,6 +28,7 @@ use crate::{
     library::{self, DEFAULT, Library},
     metrics::{self, Count},
     overrides::{Overrides, Unmet},
+    pod_definition::PodDefinition,
     query_rules::{AgentQueryRules, Mismatch},
 };
 
@@ -295,11 +298,7 @@ impl Scheduler {
         tracing::debug!(queue, definition, "job matched");
         let overrides = Overrides::of(rules)?;
         let cluster = self.cluster().await?;
-        let (definition, token) = join!(self.library.get(definition, cluster), self.agent_token.deliver(cluster));
-        let definition = definition?;
-        if !definition.brings_agent_token() {
-            token?;
-        }
+        let definition = self.definition(definition, cluster).await?;
         let changed = if overrides.is_empty() { None } else { Some(overrides.apply(&definition)?) };
         let manifest = job::build(job, queue, changed.as_ref().unwrap_or(&definition), &self.config);
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
@@ -311,6 +310,29 @@ impl Scheduler {
             Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid).await,
             Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: job::name(job.uuid), source }),
             Err(source) => Err(Error::CreateJob { name: job::name(job.uuid), source }),
+        }
+    }
+
+    /// The definition of that name, with the agent token in place that its pod will need.
+    async fn definition(&self, name: &str, cluster: &Cluster) -> Result<Arc<PodDefinition>, Error> {
+        let definition = pin!(self.library.get(name, cluster));
+        let token = pin!(self.agent_token.deliver(cluster));
+        // Side by side, if both have to ask. A definition that brings the token waits for none of ours.
+        match select(definition, token).await {
+            Either::Left((definition, token)) => {
+                let definition = definition?;
+                if !definition.brings_agent_token() {
+                    token.await?;
+                }
+                Ok(definition)
+            }
+            Either::Right((token, definition)) => {
+                let definition = definition.await?;
+                if !definition.brings_agent_token() {
+                    token?;
+                }
+                Ok(definition)
+            }
         }
     }
 

@@ -348,6 +348,24 @@ mod a_pod_definition {
     }
 
     #[tokio::test]
+    async fn that_brings_its_token_needs_none_of_ours() {
+        let mut scene = Scene::with(|lab, function| {
+            let env = json!([{"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"}]);
+            let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
+            lab.kubernetes.put_pod_template(template("default", &spec));
+            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
+            function
+        })
+        .await;
+        // The first event has to list the definitions: the start-up ended with the other failure.
+        assert_eq!(scene.succeed(SCHEDULED).await, created());
+        let reads = scene.lab.aws.requests().len();
+        assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "already-exists");
+        assert_eq!(scene.lab.aws.requests().len(), reads);
+        scene.end().await;
+    }
+
+    #[tokio::test]
     async fn gets_the_image_and_the_resources_that_the_step_asks_for() {
         let mut scene = Scene::new().await;
         let image = "registry.example:5000/node@sha256:0123";
