@@ -34,14 +34,8 @@ const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 const REGION: &str = "us-east-1";
 
 /// What the function needs, as resource and verb.
-const PERMISSIONS: [(&str, &str); 6] = [
-    ("jobs", "create"),
-    ("jobs", "get"),
-    ("secrets", "create"),
-    ("secrets", "patch"),
-    ("podtemplates", "get"),
-    ("podtemplates", "list"),
-];
+const PERMISSIONS: [(&str, &str); 5] =
+    [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
 
 /// A namespace with the permissions that we tell users to give, and a lab whose functions are led there.
 struct Scene {
@@ -353,14 +347,6 @@ mod with_the_role_file {
             fail(&scene.builder().env("AGENT_TOKEN_SECRET_NAME", "another").start(), &event().0).await;
         assert_eq!(error_type, "Forbidden", "{text}");
         assert!(text.contains("secrets \"another\" is forbidden"), "{text}");
-    }
-
-    #[tokio::test]
-    async fn pod_templates_can_be_read() {
-        let scene = Scene::new().await;
-        let mut function = scene.as_function().await;
-        assert_eq!(function.get(&scene.path("podtemplates")).await.0, 200);
-        assert_eq!(function.get(&scene.path("podtemplates/none")).await.0, 404);
     }
 
     /// Leaves one verb out of the role, and delivers one event twice.
