@@ -17,6 +17,9 @@ const HOME: &str = "/buildkite";
 const VOLUME: &str = "agent-scheduler-agent";
 const COPY_AGENT: &str = "agent-scheduler-copy-agent";
 
+/// No agent starts in less. Who asks for it has most likely left out the suffix, or taken that of CPU: `4` is four bytes.
+const LEAST_MEMORY: &str = "16Mi";
+
 /// Copies the agent, its configuration and its hooks. Whatever user the step's image has may then write there.
 const COPY: &str = "set -e
 cp \"$(command -v buildkite-agent)\" /agent-scheduler/buildkite-agent
@@ -82,8 +85,8 @@ impl<'a> Overrides<'a> {
         }
         if let Some(memory) = self.memory {
             let amount = amount("memory", memory)?;
-            if !amount.is_whole() {
-                let problem = "which is no whole number of bytes; write 512Mi, not 512m".to_owned();
+            if LEAST_MEMORY.parse::<Quantity>().is_ok_and(|least| least.exceeds(&amount)) {
+                let problem = format!("which is less than {LEAST_MEMORY}; write 4Gi, not 4, and 512Mi, not 512m");
                 return Err(unmet("memory", memory, problem));
             }
             within("memory", &amount, definition.max_memory.as_ref(), || annotation(definition, MAX_MEMORY))?;
@@ -263,7 +266,9 @@ mod tests {
     fn what_is_just_allowed_is_given() {
         let limits = json!({MAX_CPU: "4", MAX_MEMORY: "8Gi", ALLOW_IMAGE: "true"});
         let definition = annotated(&template(), &limits);
-        for rule in ["cpu=4", "cpu=4000m", "memory=8192Mi", "image=node:24"] {
+        for rule in
+            ["cpu=4", "cpu=4000m", "memory=8192Mi", "memory=1.1Gi", "memory=1.5G", "memory=16Mi", "image=node:24"]
+        {
             applied(&[rule], &definition).unwrap();
         }
     }
@@ -274,7 +279,7 @@ mod tests {
         template["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("2500m");
         let limits = json!({MAX_CPU: "4", MAX_MEMORY: "8Gi", ALLOW_IMAGE: "false"});
         let definition = annotated(&template, &limits);
-        let cases: [(&[&str], &str); 12] = [
+        let cases: [(&[&str], &str); 14] = [
             (
                 &["cpu=4001m"],
                 "cpu=4001m, and may have 4 at most, as annotation agent-scheduler.buildkite.com/max-cpu of pod definition \"example\" says",
@@ -295,7 +300,9 @@ mod tests {
             (&["cpu=0"], "cpu=0, which is no amount"),
             (&["cpu=-1"], "cpu=-1, which is no amount"),
             (&["memory=4GB"], "memory=4GB, which is no amount"),
-            (&["memory=512m"], "memory=512m, which is no whole number of bytes; write 512Mi, not 512m"),
+            (&["memory=4"], "memory=4, which is less than 16Mi; write 4Gi, not 4, and 512Mi, not 512m"),
+            (&["memory=512m"], "memory=512m, which is less than 16Mi; write 4Gi, not 4"),
+            (&["memory=16383Ki"], "memory=16383Ki, which is less than 16Mi"),
             (&["cpu=1", "cpu=2"], "cpu=1, and for cpu=2 as well; it can have one only"),
             (&["memory=1Gi", "memory=1024Mi"], "memory=1Gi, and for memory=1024Mi as well"),
             (&["image=a", "image=a", "image=b"], "image=a, and for image=b as well"),

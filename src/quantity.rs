@@ -29,11 +29,6 @@ impl Quantity {
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }
-
-    /// A whole number: half a byte is a slip of the suffix.
-    pub fn is_whole(&self) -> bool {
-        self.nanos.is_multiple_of(NANOS)
-    }
 }
 
 impl fmt::Display for Quantity {
@@ -179,12 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn a_fraction_is_not_whole_and_zero_is_zero_however_written() {
-        for (text, whole, zero) in
-            [("512m", false, false), ("1.5Ki", true, false), ("0.0", true, true), ("1n", false, false)]
-        {
+    fn zero_is_zero_however_written_and_every_amount_is_told_as_written() {
+        for (text, zero) in [("512m", false), ("1.5Ki", false), ("0.0", true), ("0Gi", true), ("1n", false)] {
             let quantity: Quantity = text.parse().unwrap();
-            assert_eq!((quantity.is_whole(), quantity.is_zero()), (whole, zero), "{text}");
+            assert_eq!(quantity.is_zero(), zero, "{text}");
             assert_eq!(quantity.to_string(), text);
         }
     }
