@@ -2,6 +2,8 @@
 //!
 //! Operators shape pods and steps choose among them, so each is kept within what the definition allows.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,15 +22,32 @@ const COPY_AGENT: &str = "agent-scheduler-copy-agent";
 /// No agent starts in less. Who asks for it has most likely left out the suffix, or taken that of CPU: `4` is four bytes.
 const LEAST_MEMORY: &str = "16Mi";
 
-/// Copies the agent, its configuration and its hooks. Whatever user the step's image has may then write there.
+/// Copies the agent, its configuration and its hooks, and the certificates that it knows Buildkite by. Whatever user the step's
+/// image has may then write there.
 const COPY: &str = "set -e
-cp \"$(command -v buildkite-agent)\" /agent-scheduler/buildkite-agent
-if [ -d /buildkite ]; then cp -R /buildkite/. /agent-scheduler/; fi
+agent=\"${1:-$(command -v buildkite-agent || true)}\"
+[ -f \"$agent\" ] || {
+    echo \"The image of the pod definition has no ${1:-buildkite-agent in its PATH} to put into the image of the step.\" >&2
+    exit 1
+}
+if [ -d /buildkite/. ]; then cp -R /buildkite/. /agent-scheduler/; fi
+rm -f /agent-scheduler/buildkite-agent
+cp \"$agent\" /agent-scheduler/buildkite-agent
+if [ -f /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt /agent-scheduler/; fi
 touch /agent-scheduler/buildkite-agent.cfg
 chmod -R a+rwX /agent-scheduler/*";
 
-/// The agent runs commands with bash, if it is not told otherwise, and an image may have none.
+/// The agent runs commands with bash, if it is not told otherwise, and an image may have none. Nor need it have certificates:
+/// those files are where Go, in which the agent is written, looks for them.
 const START: &str = "[ -x /bin/bash ] || export BUILDKITE_SHELL=\"${BUILDKITE_SHELL:-/bin/sh -e -c}\"
+[ -n \"${SSL_CERT_FILE-}${SSL_CERT_DIR-}\" ] ||
+    [ -f /etc/ssl/certs/ca-certificates.crt ] ||
+    [ -f /etc/pki/tls/certs/ca-bundle.crt ] ||
+    [ -f /etc/ssl/ca-bundle.pem ] ||
+    [ -f /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem ] ||
+    [ -f /etc/ssl/cert.pem ] ||
+    [ ! -f /buildkite/ca-certificates.crt ] ||
+    export SSL_CERT_FILE=/buildkite/ca-certificates.crt
 exec /buildkite/buildkite-agent \"$@\"";
 
 /// What one step asks of its pod.
@@ -73,6 +92,7 @@ impl<'a> Overrides<'a> {
     /// The definition as this step gets it.
     pub fn apply(&self, definition: &PodDefinition) -> Result<PodDefinition, Unmet> {
         let mut template = definition.template().clone();
+        // That it is there was checked when the definition was loaded.
         let agent = &mut template["spec"]["containers"][0];
         if let Some(cpu) = self.cpu {
             let amount = amount("cpu", cpu)?;
@@ -81,7 +101,7 @@ impl<'a> Overrides<'a> {
             within("cpu", &amount, own.as_ref(), || {
                 format!("as resources.limits.cpu of pod definition {:?} says", definition.name())
             })?;
-            agent["resources"]["requests"]["cpu"] = cpu.into();
+            put(agent, &["resources", "requests", "cpu"], cpu.into());
         }
         if let Some(memory) = self.memory {
             let amount = amount("memory", memory)?;
@@ -91,7 +111,7 @@ impl<'a> Overrides<'a> {
             }
             within("memory", &amount, definition.max_memory.as_ref(), || annotation(definition, MAX_MEMORY))?;
             for kind in ["requests", "limits"] {
-                agent["resources"][kind]["memory"] = memory.into();
+                put(agent, &["resources", kind, "memory"], memory.into());
             }
         }
         if let Some(image) = self.image {
@@ -125,10 +145,24 @@ fn put_agent_into(image: &str, definition: &PodDefinition, spec: &mut Value) -> 
         ));
     }
 
-    let mut mounts = mounts.to_vec();
+    let Some((binary, arguments)) = start(agent) else {
+        return refuse(format!(
+            "and pod definition {:?} starts its agent in a way of its own, which would be lost; set {ALLOW_IMAGE} to \"false\" \
+             there, or make start a word of its own in command or args",
+            definition.name()
+        ));
+    };
+    // Everything else is that of another image.
+    let stays = |path: &str| {
+        let mounted = mounts.iter().filter_map(|mount| mount["mountPath"].as_str());
+        mounted.chain([HOME]).any(|folder| Path::new(path).starts_with(folder))
+    };
+
+    let mut command = vec!["/bin/sh", "-c", COPY, COPY_AGENT];
+    command.extend(binary);
     let mut copy = json!({
         "name": COPY_AGENT,
-        "command": ["/bin/sh", "-c", COPY],
+        "command": command,
         "volumeMounts": [{"name": VOLUME, "mountPath": "/agent-scheduler"}],
     });
     let changed = &mut spec["containers"][0];
@@ -142,39 +176,71 @@ fn put_agent_into(image: &str, definition: &PodDefinition, spec: &mut Value) -> 
     // The policy was for the other image; Kubernetes finds the one for this image's tag.
     changed.as_object_mut().map(|agent| agent.remove("imagePullPolicy"));
     changed["command"] = json!(["/bin/sh", "-c", START, "buildkite-agent"]);
-    changed["args"] = arguments(agent);
-    let mut env = agent["env"].as_array().cloned().unwrap_or_default();
+    changed["args"] = arguments;
     for (variable, path) in [
         ("BUILDKITE_AGENT_CONFIG", "buildkite-agent.cfg"),
         ("BUILDKITE_BUILD_PATH", "builds"),
         ("BUILDKITE_HOOKS_PATH", "hooks"),
         ("BUILDKITE_PLUGINS_PATH", "plugins"),
     ] {
+        let value = json!({"name": variable, "value": format!("{HOME}/{path}")});
+        let Some(env) = list(changed, "env") else { continue };
         if !env.iter().any(|own| own["name"] == variable) {
-            env.push(json!({"name": variable, "value": format!("{HOME}/{path}")}));
+            env.push(value);
+            continue;
+        }
+        for own in env.iter_mut().filter(|own| own["name"] == variable) {
+            if own["valueFrom"].is_null() && !own["value"].as_str().is_some_and(stays) {
+                own.clone_from(&value);
+            }
         }
     }
-    changed["env"] = env.into();
-    mounts.insert(0, json!({"name": VOLUME, "mountPath": HOME}));
-    changed["volumeMounts"] = mounts.into();
 
     // First, so that nothing waits for it.
-    insert_first(&mut spec["initContainers"], copy);
-    insert_first(&mut spec["volumes"], json!({"name": VOLUME, "emptyDir": {}}));
+    insert_first(changed, "volumeMounts", json!({"name": VOLUME, "mountPath": HOME}));
+    insert_first(spec, "initContainers", copy);
+    insert_first(spec, "volumes", json!({"name": VOLUME, "emptyDir": {}}));
     Ok(())
 }
 
-/// What the author gives the agent, from `start` on, whatever stands before that in the image of the author.
-fn arguments(agent: &Value) -> Value {
+/// The agent's binary where the definition names its path, and what the agent gets, from `start` on; what stands before that
+/// is in the image of the definition. `None` if the definition's command does not tell.
+fn start(agent: &Value) -> Option<(Option<&str>, Value)> {
     let words = ["command", "args"].into_iter().flat_map(|field| agent[field].as_array().into_iter().flatten());
-    let arguments: Vec<_> = words.skip_while(|word| *word != "start").cloned().collect();
-    if arguments.is_empty() { json!(["start"]) } else { arguments.into() }
+    let words: Vec<&Value> = words.collect();
+    if words.is_empty() {
+        return Some((None, json!(["start"])));
+    }
+    let start = words.iter().position(|word| *word == "start")?;
+    let before = start.checked_sub(1).and_then(|place| words[place].as_str());
+    Some((before.filter(|word| word.ends_with("/buildkite-agent")), json!(words[start..])))
 }
 
-fn insert_first(list: &mut Value, item: Value) {
-    match list.as_array_mut() {
-        Some(list) => list.insert(0, item),
-        None => *list = json!([item]),
+/// Sets what stands at this path. Nothing is put in the place of what is no map: the API server tells what is wrong with it.
+fn put(object: &mut Value, path: &[&str], value: Value) {
+    let mut place = object;
+    for field in path {
+        if place.is_null() {
+            *place = json!({});
+        }
+        let Some(object) = place.as_object_mut() else { return };
+        place = object.entry(*field).or_insert(Value::Null);
+    }
+    *place = value;
+}
+
+/// A list of the object, empty if it is absent. `None` for what is no list: the API server tells what is wrong with it.
+fn list<'a>(object: &'a mut Value, field: &str) -> Option<&'a mut Vec<Value>> {
+    let list = object.as_object_mut()?.entry(field).or_insert(Value::Null);
+    if list.is_null() {
+        *list = json!([]);
+    }
+    list.as_array_mut()
+}
+
+fn insert_first(object: &mut Value, field: &str, item: Value) {
+    if let Some(list) = list(object, field) {
+        list.insert(0, item);
     }
 }
 
@@ -321,7 +387,10 @@ mod tests {
                 "name": "agent", "image": "agent:4", "imagePullPolicy": "Always",
                 "command": ["tini", "buildkite-agent"], "args": ["start", "--no-color"],
                 "securityContext": {"runAsUser": 1000}, "resources": {"requests": {"cpu": "4"}},
-                "env": [{"name": "BUILDKITE_HOOKS_PATH", "value": "/hooks"}],
+                "env": [
+                    {"name": "BUILDKITE_HOOKS_PATH", "value": "/hooks"},
+                    {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/cache/plugins"},
+                ],
                 "volumeMounts": [{"name": "cache", "mountPath": "/buildkite/cache"}],
             }],
             "initContainers": [{"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"}],
@@ -336,7 +405,7 @@ mod tests {
             json!([
                 {
                     "name": "agent-scheduler-copy-agent", "image": "agent:4", "imagePullPolicy": "Always",
-                    "command": ["/bin/sh", "-c", COPY],
+                    "command": ["/bin/sh", "-c", COPY, "agent-scheduler-copy-agent"],
                     "securityContext": {"runAsUser": 1000}, "resources": resources,
                     "volumeMounts": [{"name": "agent-scheduler-agent", "mountPath": "/agent-scheduler"}],
                 },
@@ -350,10 +419,10 @@ mod tests {
                 "command": ["/bin/sh", "-c", START, "buildkite-agent"], "args": ["start", "--no-color"],
                 "securityContext": {"runAsUser": 1000}, "resources": resources,
                 "env": [
-                    {"name": "BUILDKITE_HOOKS_PATH", "value": "/hooks"},
+                    {"name": "BUILDKITE_HOOKS_PATH", "value": "/buildkite/hooks"},
+                    {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/cache/plugins"},
                     {"name": "BUILDKITE_AGENT_CONFIG", "value": "/buildkite/buildkite-agent.cfg"},
                     {"name": "BUILDKITE_BUILD_PATH", "value": "/buildkite/builds"},
-                    {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/plugins"},
                 ],
                 "volumeMounts": [
                     {"name": "agent-scheduler-agent", "mountPath": "/buildkite"},
@@ -373,6 +442,91 @@ mod tests {
         assert_eq!(spec["containers"][0]["args"], json!(["start"]));
         assert_eq!(spec["initContainers"].as_array().unwrap().len(), 1);
         assert_eq!(spec["volumes"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_path_of_the_agent_stays_if_it_is_there_in_the_image_of_the_step() {
+        let (from, ours) = (json!({"configMapKeyRef": {"name": "agent", "key": "builds"}}), "/buildkite/builds");
+        let cases = [
+            (json!({"value": "/mnt/builds"}), json!({"value": "/mnt/builds"})),
+            (json!({"value": "/mnt/"}), json!({"value": "/mnt/"})),
+            (json!({"value": "/buildkite/other"}), json!({"value": "/buildkite/other"})),
+            (json!({"valueFrom": from}), json!({"valueFrom": from})),
+            (json!({"value": "/var/lib/buildkite-agent/builds"}), json!({"value": ours})),
+            (json!({"value": "/mnt2/builds"}), json!({"value": ours})),
+            (json!({}), json!({"value": ours})),
+        ];
+        for (mut own, mut expected) in cases {
+            let mut template = template();
+            let agent = &mut template["spec"]["containers"][0];
+            own["name"] = json!("BUILDKITE_BUILD_PATH");
+            expected["name"] = json!("BUILDKITE_BUILD_PATH");
+            agent["volumeMounts"] = json!([{"name": "mnt", "mountPath": "/mnt/"}]);
+            agent["env"] = json!([{"name": "BEFORE"}, own, {"name": "AFTER", "value": "$(BUILDKITE_BUILD_PATH)"}]);
+            let spec = &applied(&["image=node:24"], &definition(&template)).unwrap()["spec"];
+            let env = spec["containers"][0]["env"].as_array().unwrap();
+            assert_eq!((&env[1], env.len()), (&expected, 6), "{own}");
+        }
+    }
+
+    #[test]
+    fn the_agent_is_started_as_the_definition_starts_it_or_not_at_all() {
+        let (none, path) = (None, Some("/usr/local/bin/buildkite-agent"));
+        let cases = [
+            (json!(null), json!(null), Ok((none, json!(["start"])))),
+            (json!([]), json!([]), Ok((none, json!(["start"])))),
+            (json!(null), json!(["start", "--no-color"]), Ok((none, json!(["start", "--no-color"])))),
+            (
+                json!(["buildkite-agent", "start"]),
+                json!(["--spawn", "start"]),
+                Ok((none, json!(["start", "--spawn", "start"]))),
+            ),
+            (json!(["tini", "--", path]), json!(["start"]), Ok((path, json!(["start"])))),
+            (json!([path, "--debug"]), json!(["start"]), Ok((none, json!(["start"])))),
+            (json!(["/entry.sh"]), json!(["start"]), Ok((none, json!(["start"])))),
+            (json!(["sh", "-c", "exec buildkite-agent start --no-color"]), json!(null), Err(())),
+            (json!(["/entry.sh"]), json!(null), Err(())),
+        ];
+        for (command, args, expected) in cases {
+            let mut template = template();
+            template["spec"]["containers"][0]["command"] = command.clone();
+            template["spec"]["containers"][0]["args"] = args;
+            let changed = applied(&["image=node:24"], &definition(&template));
+            let Ok((binary, arguments)) = expected else {
+                let told = changed.unwrap_err();
+                assert!(told.contains("pod definition \"example\" starts its agent in a way of its own"), "{told}");
+                continue;
+            };
+            let spec = &changed.unwrap()["spec"];
+            assert_eq!(spec["containers"][0]["args"], arguments, "{command}");
+            assert_eq!(spec["initContainers"][0]["command"].get(4).and_then(Value::as_str), binary, "{command}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_a_list_nor_a_map_where_it_should_be_stays_for_the_api_server_to_refuse() {
+        let agent = "/spec/containers/0";
+        for path in [
+            &*format!("{agent}/env"),
+            &format!("{agent}/volumeMounts"),
+            &format!("{agent}/resources"),
+            &format!("{agent}/resources/requests"),
+            &format!("{agent}/resources/limits"),
+            "/spec/initContainers",
+            "/spec/volumes",
+        ] {
+            for wrong in [json!("text"), json!(1), json!(true), json!({"a": "map"}), json!(["a list"])] {
+                let mut template = template();
+                let (object, field) = path.rsplit_once('/').unwrap();
+                template["spec"]["containers"][0]["resources"] = json!({});
+                template.pointer_mut(object).unwrap()[field] = wrong.clone();
+                // Not by way of `PodDefinition::parse`, which need not take it.
+                let definition = definition(&self::template()).with_template(template);
+                let changed = applied(&["image=node:24", "cpu=1", "memory=1Gi"], &definition).unwrap();
+                let right = if path.contains("resources") { wrong.is_object() } else { wrong.is_array() };
+                assert_eq!(changed.pointer(path) == Some(&wrong), !right, "{path} {wrong}");
+            }
+        }
     }
 
     #[test]
