@@ -288,6 +288,15 @@ fn unmet(rule: &'static str, value: &str, problem: String) -> Unmet {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        env,
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt,
+        path::PathBuf,
+        process::{self, Command},
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
     use super::*;
     use crate::pod_definition::fixtures::{annotated, definition};
 
@@ -525,6 +534,185 @@ mod tests {
                 let changed = applied(&["image=node:24", "cpu=1", "memory=1Gi"], &definition).unwrap();
                 let right = if path.contains("resources") { wrong.is_object() } else { wrong.is_array() };
                 assert_eq!(changed.pointer(path) == Some(&wrong), !right, "{path} {wrong}");
+            }
+        }
+    }
+
+    /// A folder that stands for the root of both containers, and goes with the test.
+    struct Root(PathBuf);
+
+    impl Root {
+        /// With a `buildkite-agent` in the PATH that tells what it gets.
+        fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("overrides {} {}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let root = Self(env::temp_dir().join(name));
+            root.executable("usr/bin/buildkite-agent", "in the PATH");
+            fs::create_dir(root.0.join("agent-scheduler")).unwrap();
+            root
+        }
+
+        fn write(&self, path: &str, text: &str, mode: u32) {
+            let path = self.0.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+
+        fn executable(&self, path: &str, which: &str) {
+            let text = format!("#!/bin/sh\necho '{which}'\nfor word; do echo \"<$word>\"; done\nenv\n");
+            self.write(path, &text, 0o555);
+        }
+
+        fn mode(&self, path: &str) -> u32 {
+            fs::metadata(self.0.join(path)).unwrap().permissions().mode() & 0o777
+        }
+
+        /// What the script says, on stdout if it succeeds and on stderr if not, with this folder in place of `/`.
+        fn run(&self, shell: &str, script: &str, words: &[&str], variables: &[(&str, &str)]) -> Result<String, String> {
+            let root = self.0.to_str().unwrap();
+            let quoted = format!("'{root}'");
+            let places = ["/agent-scheduler/", "/buildkite/", "/etc/", "/bin/bash"];
+            let marked =
+                places.iter().fold(script.to_owned(), |script, place| script.replace(place, &format!("\0{place}")));
+            let mut command = Command::new(shell);
+            if shell.ends_with("busybox") {
+                command.arg("sh");
+            }
+            command.args(["-c", &marked.replace('\0', &quoted), "name of the script"]).args(words);
+            command.env_clear().env("PATH", format!("{root}/usr/bin:/usr/bin:/bin")).envs(variables.iter().copied());
+            let output = command.output().unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap().replace(root, "");
+            if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+        }
+
+        fn copy(&self, shell: &str, words: &[&str]) -> Result<String, String> {
+            self.run(shell, COPY, words, &[])
+        }
+
+        /// Starts the agent, with the copy where the step's container has it.
+        fn start(&self, shell: &str, words: &[&str], variables: &[(&str, &str)]) -> String {
+            let (copy, home) = (self.0.join("agent-scheduler"), self.0.join("buildkite"));
+            let _ = fs::remove_dir_all(&home);
+            fs::rename(&copy, &home).unwrap();
+            let told = self.run(shell, START, words, variables).unwrap();
+            fs::rename(&home, &copy).unwrap();
+            told
+        }
+    }
+
+    impl Drop for Root {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// `sh` is there, and whatever else an image may have by that name.
+    fn shells() -> impl Iterator<Item = &'static str> {
+        ["/bin/sh", "/bin/dash", "/bin/bash", "/bin/busybox"].into_iter().filter(|shell| Path::new(shell).exists())
+    }
+
+    #[test]
+    fn the_agent_is_copied_with_what_is_beside_it_and_the_copy_can_be_written_to() {
+        for shell in shells() {
+            let root = Root::new();
+            root.copy(shell, &[]).unwrap();
+            assert_eq!(fs::read_dir(root.0.join("agent-scheduler")).unwrap().count(), 2, "{shell}");
+            assert_eq!(root.mode("agent-scheduler/buildkite-agent.cfg"), 0o666, "{shell}");
+
+            root.write("buildkite/buildkite-agent.cfg", "spawn=1", 0o400);
+            root.write("buildkite/hooks/environment", "echo hook", 0o500);
+            root.write("etc/ssl/certs/ca-certificates.crt", "certificates", 0o444);
+            root.executable("buildkite/buildkite-agent", "beside the configuration");
+            // A container that is made again finds what the first one left.
+            for _ in 0..2 {
+                root.copy(shell, &[]).unwrap();
+                let copies = [
+                    ("buildkite-agent.cfg", 0o666, "spawn=1"),
+                    ("hooks/environment", 0o777, "echo hook"),
+                    ("ca-certificates.crt", 0o666, "certificates"),
+                ];
+                for (file, mode, text) in copies {
+                    let path = format!("agent-scheduler/{file}");
+                    assert_eq!(fs::read_to_string(root.0.join(&path)).unwrap(), text, "{shell} {file}");
+                    assert_eq!(root.mode(&path), mode, "{shell} {file}");
+                }
+                assert_eq!(root.mode("agent-scheduler/buildkite-agent"), 0o777, "{shell}");
+            }
+            assert!(root.start(shell, &[], &[]).starts_with("in the PATH\n"), "{shell}");
+
+            let named = root.0.join("opt/buildkite-agent");
+            root.executable("opt/buildkite-agent", "the one that is named");
+            root.copy(shell, &[named.to_str().unwrap()]).unwrap();
+            assert!(root.start(shell, &[], &[]).starts_with("the one that is named\n"), "{shell}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_not_there_is_told_and_nothing_is_copied() {
+        for shell in shells() {
+            let root = Root::new();
+            let told = root.copy(shell, &["/nowhere/buildkite-agent"]).unwrap_err();
+            let rest = "to put into the image of the step.\n";
+            assert_eq!(
+                told,
+                format!("The image of the pod definition has no /nowhere/buildkite-agent {rest}"),
+                "{shell}"
+            );
+            // Nor is there any in the PATH of the machine that tests.
+            let missing = COPY.replace("buildkite-agent ||", "buildkite-agent-that-is-nowhere ||");
+            let told = root.run(shell, &missing, &[], &[]).unwrap_err();
+            assert_eq!(
+                told,
+                format!("The image of the pod definition has no buildkite-agent in its PATH {rest}"),
+                "{shell}"
+            );
+            assert_eq!(fs::read_dir(root.0.join("agent-scheduler")).unwrap().count(), 0, "{shell}");
+        }
+    }
+
+    #[test]
+    fn the_agent_gets_its_arguments_and_a_shell_that_is_there() {
+        const OURS: &str = "BUILDKITE_SHELL=/bin/sh -e -c\n";
+        for shell in shells() {
+            let root = Root::new();
+            root.copy(shell, &[]).unwrap();
+            let told = root.start(shell, &["start", "--name", "an agent  of $HOME", "", "*"], &[("KEPT", "as it is")]);
+            assert!(told.contains("<start>\n<--name>\n<an agent  of $HOME>\n<>\n<*>\n"), "{shell} {told}");
+            assert!(told.contains(OURS) && told.contains("KEPT=as it is\n"), "{shell} {told}");
+            let told = root.start(shell, &["start"], &[("BUILDKITE_SHELL", "/bin/zsh -c")]);
+            assert!(told.contains("BUILDKITE_SHELL=/bin/zsh -c\n"), "{shell} {told}");
+            root.executable("bin/bash", "bash");
+            assert!(!root.start(shell, &["start"], &[]).contains("BUILDKITE_SHELL"), "{shell}");
+        }
+    }
+
+    #[test]
+    fn the_copied_certificates_serve_where_there_are_no_others() {
+        const OURS: &str = "SSL_CERT_FILE=/buildkite/ca-certificates.crt\n";
+        for shell in shells() {
+            let root = Root::new();
+            root.copy(shell, &[]).unwrap();
+            assert!(!root.start(shell, &[], &[]).contains("SSL_CERT"), "{shell}: there is no copy");
+            let first = "etc/ssl/certs/ca-certificates.crt";
+            root.write(first, "certificates", 0o444);
+            root.copy(shell, &[]).unwrap();
+            fs::remove_file(root.0.join(first)).unwrap();
+            assert!(root.start(shell, &[], &[]).contains(OURS), "{shell}");
+            for (own, value) in [("SSL_CERT_FILE", "/own.pem"), ("SSL_CERT_DIR", "/own")] {
+                let told = root.start(shell, &[], &[(own, value)]);
+                assert!(told.contains(&format!("{own}={value}\n")) && !told.contains(OURS), "{shell} {told}");
+            }
+            for file in [
+                first,
+                "etc/pki/tls/certs/ca-bundle.crt",
+                "etc/ssl/ca-bundle.pem",
+                "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+                "etc/ssl/cert.pem",
+            ] {
+                root.write(file, "certificates", 0o444);
+                assert!(!root.start(shell, &[], &[]).contains("SSL_CERT"), "{shell} {file}");
+                fs::remove_file(root.0.join(file)).unwrap();
             }
         }
     }
