@@ -5,12 +5,10 @@
 
 use std::{fmt, str::FromStr};
 
-/// Kubernetes keeps nothing finer than a billionth, and rounds up to it.
-const NANOS: u128 = 1_000_000_000;
-
 /// An amount, and how its author wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quantity {
+    /// Kubernetes keeps nothing finer than a billionth, and rounds up to it.
     nanos: u128,
     text: String,
 }
@@ -90,6 +88,8 @@ fn multiplier(suffix: &str) -> Option<(u128, i32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NANOS: u128 = 1_000_000_000;
 
     fn nanos(text: &str) -> Option<u128> {
         text.parse::<Quantity>().ok().map(|quantity| quantity.nanos)
