@@ -484,7 +484,7 @@ mod an_event_that_cannot_be_served {
     async fn a_rule_that_its_pod_cannot_meet() {
         for (rule, words) in [
             ("cpu=many", "the step asks for cpu=many, which is no amount"),
-            ("memory=512m", "the step asks for memory=512m, which is no whole number of bytes"),
+            ("memory=512m", "the step asks for memory=512m, which is less than 16Mi"),
         ] {
             let event = with_rules(json!(["queue=default", rule]));
             fails(Scene::new().await, event, "InvalidAgentQueryRule", &[words]).await;
