@@ -12,7 +12,7 @@ use crate::{
     chain,
     eks::{self, Cluster},
     pod_definition::{Invalid, PodDefinition},
-    refresh::{self, refresh},
+    refresh::{self, Failure, refresh},
 };
 
 /// The definition of a step that asks for none.
@@ -39,6 +39,8 @@ struct Copy {
     definitions: Definitions,
     /// When to look anew; `None` before the first look.
     due: Option<Instant>,
+    /// The last look, if it failed, and until when that answers for another one.
+    failed: Option<(Arc<Failure<eks::Error>>, Instant)>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -71,8 +73,8 @@ pub enum Error {
     List {
         /// As configured.
         namespace: String,
-        /// What the API server said.
-        source: eks::Error,
+        /// What the API server said, or that it said nothing.
+        source: Arc<Failure<eks::Error>>,
     },
 }
 
@@ -98,7 +100,7 @@ impl Library {
         let new = copy.refresh(cluster).await?;
         if !new && !copy.definitions.contains_key(name) && !self.compiled.contains_key(name) {
             // Somebody may have added it since.
-            *copy = list(cluster).await?;
+            copy.look_again(cluster).await?;
         }
         match copy.definitions.get(name).or_else(|| self.compiled.get(name)) {
             Some(definition) => Ok(Arc::clone(definition.as_ref().map_err(Clone::clone)?)),
@@ -125,22 +127,50 @@ impl Copy {
                         error,
                         "the cluster's pod definitions could not be refreshed; those of before serve on"
                     );
-                    self.due = Some(Instant::now() + refresh::AGAIN);
+                    self.due = Some(self.remember(failure.into()));
                     return Ok(false);
                 }
             },
-            None => *self = list(cluster).await?,
+            None => *self = list(cluster).await.map_err(|error| unlisted(cluster, Failure::Told(error).into()))?,
         }
         Ok(true)
     }
+
+    /// Looks before it is due. After a failure not at once: every event of a burst that asks for an unknown name would wait.
+    async fn look_again(&mut self, cluster: &Cluster) -> Result<(), Error> {
+        if let Some((failure, until)) = &self.failed
+            && *until > Instant::now()
+        {
+            return Err(unlisted(cluster, Arc::clone(failure)));
+        }
+        match list(cluster).await {
+            Ok(listed) => *self = listed,
+            Err(error) => {
+                let failure = Arc::new(Failure::Told(error));
+                self.remember(Arc::clone(&failure));
+                return Err(unlisted(cluster, failure));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells until when.
+    fn remember(&mut self, failure: Arc<Failure<eks::Error>>) -> Instant {
+        let until = Instant::now() + refresh::AGAIN;
+        self.failed = Some((failure, until));
+        until
+    }
 }
 
-async fn list(cluster: &Cluster) -> Result<Copy, Error> {
+fn unlisted(cluster: &Cluster, source: Arc<Failure<eks::Error>>) -> Error {
+    Error::List { namespace: cluster.namespace().to_owned(), source }
+}
+
+async fn list(cluster: &Cluster) -> Result<Copy, eks::Error> {
     let namespace = cluster.namespace();
     let path = format!("/api/v1/namespaces/{namespace}/podtemplates");
     // On the heap, since it is rare: every event's future would have room for it.
-    let listed = Box::pin(cluster.get(&path)).await;
-    let listed = listed.map_err(|source| Error::List { namespace: namespace.to_owned(), source })?;
+    let listed = Box::pin(cluster.get(&path)).await?;
     let items = listed["items"].as_array().into_iter().flatten();
     let definitions = items.map(|item| {
         let name = name(item);
@@ -148,7 +178,7 @@ async fn list(cluster: &Cluster) -> Result<Copy, Error> {
         let definition = PodDefinition::of_object(&origin, item);
         (name, definition.map(Arc::new))
     });
-    Ok(Copy { definitions: definitions.collect(), due: Some(Instant::now() + AGE) })
+    Ok(Copy { definitions: definitions.collect(), due: Some(Instant::now() + AGE), failed: None })
 }
 
 fn name(manifest: &Value) -> String {
@@ -349,6 +379,33 @@ mod tests {
         world.now_holds(&[template("node", "node:2")]);
         tokio::time::advance(refresh::AGAIN).await;
         assert_eq!(image(&library, "node", &cluster).await, "node:2");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_names_wait_once_for_an_api_server_that_hangs() {
+        let (library, world) = (Library::compiled(), World::holding(&[]));
+        let cluster = world.cluster();
+        library.refresh(&cluster).await.unwrap();
+        // With a copy that is too old, and with one that is not due yet.
+        for age in [AGE, refresh::AGAIN] {
+            world.with(|answers| answers.templates = None);
+            tokio::time::advance(age).await;
+            let (asked, lists) = (Instant::now(), world.lists());
+            for name in ["a", "b", "c"] {
+                let error = library.get(name, &cluster).await.unwrap_err();
+                let Error::List { source, .. } = &error else { panic!("{error}") };
+                assert_eq!(source.kind(), "Timeout");
+            }
+            assert!(asked.elapsed() <= Duration::from_secs(11), "{:?}", asked.elapsed());
+            assert_eq!(world.lists() - lists, 1);
+
+            tokio::time::advance(refresh::AGAIN).await;
+            world.now_holds(&[template("a", "a:1")]);
+            assert_eq!(image(&library, "a", &cluster).await, "a:1");
+            world.now_holds(&[]);
+            tokio::time::advance(AGE).await;
+            library.refresh(&cluster).await.unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]

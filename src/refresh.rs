@@ -7,6 +7,8 @@ use std::{error::Error, time::Duration};
 
 use tokio::time::timeout;
 
+use crate::eks;
+
 /// How long an event waits.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -22,6 +24,16 @@ pub enum Failure<E: Error> {
     /// There was none.
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Late,
+}
+
+impl Failure<eks::Error> {
+    /// The kind of failure: [`crate::scheduler::Error::kind`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Told(error) => error.kind(),
+            Self::Late => "Timeout",
+        }
+    }
 }
 
 /// Looks anew.

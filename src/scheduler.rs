@@ -13,7 +13,7 @@ use aws_credential_types::Credentials;
 use futures_util::future::{Either, join_all, select};
 use http::{Request, header};
 use serde::Serialize;
-use tokio::{sync::OnceCell, try_join};
+use tokio::{join, sync::OnceCell, try_join};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -106,9 +106,20 @@ pub struct FailedMessage {
     pub id: String,
 }
 
+/// What became of the questions that the events of a batch have in common. An event that needs an answer fails with the error
+/// that came in its place, and does not ask again.
+struct Asked {
+    cluster: Result<(), Arc<Error>>,
+    definitions: Result<(), Arc<Error>>,
+    token: Result<(), Arc<Error>>,
+}
+
 /// Why a job has no Kubernetes Job.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What all events of a batch need was not there.
+    #[error(transparent)]
+    OfBatch(#[from] Arc<Error>),
     /// The event cannot be read.
     #[error(transparent)]
     Event(#[from] InvalidEvent),
@@ -164,6 +175,7 @@ impl Error {
     /// The kind of failure, for alarms and for README's table; it never changes its spelling.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::OfBatch(error) => error.kind(),
             Self::Event(_) => "InvalidEvent",
             Self::Library(library::Error::Unknown { .. }) => "UnknownPodDefinition",
             Self::Library(library::Error::Invalid(_)) => "InvalidPodDefinition",
@@ -172,8 +184,8 @@ impl Error {
                 "AgentTokenUnavailable"
             }
             Self::NameTaken { .. } => "RejectedByApiServer",
-            Self::Library(library::Error::List { source, .. })
-            | Self::AgentToken(
+            Self::Library(library::Error::List { source, .. }) => source.kind(),
+            Self::AgentToken(
                 agent_token::Error::Conflict { source, .. } | agent_token::Error::Apply { source, .. },
             )
             | Self::Cluster(source)
@@ -182,6 +194,11 @@ impl Error {
             | Self::ReadJob { source, .. } => source.kind(),
         }
     }
+}
+
+impl Asked {
+    /// For an event that comes alone, and asks what it needs itself.
+    const NOTHING: Self = Self { cluster: Ok(()), definitions: Ok(()), token: Ok(()) };
 }
 
 impl Scheduler {
@@ -220,13 +237,13 @@ impl Scheduler {
             },
             event => event,
         };
-        self.serve(event).await
+        self.serve(event, &Asked::NOTHING).await
     }
 
-    async fn serve(&self, event: Result<Event, InvalidEvent>) -> Result<Answer, Error> {
+    async fn serve(&self, event: Result<Event, InvalidEvent>, asked: &Asked) -> Result<Answer, Error> {
         match event {
             Ok(Event::JobScheduled(job)) => {
-                let outcome = self.schedule(&job).await?;
+                let outcome = self.schedule(&job, asked).await?;
                 Ok(Answer::new(&outcome, &job, &self.config.namespace))
             }
             Ok(Event::Other { detail_type }) => {
@@ -244,24 +261,12 @@ impl Scheduler {
 
     /// Serves the events of a batch side by side, and tells which messages failed.
     async fn redrive(&self, messages: Vec<Message>) -> Answer {
-        // All need these, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
-        let ready = async {
-            let cluster = self.cluster().await?;
-            let definitions = async { self.library.refresh(cluster).await.map_err(Error::from) };
-            let token = async { self.agent_token.deliver(cluster).await.map_err(Error::from) };
-            try_join!(definitions, token)
-        };
-        let ready = &ready.await;
+        // Most need these, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
+        let asked = &self.ask().await;
         let served = messages.into_iter().map(|message| {
             let span = tracing::error_span!("message", messageId = message.id);
             let served = async move {
-                let failed = match ready {
-                    Ok(((), ())) => self.serve(message.event()).await.is_err(),
-                    Err(error) => {
-                        self.failed(error);
-                        true
-                    }
-                };
+                let failed = self.serve(message.event(), asked).await.is_err();
                 failed.then_some(FailedMessage { id: message.id })
             };
             served.instrument(span)
@@ -269,8 +274,21 @@ impl Scheduler {
         Answer::Batch { failed: join_all(served).await.into_iter().flatten().collect() }
     }
 
-    /// Gives a job its Kubernetes Job, wherever we heard of it, and logs and counts what became of it.
-    pub async fn schedule(&self, job: &ScheduledJob) -> Result<Outcome, Error> {
+    async fn ask(&self) -> Asked {
+        let mut asked = Asked::NOTHING;
+        match self.cluster().await {
+            Ok(cluster) => {
+                let (definitions, token) = join!(self.library.refresh(cluster), self.agent_token.deliver(cluster));
+                asked.definitions = definitions.map_err(|error| Arc::new(error.into()));
+                asked.token = token.map_err(|error| Arc::new(error.into()));
+            }
+            Err(error) => asked.cluster = Err(Arc::new(error.into())),
+        }
+        asked
+    }
+
+    /// Gives a job its Kubernetes Job, and logs and counts what became of it.
+    async fn schedule(&self, job: &ScheduledJob, asked: &Asked) -> Result<Outcome, Error> {
         let started = Instant::now();
         let rules = AgentQueryRules::parse(&job.agent_query_rules);
         let definition = rules.pod_definition().unwrap_or(DEFAULT);
@@ -280,7 +298,7 @@ impl Scheduler {
             Err(Reason::NoScript(job.kind.clone()))
         };
         let (queue, result) = match matched {
-            Ok(queue) => (queue, self.create(job, queue, definition, &rules).await),
+            Ok(queue) => (queue, self.create(job, queue, definition, &rules, asked).await),
             Err(reason) => (rules.queue(&self.config).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         Line { job, queue, definition, started }.log(&result);
@@ -294,11 +312,13 @@ impl Scheduler {
         queue: Option<&str>,
         definition: &str,
         rules: &AgentQueryRules<'_>,
+        asked: &Asked,
     ) -> Result<Outcome, Error> {
         tracing::debug!(queue, definition, "job matched");
         let overrides = Overrides::of(rules)?;
+        asked.cluster.clone()?;
         let cluster = self.cluster().await?;
-        let definition = self.definition(definition, cluster).await?;
+        let definition = self.definition(definition, cluster, asked).await?;
         let changed = if overrides.is_empty() { None } else { Some(overrides.apply(&definition)?) };
         let manifest = job::build(job, queue, changed.as_ref().unwrap_or(&definition), &self.config);
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
@@ -314,9 +334,13 @@ impl Scheduler {
     }
 
     /// The definition of that name, with the agent token in place that its pod will need.
-    async fn definition(&self, name: &str, cluster: &Cluster) -> Result<Arc<PodDefinition>, Error> {
+    async fn definition(&self, name: &str, cluster: &Cluster, asked: &Asked) -> Result<Arc<PodDefinition>, Error> {
+        asked.definitions.clone()?;
         let definition = pin!(self.library.get(name, cluster));
-        let token = pin!(self.agent_token.deliver(cluster));
+        let token = pin!(async {
+            asked.token.clone()?;
+            self.agent_token.deliver(cluster).await.map_err(Error::from)
+        });
         // Side by side, if both have to ask. A definition that brings the token waits for none of ours.
         match select(definition, token).await {
             Either::Left((definition, token)) => {

@@ -824,6 +824,69 @@ mod a_batch_of_the_failure_queue {
     }
 
     #[tokio::test]
+    async fn needs_no_token_of_ours_where_the_definition_brings_it() {
+        let mut scene = Scene::with(|lab, function| {
+            let env = json!([{"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"}]);
+            let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
+            lab.kubernetes.put_pod_template(json!({"metadata": {"name": "own"}, "template": {"spec": spec}}));
+            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
+            function
+        })
+        .await;
+        let own = changed(|detail| {
+            detail["job"]["uuid"] = json!(uuid(0));
+            detail["job"]["agent_query_rules"] = json!(["queue=default", "pod-definition=own"]);
+        });
+        let finished = include_str!("../events/job-finished.json");
+        let records = [with_body(0, &own), record(1), with_body(2, finished), with_body(3, "no event")];
+        assert_eq!(scene.succeed(batch(records)).await, failed([1, 3]));
+        let made: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
+        assert_eq!(made, [uuid(0)]);
+
+        let log = scene.end().await;
+        let mut errors: Vec<_> = log.iter().filter(|line| line["level"] == "ERROR").collect();
+        errors.sort_by_key(|line| line["span"]["messageId"].to_string());
+        let [token, no_event] = errors[..] else { panic!("{log:#?}") };
+        assert_eq!((&token["error_type"], &token["job"]), (&json!("AgentTokenUnavailable"), &json!(uuid(1))));
+        assert_eq!(no_event["error_type"], "InvalidEvent");
+    }
+
+    #[tokio::test]
+    async fn judges_each_message_though_the_cluster_cannot_be_reached() {
+        // When it has to be found first, and when it is known.
+        let lost: [fn(&Lab, Builder) -> Builder; 2] = [
+            |lab, function| {
+                lab.aws.misbehave(When::path("/clusters/"), Fault::access_denied(), usize::MAX);
+                function.env_remove("KUBERNETES_API_SERVER_ENDPOINT")
+            },
+            |lab, function| {
+                lab.kubernetes.misbehave(When::path("/"), Fault::CutBefore, usize::MAX);
+                function
+            },
+        ];
+        for change in lost {
+            let mut scene = Scene::with(change).await;
+            let _ = scene.function.initialised().await;
+            let other_queue = include_str!("../events/job-other-queue.json");
+            let records = [with_body(0, other_queue), with_body(1, "no event"), record(2), record(3)];
+            assert_eq!(scene.succeed(batch(records)).await, failed([1, 2, 3]));
+
+            let log = scene.end().await;
+            let of = |number: usize| {
+                let lines: Vec<_> = log.iter().filter(|line| line["span"]["messageId"] == message(number)).collect();
+                let [line] = lines[..] else { panic!("{number} has not one line in {log:#?}") };
+                line
+            };
+            assert_eq!(of(0)["outcome"], "ignored");
+            assert_eq!(of(1)["error_type"], "InvalidEvent");
+            for number in [2, 3] {
+                let line = of(number);
+                assert_eq!((&line["error_type"], &line["job"]), (&json!("ClusterUnavailable"), &json!(uuid(number))));
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn of_another_service_is_refused() {
         for (field, service) in [("eventSource", "aws:s3"), ("EventSource", "aws:sns")] {
             let mut scene = Scene::new().await;
