@@ -27,6 +27,9 @@ pub const MAX_MEMORY: &str = "agent-scheduler.buildkite.com/max-memory";
 /// What Kubernetes takes when `terminationGracePeriodSeconds` is not set.
 const GRACE_PERIOD: u64 = 30;
 
+/// Where the agent's container is.
+const AGENT_FIELD: &str = "template.spec.containers[0]";
+
 /// A pod definition that was found to be usable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodDefinition {
@@ -115,7 +118,10 @@ fn check(object: &Value) -> Checked<PodDefinition> {
     let name = check_name(&object["metadata"]["name"])?;
     let template = &object["template"];
     let spec = &template["spec"];
+    check_lists(spec, "template.spec", &["containers", "initContainers", "volumes"])?;
     let agent = check_containers(&spec["containers"])?;
+    check_lists(agent, AGENT_FIELD, &["command", "args", "env", "volumeMounts"])?;
+    check_resources(&agent["resources"])?;
     match &spec["restartPolicy"] {
         policy if policy == "Never" => {}
         policy => {
@@ -159,6 +165,27 @@ fn check_name(name: &Value) -> Checked<&str> {
     Ok(name)
 }
 
+/// What is added to must be what it is taken for.
+fn check_lists(parent: &Value, path: &str, fields: &[&str]) -> Checked {
+    for field in fields {
+        let list = &parent[field];
+        if !(list.is_null() || list.is_array()) {
+            return problem(format!("{path}.{field}"), format!("must be a list, is {list}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_resources(resources: &Value) -> Checked {
+    let maps = [("", resources), (".requests", &resources["requests"]), (".limits", &resources["limits"])];
+    for (field, map) in maps {
+        if !(map.is_null() || map.is_object()) {
+            return problem(format!("{AGENT_FIELD}.resources{field}"), format!("must be a map, is {map}"));
+        }
+    }
+    Ok(())
+}
+
 fn check_containers(containers: &Value) -> Checked<&Value> {
     const FIELD: &str = "template.spec.containers";
     let containers = containers.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -193,21 +220,61 @@ fn check_environment(agent: &Value) -> Checked {
             {
                 "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it"
             }
+            Some("BUILDKITE_AGENT_TAGS") if names_queue(&variable["value"]) => {
+                "must not name a queue in BUILDKITE_AGENT_TAGS: the queue of the job is added to the tags; take it out"
+            }
             _ => continue,
         };
-        return problem(format!("template.spec.containers[0].env[{place}]"), text);
+        return problem(format!("{AGENT_FIELD}.env[{place}]"), text);
     }
     Ok(())
 }
 
-/// Arguments take the place of the image's own, among which `start` is.
+fn names_queue(tags: &Value) -> bool {
+    let tags = tags.as_str().unwrap_or_default().split(',');
+    tags.map(str::trim).any(|tag| tag == "queue" || tag.starts_with("queue="))
+}
+
 fn check_arguments(agent: &Value) -> Checked {
-    let arguments = agent["args"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if agent["command"].is_null() && !arguments.is_empty() && !arguments.iter().any(|argument| argument == "start") {
-        let text = format!("must have start before the agent's options, is {}", agent["args"]);
-        return problem("template.spec.containers[0].args", text);
+    let words = |field: &str| agent[field].as_array().map(Vec::as_slice).unwrap_or_default();
+    for field in ["command", "args"] {
+        for (place, word) in words(field).iter().enumerate() {
+            if let Some((flag, variable)) = word.as_str().and_then(flag_of_ours) {
+                let mend = if flag == "--token" {
+                    "take it out, and set that variable here if the token is your own"
+                } else {
+                    "take it out"
+                };
+                // Not the word itself: it may hold a token.
+                let text = format!("must not be {flag}: the function sets {variable}; {mend}");
+                return problem(format!("{AGENT_FIELD}.{field}[{place}]"), text);
+            }
+        }
+    }
+    // Arguments take the place of the image's own, which are `start`; a command takes that of its entry point, too.
+    let starts_by_args = match words("command").last().and_then(Value::as_str) {
+        Some(program) => program.rsplit('/').next() == Some("buildkite-agent"),
+        None => !words("args").is_empty(),
+    };
+    if starts_by_args && words("args").first().is_none_or(|word| word != "start") {
+        let found = if agent["args"].is_null() { "absent".to_owned() } else { agent["args"].to_string() };
+        let text = format!("must begin with start, before the agent's options, is {found}");
+        return problem(format!("{AGENT_FIELD}.args"), text);
     }
     Ok(())
+}
+
+/// An option of the agent that the function sets, and the variable that it sets it by.
+fn flag_of_ours(word: &str) -> Option<(&'static str, &'static str)> {
+    const FLAGS: [(&str, &str); 4] = [
+        ("--acquire-job", "BUILDKITE_AGENT_ACQUIRE_JOB"),
+        ("--queue", "BUILDKITE_AGENT_TAGS"),
+        ("--tags", "BUILDKITE_AGENT_TAGS"),
+        ("--token", "BUILDKITE_AGENT_TOKEN"),
+    ];
+    let name = word.split_once('=').map_or(word, |(name, _)| name);
+    let is = |flag: &str| name == flag || name == &flag[1..];
+    FLAGS.into_iter().find(|(flag, _)| is(flag))
 }
 
 /// An agent that is killed while it cancels a job leaves that job hanging in Buildkite.
@@ -276,6 +343,16 @@ fn check_fargate(template: &Value) -> Checked {
                 let field = format!("template.spec.{kind}[{place}].securityContext.privileged");
                 return refused(field, "a privileged container");
             }
+            let ports = container["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if let Some(port) = ports.iter().position(|port| port["hostPort"].as_u64().is_some_and(|port| port > 0)) {
+                return refused(format!("template.spec.{kind}[{place}].ports[{port}].hostPort"), "a port of its host");
+            }
+            for resources in ["limits", "requests"] {
+                if !container["resources"][resources]["nvidia.com/gpu"].is_null() {
+                    let field = format!("template.spec.{kind}[{place}].resources.{resources}[nvidia.com/gpu]");
+                    return refused(field, "a GPU");
+                }
+            }
         }
     }
     let volumes = spec["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -284,6 +361,9 @@ fn check_fargate(template: &Value) -> Checked {
     }
     if spec["hostNetwork"] == true {
         return refused("template.spec.hostNetwork".to_owned(), "the network of its host");
+    }
+    if spec["nodeSelector"]["kubernetes.io/arch"] == "arm64" {
+        return refused("template.spec.nodeSelector[kubernetes.io/arch]".to_owned(), "images of arm64");
     }
     Ok(())
 }
@@ -473,7 +553,51 @@ mod tests {
             (
                 "/template/spec/containers/0/args",
                 json!(["--no-color"]),
-                "template.spec.containers[0].args must have start before the agent's options, is [\"--no-color\"]",
+                "template.spec.containers[0].args must begin with start, before the agent's options, is [\"--no-color\"]",
+            ),
+            (
+                "/template/spec/containers/0/args",
+                json!(["--no-color", "start"]),
+                "template.spec.containers[0].args must begin with start",
+            ),
+            (
+                "/template/spec/containers/0/command",
+                json!(["tini", "/usr/bin/buildkite-agent"]),
+                "template.spec.containers[0].args must begin with start, before the agent's options, is absent",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true, queue=default"}]),
+                "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
+            ),
+            ("/template/spec/containers", json!({}), "template.spec.containers must be a list, is {}"),
+            ("/template/spec/initContainers", json!({}), "template.spec.initContainers must be a list, is {}"),
+            ("/template/spec/volumes", json!("v"), "template.spec.volumes must be a list, is \"v\""),
+            (ENV, json!({"A": "b"}), "template.spec.containers[0].env must be a list, is {\"A\":\"b\"}"),
+            (
+                "/template/spec/containers/0/volumeMounts",
+                json!(1),
+                "template.spec.containers[0].volumeMounts must be a list, is 1",
+            ),
+            (
+                "/template/spec/containers/0/args",
+                json!("start"),
+                "template.spec.containers[0].args must be a list, is \"start\"",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!([]),
+                "template.spec.containers[0].resources must be a map, is []",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!({"requests": "1"}),
+                "template.spec.containers[0].resources.requests must be a map, is \"1\"",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!({"limits": []}),
+                "template.spec.containers[0].resources.limits must be a map, is []",
             ),
             (
                 "/template/spec/terminationGracePeriodSeconds",
@@ -527,6 +651,26 @@ mod tests {
     }
 
     #[test]
+    fn an_option_that_the_function_sets_by_a_variable_is_refused_and_not_repeated() {
+        for flag in ["--acquire-job", "--queue", "--tags", "--token"] {
+            for word in [flag.to_owned(), flag[1..].to_owned(), format!("{flag}=hush"), format!("{}=hush", &flag[1..])]
+            {
+                for (field, words) in
+                    [("args", json!(["start", word, "hush"])), ("command", json!(["buildkite-agent", word, "hush"]))]
+                {
+                    let path = format!("/template/spec/containers/0/{field}");
+                    let error = changed(&[(&path, words)]).unwrap_err().to_string();
+                    let expected = format!(
+                        "node.yaml: template.spec.containers[0].{field}[1] must not be {flag}: the function sets"
+                    );
+                    assert!(error.starts_with(&expected) && error.contains("take it out"), "{error}");
+                    assert!(!error.contains("hush"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_fargate_refuses_is_refused_under_its_labels_and_taken_without() {
         let privileged = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "securityContext": {"privileged": true}}]});
         let sidecar = json!([{"name": "dockerd", "restartPolicy": "Always", "securityContext": {"privileged": true}}]);
@@ -539,6 +683,26 @@ mod tests {
                 "template.spec.volumes[1].hostPath",
             ),
             ("/template/spec/hostNetwork", json!(true), "template.spec.hostNetwork"),
+            (
+                "/template/spec/containers/0/ports",
+                json!([{"containerPort": 1}, {"containerPort": 80, "hostPort": 80}]),
+                "template.spec.containers[0].ports[1].hostPort",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!({"limits": {"nvidia.com/gpu": 1}}),
+                "template.spec.containers[0].resources.limits[nvidia.com/gpu]",
+            ),
+            (
+                "/template/spec/initContainers",
+                json!([{"name": "i", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]),
+                "template.spec.initContainers[0].resources.limits[nvidia.com/gpu]",
+            ),
+            (
+                "/template/spec/nodeSelector",
+                json!({"kubernetes.io/arch": "arm64"}),
+                "template.spec.nodeSelector[kubernetes.io/arch]",
+            ),
         ];
         for (path, value, field) in cases {
             for (label, value_of_label) in [("platform", "fargate"), ("eks.amazonaws.com/fargate-profile", "builds")] {
@@ -563,15 +727,33 @@ mod tests {
             (ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "valueFrom": {}}])),
             (ENV, json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}])),
             (ENV, json!([{"name": "BUILDKITE_AGENT_TAGS"}])),
+            (ENV, json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "merge-queue=true,queues=2"}])),
+            ("/template/spec/containers/0/command", json!(["buildkite-agent", "start"])),
+            ("/template/spec/containers/0/resources", json!({"requests": {"cpu": "1"}})),
             ("/metadata/name", json!("node-24.large")),
             ("/metadata/annotations", json!({"agent-scheduler.buildkite.com/max-cpu": "4"})),
         ];
         for (path, value) in cases {
             changed(&[(path, value)]).unwrap();
         }
+        let tini = json!(["tini", "--", "/usr/local/bin/buildkite-agent"]);
+        let start = json!(["start", "--tags-from-host", "--no-color"]);
+        changed(&[("/template/spec/containers/0/command", tini), ("/template/spec/containers/0/args", start)]).unwrap();
         let shell = [("/template/spec/containers/0/command", json!(["sh", "-c"]))];
         changed(&[shell[0].clone(), ("/template/spec/containers/0/args", json!(["exec buildkite-agent start"]))])
             .unwrap();
+    }
+
+    #[test]
+    fn the_definitions_of_the_readme_can_be_used() {
+        let readme = include_str!("../README.md");
+        let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
+        let whole = blocks.filter(|(yaml, _)| yaml.contains("kind: PodTemplate") && yaml.contains("\ntemplate:"));
+        let names = whole.map(|(yaml, _)| {
+            let manifest: Value = serde_saphyr::from_str(yaml).unwrap();
+            PodDefinition::parse("README.md", &manifest).unwrap().name().to_owned()
+        });
+        assert_eq!(names.collect::<Vec<_>>(), ["node", "ec2"]);
     }
 
     #[test]

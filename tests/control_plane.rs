@@ -424,6 +424,16 @@ mod a_pod_definition {
         manifests
     }
 
+    /// Those that README writes out.
+    fn of_readme() -> Vec<Value> {
+        let readme = include_str!("../README.md");
+        let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
+        let whole = blocks.filter(|(yaml, _)| yaml.contains("kind: PodTemplate") && yaml.contains("\ntemplate:"));
+        let manifests: Vec<_> = whole.map(|(yaml, _)| serde_saphyr::from_str(yaml).unwrap()).collect();
+        assert!(!manifests.is_empty());
+        manifests
+    }
+
     /// An event whose step asks for these beside the queue, and the name of its Job.
     fn event_with(rules: &[&str]) -> (String, String) {
         let rules: Vec<_> = ["queue=default"].iter().chain(rules).collect();
@@ -463,6 +473,7 @@ mod a_pod_definition {
     async fn of_every_file_is_admitted_strictly() {
         let mut scene = Scene::new().await;
         let function = scene.function();
+        let mut created = 0;
         for manifest in compiled() {
             let definition = format!("pod-definition={}", name(&manifest));
             for rules in [&[][..], &["cpu=250m", "memory=256Mi"], &["image=node:24", "cpu=250m", "memory=256Mi"]] {
@@ -475,6 +486,7 @@ mod a_pod_definition {
                 let rules: Vec<_> = rules.iter().copied().chain([&*definition]).collect();
                 let (event, job) = event_with(&rules);
                 assert_eq!(succeed(&function, &event).await["outcome"], "created", "{rules:?}");
+                created += 1;
                 let pod = scene.pod(&job).await;
                 if rules.contains(&"image=node:24") {
                     assert_eq!(pod["spec"]["containers"][0]["image"], "node:24");
@@ -483,18 +495,28 @@ mod a_pod_definition {
             }
         }
         let audit = scene.control_plane.audit(&scene.namespace);
-        let posts = audit.iter().filter(|entry| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs");
+        let is_post = |entry: &&Value| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs";
+        let posts: Vec<_> = audit.iter().filter(is_post).collect();
+        assert_eq!(posts.len(), created);
         for post in posts {
             assert_eq!(post["user"]["username"], SUBJECT);
             assert!(post["requestURI"].as_str().unwrap().contains("fieldValidation=Strict"), "{post}");
+            // Once more under another name, since the function does not look at warnings.
+            let mut job = post["requestObject"].clone();
+            job["metadata"]["name"] = json!("again");
+            let request = Request::post(scene.path("jobs?fieldValidation=Strict&dryRun=All"));
+            let request = request.header("content-type", "application/json");
+            let response = scene.admin.send(request, job.to_string()).await;
+            assert_eq!(response.status(), 201, "{response:?}");
+            assert_eq!(response.headers().get("warning"), None, "{response:?}");
         }
     }
 
-    /// The same file can be put into the namespace, and Kubernetes warns of nothing in it.
+    /// The same file can be put into the namespace, as those of README, and Kubernetes warns of nothing in it.
     #[tokio::test]
     async fn of_every_file_is_a_pod_template() {
         let mut scene = Scene::new().await;
-        for manifest in compiled() {
+        for manifest in compiled().into_iter().chain(of_readme()) {
             let request = Request::post(scene.path("podtemplates?fieldValidation=Strict"));
             let request = request.header("content-type", "application/json");
             let response = scene.admin.send(request, manifest.to_string()).await;
