@@ -551,53 +551,9 @@ mod tests {
                 "template.spec.containers[0].env[0] must have a plain value for BUILDKITE_AGENT_TAGS",
             ),
             (
-                "/template/spec/containers/0/args",
-                json!(["--no-color"]),
-                "template.spec.containers[0].args must begin with start, before the agent's options, is [\"--no-color\"]",
-            ),
-            (
-                "/template/spec/containers/0/args",
-                json!(["--no-color", "start"]),
-                "template.spec.containers[0].args must begin with start",
-            ),
-            (
-                "/template/spec/containers/0/command",
-                json!(["tini", "/usr/bin/buildkite-agent"]),
-                "template.spec.containers[0].args must begin with start, before the agent's options, is absent",
-            ),
-            (
                 ENV,
                 json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true, queue=default"}]),
                 "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
-            ),
-            ("/template/spec/containers", json!({}), "template.spec.containers must be a list, is {}"),
-            ("/template/spec/initContainers", json!({}), "template.spec.initContainers must be a list, is {}"),
-            ("/template/spec/volumes", json!("v"), "template.spec.volumes must be a list, is \"v\""),
-            (ENV, json!({"A": "b"}), "template.spec.containers[0].env must be a list, is {\"A\":\"b\"}"),
-            (
-                "/template/spec/containers/0/volumeMounts",
-                json!(1),
-                "template.spec.containers[0].volumeMounts must be a list, is 1",
-            ),
-            (
-                "/template/spec/containers/0/args",
-                json!("start"),
-                "template.spec.containers[0].args must be a list, is \"start\"",
-            ),
-            (
-                "/template/spec/containers/0/resources",
-                json!([]),
-                "template.spec.containers[0].resources must be a map, is []",
-            ),
-            (
-                "/template/spec/containers/0/resources",
-                json!({"requests": "1"}),
-                "template.spec.containers[0].resources.requests must be a map, is \"1\"",
-            ),
-            (
-                "/template/spec/containers/0/resources",
-                json!({"limits": []}),
-                "template.spec.containers[0].resources.limits must be a map, is []",
             ),
             (
                 "/template/spec/terminationGracePeriodSeconds",
@@ -643,6 +599,68 @@ mod tests {
                 "/metadata/annotations",
                 json!({"agent-scheduler.buildkite.com/max-cpu": 4}),
                 "metadata.annotations[agent-scheduler.buildkite.com/max-cpu] must be a quantity of Kubernetes",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn arguments_that_do_not_start_an_agent_are_refused() {
+        let cases = [
+            (
+                "/template/spec/containers/0/args",
+                json!(["--no-color"]),
+                "template.spec.containers[0].args must begin with start, before the agent's options, is [\"--no-color\"]",
+            ),
+            (
+                "/template/spec/containers/0/args",
+                json!(["--no-color", "start"]),
+                "template.spec.containers[0].args must begin with start",
+            ),
+            (
+                "/template/spec/containers/0/command",
+                json!(["tini", "/usr/bin/buildkite-agent"]),
+                "template.spec.containers[0].args must begin with start, before the agent's options, is absent",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn what_is_added_to_must_be_a_list_or_a_map() {
+        let cases = [
+            ("/template/spec/containers", json!({}), "template.spec.containers must be a list, is {}"),
+            ("/template/spec/initContainers", json!({}), "template.spec.initContainers must be a list, is {}"),
+            ("/template/spec/volumes", json!("v"), "template.spec.volumes must be a list, is \"v\""),
+            (ENV, json!({"A": "b"}), "template.spec.containers[0].env must be a list, is {\"A\":\"b\"}"),
+            (
+                "/template/spec/containers/0/volumeMounts",
+                json!(1),
+                "template.spec.containers[0].volumeMounts must be a list, is 1",
+            ),
+            (
+                "/template/spec/containers/0/args",
+                json!("start"),
+                "template.spec.containers[0].args must be a list, is \"start\"",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!([]),
+                "template.spec.containers[0].resources must be a map, is []",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!({"requests": "1"}),
+                "template.spec.containers[0].resources.requests must be a map, is \"1\"",
+            ),
+            (
+                "/template/spec/containers/0/resources",
+                json!({"limits": []}),
+                "template.spec.containers[0].resources.limits must be a map, is []",
             ),
         ];
         for (path, value, expected) in cases {
