@@ -450,6 +450,12 @@ mod a_pod_definition {
             assert!(matches!(status, 200 | 201), "{answer}");
         }
 
+        /// Without its service account, no pod is made.
+        async fn make_service_accounts(&self) {
+            let file = folder("elastic-ci-stack/service-account.yaml");
+            self.control_plane.apply(&file, &self.namespace).await.unwrap();
+        }
+
         /// The image that the agent's container of a Job has.
         async fn image(&mut self, job: &str) -> String {
             let job = self.get(&format!("jobs/{job}")).await;
@@ -464,16 +470,113 @@ mod a_pod_definition {
         }
     }
 
+    /// The folder of a kustomization in `pod-definitions`.
+    fn folder(name: &str) -> String {
+        format!("{}/pod-definitions/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// The one container of a name, of either kind.
+    fn container<'a>(spec: &'a Value, kind: &str, name: &str) -> &'a Value {
+        spec[kind].as_array().unwrap().iter().find(|container| container["name"] == name).unwrap()
+    }
+
+    /// The value of a variable of the agent's, if it has that variable.
+    fn variable<'a>(spec: &'a Value, name: &str) -> Option<&'a str> {
+        let env = container(spec, "containers", "agent")["env"].as_array().unwrap();
+        let variable = env.iter().find(|variable| variable["name"] == name)?;
+        // The API server leaves an empty value out.
+        Some(variable["value"].as_str().unwrap_or_default())
+    }
+
     fn template(name: &str, image: &str) -> Value {
         let spec =
             json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": image, "args": ["start"]}]});
         json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": {"spec": spec}})
     }
 
+    /// Base and overlays, by kubectl's own kustomize: what is renamed, is renamed wherever it is named.
+    #[tokio::test]
+    async fn of_an_overlay_is_a_copy_with_a_service_account_an_image_and_buckets_of_its_own() {
+        const BASE: &str = "elastic-ci-stack";
+        let mut scene = Scene::new().await;
+        let ours = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
+        let cases = [
+            (BASE, BASE, "build-your-own.invalid/elastic-ci-stack", "", "none"),
+            (
+                "overlays/elastic-ci-stack-deploy",
+                "elastic-ci-stack-deploy",
+                ours,
+                "example-deploy-secrets",
+                "poweruser",
+            ),
+            (
+                "overlays/elastic-ci-stack-release",
+                "elastic-ci-stack-release",
+                ours,
+                "example-release-secrets",
+                "readonly",
+            ),
+        ];
+        for (path, ..) in cases {
+            scene.control_plane.apply_folder(&folder(path), &scene.namespace).await.unwrap();
+        }
+        let made = |items: &[Value]| -> Vec<_> { items.iter().map(|item| name(item).to_owned()).collect() };
+        let copies = cases.map(|(_, name, ..)| name);
+        assert_eq!(made(&scene.list("podtemplates").await), copies);
+        assert_eq!(made(&scene.list("serviceaccounts").await), [&["default"], &copies[..]].concat());
+        let function = scene.function();
+        for (_, copy, image, bucket, ecr) in cases {
+            let (event, job) = event_with(&[&*format!("pod-definition={copy}")]);
+            assert_eq!(succeed(&function, &event).await["outcome"], "created");
+            let pod = scene.pod(&job).await;
+            let spec = &pod["spec"];
+            assert_eq!(spec["serviceAccountName"], copy);
+            assert_eq!(container(spec, "containers", "agent")["image"], image);
+            assert_eq!(container(spec, "initContainers", "dockerd")["image"], "docker:29-dind");
+            assert_eq!(variable(spec, "BUILDKITE_SECRETS_BUCKET"), Some(bucket));
+            assert_eq!(variable(spec, "BUILDKITE_ECR_POLICY"), Some(ecr));
+            // A patch adds to the base, and takes nothing away.
+            assert_eq!(variable(spec, "DOCKER_HOST"), Some("unix:///docker/docker.sock"));
+            // What BUILDKITE_STACK_NAME is read from.
+            assert_eq!(pod["metadata"]["annotations"]["buildkite.com/pod-definition"], copy);
+            // EKS fills in the region that is not there.
+            let region = (copy == "elastic-ci-stack-release").then_some("eu-central-1");
+            assert_eq!(variable(spec, "AWS_REGION"), region);
+            assert_eq!(variable(spec, "AWS_DEFAULT_REGION"), region);
+        }
+        let accounts = scene.list("serviceaccounts").await;
+        let roles: Vec<_> = accounts
+            .iter()
+            .filter_map(|account| account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].as_str())
+            .collect();
+        assert_eq!(roles, ["arn:aws:iam::111122223333:role/elastic-ci-stack-release"]);
+    }
+
+    /// Kubernetes takes the Job, and makes no pod of it: README tells what its event says.
+    #[tokio::test]
+    async fn without_its_service_account_has_a_job_and_no_pod() {
+        let mut scene = Scene::new().await;
+        let (event, job) = event_with(&["pod-definition=elastic-ci-stack"]);
+        assert_eq!(succeed(&scene.function(), &event).await["outcome"], "created");
+        let words = "serviceaccount \"elastic-ci-stack\" not found";
+        eventually("nothing tells what is missing", async || {
+            let events = scene.list("events").await;
+            let of_job = events.iter().filter(|event| event["involvedObject"]["name"] == *job);
+            let mut texts = of_job.filter_map(|event| event["message"].as_str());
+            texts.any(|text| text.contains(words)).then_some(())
+        })
+        .await;
+        assert_eq!(scene.list("pods").await.len(), 0);
+        // It is made when the account is there.
+        scene.control_plane.apply_folder(&folder("elastic-ci-stack"), &scene.namespace).await.unwrap();
+        scene.pod(&job).await;
+    }
+
     /// By the function and as its own user, with and without what a step may ask for beside; each gets its Pod.
     #[tokio::test]
     async fn of_every_file_is_admitted_strictly() {
         let mut scene = Scene::new().await;
+        scene.make_service_accounts().await;
         let function = scene.function();
         let mut created = 0;
         for manifest in compiled() {
@@ -518,6 +621,7 @@ mod a_pod_definition {
     #[tokio::test]
     async fn of_every_file_is_a_pod_template() {
         let mut scene = Scene::new().await;
+        scene.make_service_accounts().await;
         for manifest in compiled().into_iter().chain(of_readme()) {
             let request = Request::post(scene.path("podtemplates?fieldValidation=Strict"));
             let request = request.header("content-type", "application/json");
@@ -610,22 +714,16 @@ mod a_pod_definition {
     #[tokio::test]
     async fn with_a_native_sidecar_ends_the_job_when_the_agent_ends() {
         let mut scene = Scene::new().await;
-        let mut manifest = template("docker", "agent:4");
-        let probe = json!({"exec": {"command": ["docker", "version"]}, "periodSeconds": 1, "failureThreshold": 60});
-        let dockerd = json!({
-            "name": "dockerd", "image": "docker:dind", "restartPolicy": "Always", "startupProbe": probe,
-            "securityContext": {"privileged": true},
-        });
-        manifest["template"]["spec"]["initContainers"] = json!([dockerd]);
-        scene.apply(&manifest).await;
-        let (event, name) = event_with(&["pod-definition=docker"]);
+        scene.make_service_accounts().await;
+        let (event, name) = event_with(&["pod-definition=elastic-ci-stack"]);
         succeed(&scene.function(), &event).await;
         let pod = scene.pod(&name).await;
-        let sidecar = &pod["spec"]["initContainers"][0];
-        assert_eq!(
-            (&sidecar["restartPolicy"], &sidecar["startupProbe"]["failureThreshold"]),
-            (&json!("Always"), &json!(60))
-        );
+        let sidecar = container(&pod["spec"], "initContainers", "dockerd");
+        assert_eq!(sidecar["restartPolicy"], "Always");
+        assert_eq!(sidecar["startupProbe"]["failureThreshold"], 180);
+        // The pod has what a stop takes: its containers, and dockerd after them.
+        assert!(sidecar["args"].as_array().unwrap().contains(&json!("--shutdown-timeout=15")), "{sidecar}");
+        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 60);
 
         let pod = path(&scene.namespace, &format!("pods/{}/status", pod["metadata"]["name"].as_str().unwrap()));
         let at = "2026-01-15T12:00:00Z";

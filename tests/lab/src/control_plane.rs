@@ -239,9 +239,19 @@ impl ControlPlane {
 
     /// `kubectl apply -f FILE --namespace NAMESPACE`, as the administrator.
     pub async fn apply(&self, file: &str, namespace: &str) -> Result<(), Problem> {
+        self.apply_by("-f", file, namespace).await
+    }
+
+    /// The same with `-k`, which builds a folder that has a `kustomization.yaml`.
+    pub async fn apply_folder(&self, folder: &str, namespace: &str) -> Result<(), Problem> {
+        self.apply_by("-k", folder, namespace).await
+    }
+
+    async fn apply_by(&self, option: &str, file: &str, namespace: &str) -> Result<(), Problem> {
         let mut kubectl = AsyncCommand::new(self.programs.path("kubectl"));
         kubectl.env_clear().env("HOME", &self.folder).env("KUBECONFIG", self.kubeconfig());
-        let applied = kubectl.args(["apply", "-f", file, "--namespace", namespace]).kill_on_drop(true).output().await?;
+        kubectl.args(["apply", "--validate=strict", option, file, "--namespace", namespace]);
+        let applied = kubectl.kill_on_drop(true).output().await?;
         if applied.status.success() {
             return Ok(());
         }
