@@ -1,9 +1,11 @@
 """The AWS account that the tests deploy to."""
 
 import io
+import json
 import zipfile
 
 import boto3
+from samtranslator.yaml_helper import yaml_parse
 
 # What Buildkite calls an event source and its bus, and the account: those of the sample events.
 EVENT_BUS = "aws.partner/buildkite.com/example-org/0000-0000-0000000"
@@ -31,9 +33,18 @@ class Account:
         s3.put_object(Bucket="upload", Key="template.yml", Body=body)
         parameters = {"EventBridgeBusName": EVENT_BUS, "KubernetesClusterIdentifier": "example-cluster"} | parameters
         self.client("cloudformation").create_stack(
+            StackName=name, TemplateURL=f"{self.endpoint}/upload/template.yml", Parameters=listed(parameters)
+        )
+        return self.outputs(name)
+
+    def deploy(self, template, name, **parameters):
+        """A stack of a template without SAM, as `aws cloudformation deploy` makes it."""
+        self.client("cloudformation").create_stack(
             StackName=name,
-            TemplateURL=f"{self.endpoint}/upload/template.yml",
-            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+            # As JSON: moto takes !Condition for a function of that name.
+            TemplateBody=json.dumps(yaml_parse(template.read_text())),
+            Parameters=listed(parameters),
+            Capabilities=["CAPABILITY_IAM"],
         )
         return self.outputs(name)
 
@@ -45,6 +56,10 @@ class Account:
 
     def delete_stack(self, name):
         self.client("cloudformation").delete_stack(StackName=name)
+
+
+def listed(parameters):
+    return [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()]
 
 
 def empty_function():

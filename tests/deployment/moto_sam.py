@@ -16,6 +16,7 @@ os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 from moto.cloudformation.models import CloudFormationBackend
 from moto.events.models import EventsBackend
+from moto.iam.models import Role
 from moto.server import ThreadedMotoServer
 from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
 from samtranslator.translator.transform import transform
@@ -84,6 +85,15 @@ def execute_change_set(original, self, change_set_name, stack_name=None):
 @patch(EventsBackend)
 def _normalize_event_bus_arn(_original, _self, event_bus_arn):
     return (event_bus_arn or "default").split(":event-bus/")[-1]
+
+
+# moto keeps a role's own policy as Python has it, with a None for each statement that is !Ref AWS::NoValue.
+@patch(Role)
+def put_policy(original, self, policy_name, policy_json):
+    if isinstance(policy_json, dict):
+        statements = [statement for statement in policy_json["Statement"] if statement is not None]
+        policy_json = json.dumps(policy_json | {"Statement": statements})
+    return original(self, policy_name, policy_json)
 
 
 if __name__ == "__main__":

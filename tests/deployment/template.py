@@ -1,4 +1,4 @@
-"""template.yml as CloudFormation would see it: expanded by SAM's own translator, then resolved for given parameters.
+"""A template as CloudFormation would see it: expanded by SAM's own translator, then resolved for given parameters.
 
 A resource stands for itself: `!Ref Role` becomes `<Role>`, `!GetAtt Role.Arn` becomes `<Role.Arn>`.
 """
@@ -35,9 +35,9 @@ class NoManagedPolicies:
         return {}
 
 
-def source():
-    """template.yml as it was written."""
-    return yaml_parse(TEMPLATE.read_text())
+def source(path=TEMPLATE):
+    """A template as it was written."""
+    return yaml_parse(path.read_text())
 
 
 @cache
@@ -50,16 +50,22 @@ def expanded():
 
 
 class Stack:
-    """The resources and outputs that a deploy with these parameters would ask for."""
+    """The resources and outputs that a deploy of template.yml with these parameters would ask for."""
+
+    required = REQUIRED
+
+    @staticmethod
+    def read():
+        return expanded()
 
     def __init__(self, pseudo=None, **parameters):
-        self.template = expanded()
+        self.template = self.read()
         defaults = {
             name: parameter["Default"]
             for name, parameter in self.template["Parameters"].items()
             if "Default" in parameter
         }
-        self.parameters = PSEUDO_PARAMETERS | (pseudo or {}) | defaults | REQUIRED | parameters
+        self.parameters = PSEUDO_PARAMETERS | (pseudo or {}) | defaults | self.required | parameters
         self.resources = {
             name: self.resolve({key: value for key, value in resource.items() if key in ("Type", "Properties")})
             for name, resource in self.template["Resources"].items()
@@ -70,6 +76,16 @@ class Stack:
             for name, output in self.template["Outputs"].items()
             if self.holds(output.get("Condition"))
         }
+
+    def broken_rules(self):
+        """What CloudFormation would say instead of making the stack."""
+        return [
+            assertion["AssertDescription"]
+            for rule in self.template.get("Rules", {}).values()
+            if self.resolve(rule["RuleCondition"])
+            for assertion in rule["Assertions"]
+            if not self.resolve(assertion["Assert"])
+        ]
 
     def properties(self, name):
         return self.resources[name]["Properties"]
@@ -143,3 +159,10 @@ class Stack:
 
     def fn_or(self, argument):
         return any(self.resolve(argument))
+
+    def fn_and(self, argument):
+        return all(self.resolve(argument))
+
+    def fn_findinmap(self, argument):
+        table, first, second = self.resolve(argument)
+        return self.template["Mappings"][table][first][second]

@@ -1,0 +1,311 @@
+"""The role of the elastic-ci-stack pod definition: what CloudFormation makes of its template, and what moto makes of that.
+
+moto makes the role with its trust and its own policy. It attaches no managed policies, makes no association of EKS Pod Identity,
+a type that it leaves out, and judges no rule and no AllowedPattern: those are read from the template here. That the role's
+permissions suffice, only AWS can show.
+"""
+
+import json
+import re
+
+import pytest
+
+from account import ACCOUNT_ID
+from conftest import ROOT, run
+from template import PSEUDO_PARAMETERS, Stack, source
+
+TEMPLATE = ROOT / "pod-definitions" / "elastic-ci-stack" / "iam" / "template.yml"
+OVERLAYS = ROOT / "pod-definitions" / "overlays"
+
+CLUSTER = {"KubernetesClusterIdentifier": "example-cluster"}
+ISSUER = "oidc.eks.us-east-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE"
+IRSA = {"Binding": "irsa", "KubernetesOidcProviderArn": f"arn:aws:iam::111122223333:oidc-provider/{ISSUER}"}
+TOKEN = {"BuildkiteAgentTokenParameterStorePath": "/buildkite/agent-token"}
+KEY = {"BuildkiteAgentTokenParameterStoreKMSKey": "1234abcd-12ab-34cd-56ef-1234567890ab"}
+BUCKETS = {"SecretsBucket": "example-secrets", "ArtifactsBucket": "example-artifacts"}
+COPY = {"KubernetesNamespace": "agents", "KubernetesServiceAccount": "elastic-ci-stack-deploy"}
+CHINA = {"AWS::Partition": "aws-cn", "AWS::Region": "cn-north-1"}
+
+
+class RoleStack(Stack):
+    """A stack of the role's template."""
+
+    required = CLUSTER
+
+    @staticmethod
+    def read():
+        return source(TEMPLATE)
+
+
+def by_pod_identity(namespace="buildkite", account="elastic-ci-stack", partition="aws", region="us-east-1"):
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "EksPodIdentity",
+                "Effect": "Allow",
+                "Principal": {"Service": "pods.eks.amazonaws.com"},
+                "Action": ["sts:AssumeRole", "sts:TagSession"],
+                "Condition": {
+                    "StringEquals": {
+                        "aws:SourceAccount": "111122223333",
+                        "aws:RequestTag/eks-cluster-arn": (
+                            f"arn:{partition}:eks:{region}:111122223333:cluster/example-cluster"
+                        ),
+                        "aws:RequestTag/kubernetes-namespace": namespace,
+                        "aws:RequestTag/kubernetes-service-account": account,
+                    }
+                },
+            }
+        ],
+    }
+
+
+def by_irsa(namespace="buildkite", account="elastic-ci-stack"):
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "ServiceAccount",
+                "Effect": "Allow",
+                "Principal": {"Federated": f"arn:aws:iam::111122223333:oidc-provider/{ISSUER}"},
+                "Action": "sts:AssumeRoleWithWebIdentity",
+                "Condition": {
+                    "StringEquals": {
+                        f"{ISSUER}:sub": f"system:serviceaccount:{namespace}:{account}",
+                        f"{ISSUER}:aud": "sts.amazonaws.com",
+                    }
+                },
+            }
+        ],
+    }
+
+
+def allow(sid, action, resource):
+    return {"Sid": sid, "Effect": "Allow", "Action": action, "Resource": resource}
+
+
+def secrets(partition="aws"):
+    bucket = f"arn:{partition}:s3:::example-secrets"
+    return [
+        allow("ListSecrets", ["s3:GetBucketLocation", "s3:ListBucket"], bucket),
+        allow("ReadSecrets", ["s3:GetObject", "s3:GetObjectVersion"], f"{bucket}/*"),
+    ]
+
+
+def artifacts(partition="aws"):
+    bucket = f"arn:{partition}:s3:::example-artifacts"
+    actions = [
+        "s3:GetObject",
+        "s3:GetObjectAcl",
+        "s3:GetObjectVersion",
+        "s3:GetObjectVersionAcl",
+        "s3:PutObject",
+        "s3:PutObjectAcl",
+        "s3:PutObjectVersionAcl",
+    ]
+    return [
+        allow("ListArtifacts", ["s3:GetBucketLocation", "s3:ListBucket"], bucket),
+        allow("KeepArtifacts", actions, f"{bucket}/*"),
+    ]
+
+
+PARAMETER = "arn:aws:ssm:us-east-1:111122223333:parameter/buildkite/agent-token"
+READ_TOKEN = allow("ReadAgentToken", "ssm:GetParameter", PARAMETER)
+DECRYPT_TOKEN = allow(
+    "DecryptAgentToken", "kms:Decrypt", "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+) | {"Condition": {"StringEquals": {"kms:EncryptionContext:PARAMETER_ARN": PARAMETER}}}
+
+
+def registry(level, partition="aws"):
+    return f"arn:{partition}:iam::aws:policy/AmazonEC2ContainerRegistry{level}"
+
+
+# Parameters, and what the role then has: trust, statements, managed policies.
+CASES = {
+    "nothing": ({}, by_pod_identity(), [], []),
+    "another-service-account": (
+        COPY,
+        by_pod_identity(namespace="agents", account="elastic-ci-stack-deploy"),
+        [],
+        [],
+    ),
+    "irsa": (IRSA, by_irsa(), [], []),
+    "irsa-for-another-service-account": (
+        IRSA | COPY,
+        by_irsa(namespace="agents", account="elastic-ci-stack-deploy"),
+        [],
+        [],
+    ),
+    "secrets": ({"SecretsBucket": "example-secrets"}, by_pod_identity(), secrets(), []),
+    "artifacts": ({"ArtifactsBucket": "example-artifacts"}, by_pod_identity(), artifacts(), []),
+    "token": (TOKEN, by_pod_identity(), [READ_TOKEN], []),
+    "token-of-a-key": (TOKEN | KEY, by_pod_identity(), [READ_TOKEN, DECRYPT_TOKEN], []),
+    "key-without-a-token": (KEY, by_pod_identity(), [], []),
+    "ecr-readonly": ({"ECRAccessPolicy": "readonly"}, by_pod_identity(), [], [registry("ReadOnly")]),
+    "ecr-poweruser": ({"ECRAccessPolicy": "poweruser"}, by_pod_identity(), [], [registry("PowerUser")]),
+    "ecr-full": ({"ECRAccessPolicy": "full"}, by_pod_identity(), [], [registry("FullAccess")]),
+    "managed-policies": (
+        {"ManagedPolicyARN": "arn:aws:iam::aws:policy/ReadOnlyAccess,arn:aws:iam::111122223333:policy/team/deploy"},
+        by_pod_identity(),
+        [],
+        ["arn:aws:iam::aws:policy/ReadOnlyAccess", "arn:aws:iam::111122223333:policy/team/deploy"],
+    ),
+    "everything": (
+        IRSA
+        | BUCKETS
+        | TOKEN
+        | KEY
+        | {"ECRAccessPolicy": "full", "ManagedPolicyARN": "arn:aws:iam::aws:policy/ReadOnlyAccess"},
+        by_irsa(),
+        [*secrets(), *artifacts(), READ_TOKEN, DECRYPT_TOKEN],
+        [registry("FullAccess"), "arn:aws:iam::aws:policy/ReadOnlyAccess"],
+    ),
+}
+
+
+def trust(stack):
+    document = stack.properties("Role")["AssumeRolePolicyDocument"]
+    return json.loads(document) if isinstance(document, str) else document
+
+
+def statements(policies):
+    """Those of the one policy; without any there is none, since IAM takes no empty one."""
+    assert len(policies) <= 1
+    found = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+    assert bool(found) == bool(policies)
+    return found
+
+
+def test_the_linter_finds_nothing():
+    assert run("cfn-lint", TEMPLATE) == ""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cloudformation_makes_this_role(case):
+    parameters, trusted, allowed, managed = CASES[case]
+    stack = RoleStack(**parameters)
+    role = stack.properties("Role")
+    assert trust(stack) == trusted
+    assert statements(role.get("Policies", [])) == allowed
+    assert role.get("ManagedPolicyArns", []) == managed
+    binds_here = parameters.get("Binding") != "irsa"
+    assert set(stack.resources) == ({"Role", "PodIdentityAssociation"} if binds_here else {"Role"})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_deploy_makes_this_role(account, case):
+    parameters, trusted, allowed, _ = CASES[case]
+    iam, stack = account.client("iam"), f"role-{case}"
+    outputs = account.deploy(TEMPLATE, stack, **CLUSTER, **parameters)
+    try:
+        name = outputs["RoleArn"].removeprefix(f"arn:aws:iam::{ACCOUNT_ID}:role/")
+        assert iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"] == trusted
+        inline = iam.list_role_policies(RoleName=name)["PolicyNames"]
+        assert statements([iam.get_role_policy(RoleName=name, PolicyName=policy) for policy in inline]) == allowed
+    finally:
+        account.delete_stack(stack)
+    with pytest.raises(iam.exceptions.NoSuchEntityException):
+        iam.get_role(RoleName=name)
+
+
+def test_the_association_is_that_of_the_trust():
+    stack = RoleStack(**COPY)
+    assert stack.properties("PodIdentityAssociation") == {
+        "ClusterName": "example-cluster",
+        "Namespace": "agents",
+        "ServiceAccount": "elastic-ci-stack-deploy",
+        "RoleArn": "<Role.Arn>",
+    }
+
+
+def test_another_partition_is_named_throughout():
+    stack = RoleStack(CHINA, **BUCKETS, **TOKEN, **KEY, ECRAccessPolicy="readonly")
+    assert trust(stack) == by_pod_identity(partition="aws-cn", region="cn-north-1")
+    role = stack.properties("Role")
+    assert statements(role["Policies"])[:4] == [*secrets("aws-cn"), *artifacts("aws-cn")]
+    assert role["ManagedPolicyArns"] == [registry("ReadOnly", "aws-cn")]
+    assert "arn:aws:" not in json.dumps(stack.resources)
+
+
+def test_everything_that_a_statement_names_is_narrow():
+    parameters = CASES["everything"][0]
+    for statement in statements(RoleStack(**parameters).properties("Role")["Policies"]):
+        assert "*" not in str(statement["Action"])
+        # Of a bucket, its objects.
+        assert re.fullmatch(r"arn:aws:s3:::example-[a-z]+/\*|[^*]+", statement["Resource"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({}, []),
+        (IRSA, []),
+        (TOKEN | KEY, []),
+        ({"Binding": "irsa"}, ["Binding=irsa needs KubernetesOidcProviderArn"]),
+        (KEY, ["BuildkiteAgentTokenParameterStoreKMSKey needs BuildkiteAgentTokenParameterStorePath"]),
+    ],
+)
+def test_half_a_setting_is_refused(parameters, said):
+    assert RoleStack(**parameters).broken_rules() == said
+
+
+def test_every_parameter_is_described_and_what_is_typed_is_checked():
+    for name, parameter in source(TEMPLATE)["Parameters"].items():
+        assert parameter["Description"], name
+        assert "AllowedValues" in parameter or {"AllowedPattern", "ConstraintDescription"} <= set(parameter), name
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        (
+            "KubernetesOidcProviderArn",
+            ["", IRSA["KubernetesOidcProviderArn"], f"arn:aws-cn:iam::111122223333:oidc-provider/{ISSUER}"],
+            [ISSUER, f"https://{ISSUER}", "arn:aws:iam::111122223333:role/a"],
+        ),
+        ("SecretsBucket", ["", "example-secrets", "a.b"], ["arn:aws:s3:::example-secrets", "s3://example", "Example"]),
+        ("ArtifactsBucket", ["", "example-artifacts"], ["example-artifacts/folder"]),
+        ("KubernetesServiceAccount", ["elastic-ci-stack", "a.b"], ["", "Elastic", "a/b", "*"]),
+        ("KubernetesNamespace", ["buildkite"], ["", "a.b", "*"]),
+        ("KubernetesClusterIdentifier", ["example-cluster"], ["", "arn:aws:eks:us-east-1:111122223333:cluster/a", "*"]),
+        ("BuildkiteAgentTokenParameterStorePath", ["", "/buildkite/agent-token"], ["token", "/a*"]),
+        (
+            "BuildkiteAgentTokenParameterStoreKMSKey",
+            ["", "1234abcd-12ab-34cd-56ef-1234567890ab"],
+            ["alias/a", "arn:aws:kms:us-east-1:111122223333:key/a", "*"],
+        ),
+        (
+            "ManagedPolicyARN",
+            ["", "arn:aws:iam::aws:policy/ReadOnlyAccess", "arn:aws-cn:iam::111122223333:policy/team/deploy"],
+            ["ReadOnlyAccess", "arn:aws:iam::111122223333:role/a"],
+        ),
+    ],
+)
+def test_the_pattern_takes_what_it_should(name, taken, refused):
+    pattern = source(TEMPLATE)["Parameters"][name]["AllowedPattern"]
+    assert [value for value in taken if not re.search(pattern, value)] == []
+    assert [value for value in refused if re.search(pattern, value)] == []
+
+
+def test_the_outputs_are_what_to_do_next():
+    outputs = RoleStack(**COPY).outputs
+    assert outputs == {
+        "RoleArn": "<Role.Arn>",
+        "UpdateKubeconfigCommand": "aws eks update-kubeconfig --region us-east-1 --name example-cluster",
+        "ApplyCommand": "kubectl apply -k pod-definitions/overlays/elastic-ci-stack-deploy --namespace agents",
+        "CheckCommand": (
+            "kubectl get serviceaccount/elastic-ci-stack-deploy podtemplate/elastic-ci-stack-deploy --namespace agents"
+        ),
+    }
+    # The command's folder is there for the copy of the example.
+    assert (OVERLAYS / COPY["KubernetesServiceAccount"] / "kustomization.yaml").is_file()
+    annotation = RoleStack(**IRSA).outputs["ServiceAccountAnnotation"]
+    assert annotation == "eks.amazonaws.com/role-arn: <Role.Arn>"
+    assert annotation.split(":")[0] in (OVERLAYS / "elastic-ci-stack-release" / "kustomization.yaml").read_text()
+
+
+def test_nobodys_account_or_region_is_in_it():
+    text = TEMPLATE.read_text()
+    assert "arn:aws:" not in text.split("Rules:")[1]
+    assert PSEUDO_PARAMETERS["AWS::AccountId"] not in text
