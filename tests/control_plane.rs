@@ -539,8 +539,12 @@ mod a_pod_definition {
             assert_eq!(variable(spec, "DOCKER_HOST"), Some("unix:///docker/docker.sock"));
             // What BUILDKITE_STACK_NAME is read from.
             assert_eq!(pod["metadata"]["annotations"]["buildkite.com/pod-definition"], copy);
-            // EKS fills in the region that is not there.
-            let region = (copy == "elastic-ci-stack-release").then_some("eu-central-1");
+            // Not even empty in the base, so that EKS fills it in.
+            let region = match copy {
+                "elastic-ci-stack-deploy" => Some("us-east-1"),
+                "elastic-ci-stack-release" => Some("eu-central-1"),
+                _ => None,
+            };
             assert_eq!(variable(spec, "AWS_REGION"), region);
             assert_eq!(variable(spec, "AWS_DEFAULT_REGION"), region);
         }
