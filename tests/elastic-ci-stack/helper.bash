@@ -43,7 +43,8 @@ setup() {
         exit 0'
     # SECRETS: what it prints; SECRETS_STATUS: how it ends.
     stand_in s3secrets-helper '
-        echo "$BUILDKITE_PLUGIN_S3_SECRETS_BUCKET|$BUILDKITE_PLUGIN_S3_SECRETS_REGION|$BUILDKITE_PLUGIN_S3_SECRETS_CREDHELPER" >>"$CALLS"
+        plugin=BUILDKITE_PLUGIN_S3_SECRETS bucket=${plugin}_BUCKET region=${plugin}_REGION credentials=${plugin}_CREDHELPER
+        echo "${!bucket}|${!region}|${!credentials}" >>"$CALLS"
         printf %s "${SECRETS:-}"
         exit "${SECRETS_STATUS:-0}"'
     stand_in buildkite-agent '
@@ -80,7 +81,8 @@ pod() { env "$@" "$agent/start-agent" start >/dev/null; : >"$CALLS"; }
 hook() {
     local name=$1
     shift
-    env "$@" bash -c '. "$1"; status=$?; export -p | sed "s/^declare -x /export /" >"$2"; exit "$status"' wrapper "$agent/hooks/$name" "$BATS_TEST_TMPDIR/exported"
+    env "$@" bash -c '. "$1"; status=$?; export -p | sed "s/^declare -x /export /" >"$2"; exit "$status"' \
+        wrapper "$agent/hooks/$name" "$BATS_TEST_TMPDIR/exported"
 }
 
 # What the hooks before exported; nothing, if they ended by `exit`.

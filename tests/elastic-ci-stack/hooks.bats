@@ -240,7 +240,8 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     export_pod DOCKER_LOGIN_PLUGIN_ENABLED=true
     hook environment
     exported
-    run hook pre-command DOCKER_LOGIN_USER="a user" DOCKER_LOGIN_PASSWORD="  pass Secret  " DOCKER_LOGIN_SERVER="registry.example:5000"
+    run hook pre-command DOCKER_LOGIN_USER="a user" DOCKER_LOGIN_PASSWORD="  pass Secret  " \
+        DOCKER_LOGIN_SERVER="registry.example:5000"
     [ "$status" -eq 0 ]
     [[ $output == *"Logging in to registry.example:5000"* && $output != *Secret* ]]
     grep -q 'docker login --username a user --password-stdin -- registry.example:5000$' "$CALLS"
@@ -321,7 +322,10 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
 
 @test "git credentials: the host that git asks for" {
     export S3_CONTENT=$'https://me:first@github.com\nhttps://you:second@gitlab.com\n'
-    ask() { printf 'protocol=https\nhost=%s\n\n' "$2" | "$agent/git-credential-s3-secrets" "the bucket" eu-west-1 "a b/git-credentials" "$1"; }
+    ask() {
+        printf 'protocol=https\nhost=%s\n\n' "$2" \
+            | "$agent/git-credential-s3-secrets" "the bucket" eu-west-1 "a b/git-credentials" "$1"
+    }
     [ "$(ask get gitlab.com)" = $'username=you\npassword=second' ]
     [ -z "$(ask get example.com)" ]
     grep -q 'aws s3 cp --only-show-errors --region eu-west-1 s3://the bucket/a b/git-credentials ' "$CALLS"

@@ -22,8 +22,8 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
 }
 
 @test "tags are added to those that are there" {
-    BUILDKITE_AGENT_TAGS=queue=default,pod-definition=elastic-ci-stack BUILDKITE_STACK_NAME="my stack" BUILDKITE_STACK_VERSION=1.2.3 start
-    [ "$(after BUILDKITE_AGENT_TAGS)" = "queue=default,pod-definition=elastic-ci-stack,docker=29.8.2,stack=my stack,buildkite-eks-stack=1.2.3" ]
+    BUILDKITE_AGENT_TAGS=queue=default,os=linux BUILDKITE_STACK_NAME="my stack" BUILDKITE_STACK_VERSION=1.2.3 start
+    [ "$(after BUILDKITE_AGENT_TAGS)" = "queue=default,os=linux,docker=29.8.2,stack=my stack,buildkite-eks-stack=1.2.3" ]
 }
 
 @test "without tags, stack and version, there is Docker's alone" {
@@ -94,7 +94,8 @@ with_curl() {
 
 @test "a bootstrap script of S3 and of the web runs before the agent, and is removed" {
     with_curl
-    export TMPDIR="$BATS_TEST_TMPDIR/tmp dir" S3_CONTENT=$'#!/bin/sh\necho "it ran" >>"$CALLS"\n' SCRIPT=$'#!/bin/sh\necho "it ran" >>"$CALLS"\n'
+    export TMPDIR="$BATS_TEST_TMPDIR/tmp dir" SCRIPT=$'#!/bin/sh\necho "it ran" >>"$CALLS"\n'
+    export S3_CONTENT=$SCRIPT
     mkdir "$TMPDIR"
     BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT="s3://bucket/a key" start
     [[ $(cat "$CALLS") == *'aws s3 cp --only-show-errors s3://bucket/a key '*$'it ran\nbuildkite-agent start' ]]
