@@ -6,10 +6,12 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 STARTS ?= 40
 EVENTS ?= 1000
 TESTS ?= tests/deployment
+# Every script there; the Dockerfile is no shell.
+HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick test-deployment deployment-tools docker-engine control-plane faketime bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -24,6 +26,7 @@ run:
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane faketime
 	cargo test --workspace --test control_plane
+	$(MAKE) test-hooks
 	$(MAKE) test-deployment
 
 # The programs of a Kubernetes control plane: built once per machine.
@@ -35,6 +38,14 @@ faketime:
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
+## The hooks, the start and the downloads of pod-definitions/elastic-ci-stack/agent, with bats and shellcheck; jq and git, too.
+test-hooks:
+	@( for tool in bats shellcheck jq git; do command -v $$tool || exit 1; done ) >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck jq git; } \
+		|| { echo "install bats (1.5 or newer), shellcheck, jq and git" >&2; exit 1; }
+	shellcheck --external-sources $(HOOKS) tests/elastic-ci-stack/*
+	bats tests/elastic-ci-stack
+
 ## The tests of template.yml, of `sam build`, `sam local invoke`, `cargo lambda` and `sam deploy`. Those of `sam local invoke`
 ## need Docker, and are skipped without it: TESTS=tests/deployment/test_local_invoke.py runs them alone.
 test-deployment: deployment-tools release valgrind
@@ -45,7 +56,7 @@ test-deployment: deployment-tools release valgrind
 docker-engine:
 	@tests/deployment/docker-engine
 
-# sam, cargo-lambda, zig, moto, pytest and ruff: installed once per machine.
+# sam, cargo-lambda, zig, moto, pytest, ruff and hadolint: installed once per machine.
 deployment-tools:
 	@tests/deployment/tools >/dev/null
 
@@ -76,13 +87,14 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, one TLS stack.
+## Format, clippy, rustdoc, ruff, hadolint, one TLS stack.
 lint: tls-stack deployment-tools
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --test control_plane -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
+	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile
 
 # aws-lc-rs everywhere: a second TLS stack is megabytes of binary and milliseconds of every cold start.
 tls-stack:

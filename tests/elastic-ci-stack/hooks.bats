@@ -294,6 +294,10 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [ "$status" -eq 1 ]
     [[ $output == *"Docker does not answer at unix:///docker/docker.sock: Cannot connect to the Docker daemon"* ]]
     [ "$(calls 'docker ps')" -eq 40 ]
+    stand_in timeout '[ "$*" = "10 docker ps" ] || exit 99; exit 124'
+    run hook environment
+    [ "$status" -eq 1 ]
+    [[ $output == *"Docker does not answer at its default address: nothing within ten seconds"* ]]
 }
 
 @test "the config of the job goes, and no other's, though the environment hook passed nothing on" {
