@@ -136,6 +136,15 @@ export_pod() { export "$@"; pod; }
     [[ $- != *x* ]]
 }
 
+@test "an environment file that has commands traced does not get the logins after it traced" {
+    export_pod "${all_on[@]}"
+    SECRETS="set -eux" run hook environment
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [ "$(calls 'docker login')" -eq 1 ]
+    [[ $output != *Secret* ]]
+}
+
 @test "a step that has its commands traced does not get secrets traced" {
     export_pod "${all_on[@]}"
     export SECRETS="A_TOKEN='Secret'"
