@@ -73,10 +73,10 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
 }
 
 @test "the token reaches the agent, and neither settings, output, arguments nor bootstrap script" {
-    export BUILDKITE_AGENT_TOKEN=token-Secret SHELLOPTS
+    export BUILDKITE_AGENT_TOKEN=token-Secret
     export S3_CONTENT="#!/usr/bin/env bash
 env >'$BATS_TEST_TMPDIR/bootstrap env'"
-    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT=s3://bucket/bootstrap run env SHELLOPTS=xtrace "$agent/start-agent" start
+    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT=s3://bucket/bootstrap run start
     [ "$status" -eq 0 ]
     [[ $output != *Secret* ]]
     [ "$(after BUILDKITE_AGENT_TOKEN)" = token-Secret ]
@@ -113,7 +113,8 @@ with_curl() {
     BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT=s3://bucket/none FAIL_S3=1 run start
     [ "$status" -eq 1 ]
     [[ $output == *"the bootstrap script s3://bucket/none could not be fetched"* ]]
-    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT="https://me:Secret@example.com/x?X-Amz-Signature=Secret" FAIL_CURL=1 run start
+    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT="https://me:Secret@example.com/x?X-Amz-Signature=Secret" FAIL_CURL=1 \
+        run env SHELLOPTS=xtrace "$agent/start-agent" start
     [ "$status" -eq 1 ]
     [[ $output == *"the bootstrap script https://example.com/x could not be fetched"* && $output != *Secret* ]]
     BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT="https://example.com/x?Secret" run start
