@@ -49,6 +49,7 @@ setup() {
         exit "${SECRETS_STATUS:-0}"'
     stand_in buildkite-agent '
         env >"$AFTER"
+        echo "$$" >"$AFTER.pid"
         exit "${AGENT_STATUS:-0}"'
 }
 

@@ -13,6 +13,9 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
     AGENT_STATUS=27 run "$agent/start-agent" start --debug "two words"
     [ "$status" -eq 27 ]
     grep -qx 'buildkite-agent start --debug two words' "$CALLS"
+    # The same process: a signal reaches the agent.
+    bash -c 'echo "$$" >"$AFTER.before"; exec "$1" start' bash "$agent/start-agent"
+    diff "$AFTER.before" "$AFTER.pid"
 }
 
 @test "args: [] is refused" {
