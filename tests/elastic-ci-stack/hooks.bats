@@ -116,7 +116,8 @@ export_pod() { export "$@"; pod; }
     export_pod "${all_on[@]}"
     local file
     for file in 'A_TOKEN=Secret(' 'A_TOKEN=x Secret' 'A_TOKEN=Secret; false' 'A_TOKEN=Secret; exit 0' \
-        'A_TOKEN=Secret; exit 3' 'set -u; echo $no_Secret' ': ${no:?Secret}' 'set -ex; A_TOKEN=Secret; false'; do
+        'A_TOKEN=Secret; exit 3' 'set -u; echo $no_Secret' ': ${no:?Secret}' 'set -ex; A_TOKEN=Secret; false' \
+        $'A_TOKEN=x Secret\nB=ok' $'A_TOKEN=Secret\nfalse\nB=ok'; do
         SECRETS=$file run hook environment
         echo "$file: $status $output"
         [ "$status" -ne 0 ]
@@ -303,10 +304,10 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [ "$status" -eq 1 ]
     [[ $output == *"Docker does not answer at unix:///docker/docker.sock: Cannot connect to the Docker daemon"* ]]
     [ "$(calls 'docker ps')" -eq 40 ]
-    stand_in timeout '[ "$*" = "10 docker ps" ] || exit 99; exit 124'
+    stand_in timeout '[ "$*" = "3 docker ps" ] || exit 99; exit 124'
     run hook environment
     [ "$status" -eq 1 ]
-    [[ $output == *"Docker does not answer at its default address: nothing within ten seconds"* ]]
+    [[ $output == *"Docker does not answer at its default address: nothing within three seconds"* ]]
 }
 
 @test "the config of the job goes, and no other's, though the environment hook passed nothing on" {
