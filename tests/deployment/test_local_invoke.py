@@ -98,7 +98,8 @@ def test_without_ssm_the_error_names_the_parameter(built, bridge):
     with Lab(bridge) as lab:
         # Endpoint and CA among them, so that EKS is not asked.
         (built / "env.json").write_text(json.dumps({"Parameters": lab.variables}))
-        answer, _ = invoke(built, *nobody_at("ssm"), "--env-vars", "env.json", variables=NO_ACCOUNT)
+        # With the lab's credentials, as the cluster comes before the token.
+        answer, _ = invoke(built, *nobody_at("ssm"), "--env-vars", "env.json", variables=lab.variables | NO_ACCOUNT)
     assert answer["errorType"] == "AgentTokenUnavailable"
     for part in ["SSM parameter /buildkite/agent-token in us-east-1", "Connection refused"]:
         assert part in answer["errorMessage"]
