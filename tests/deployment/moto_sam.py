@@ -18,9 +18,10 @@ from moto.cloudformation.models import CloudFormationBackend
 from moto.events.models import EventsBackend
 from moto.iam.models import Role
 from moto.server import ThreadedMotoServer
-from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
+
+from template import NoManagedPolicies
 
 
 def patch(cls):
@@ -31,16 +32,6 @@ def patch(cls):
         setattr(cls, replacement.__name__, lambda *args, **kwargs: replacement(original, *args, **kwargs))
 
     return put
-
-
-class NoManagedPolicies(ManagedPolicyLoader):
-    """The translator asks IAM for the managed policies, which our template does without."""
-
-    def __init__(self):
-        pass
-
-    def load(self):
-        return {}
 
 
 def expand(template, parameters):

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from conftest import ROOT, run
-from template import PSEUDO_PARAMETERS, Stack, expanded, source
+from template import PSEUDO_PARAMETERS, REQUIRED, Stack, expanded, source
 
 ALWAYS = {
     "AgentScheduler": "AWS::Lambda::Function",
@@ -47,7 +47,7 @@ FAILURE_QUEUE = [
         "Resource": "<FailureQueue.Arn>",
     },
 ]
-BUS = "aws.partner/buildkite.com/example-org/0123-4567"
+BUS = REQUIRED["EventBridgeBusName"]
 ENDPOINT = {
     "KubernetesApiServerEndpoint": "https://0123.gr7.us-east-1.eks.amazonaws.com",
     "KubernetesCertificateAuthorityData": "LS0tLS1CRUdJTg==",
