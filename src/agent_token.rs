@@ -5,10 +5,6 @@
 
 use std::{mem, time::Duration};
 
-use aws_sdk_ssm::{
-    error::{ProvideErrorMetadata, SdkError},
-    operation::get_parameter::GetParameterError,
-};
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
@@ -21,11 +17,13 @@ use tokio::{sync::Mutex, time::Instant};
 use tower::BoxError;
 
 use crate::{
+    aws::Tries,
     chain,
     config::Config,
+    deadline::Deadline,
     eks::{self, Cluster},
     job::{MANAGED_BY_LABEL, MANAGER, TOKEN_KEY},
-    refresh::{self, Failure, refresh},
+    refresh,
 };
 
 /// How old what we know of the parameter may be; so long may a pod still start with a token that was replaced.
@@ -115,10 +113,10 @@ impl AgentToken {
     }
 
     /// Reads the parameter ahead of [`deliver`](Self::deliver), while there is no connection to the cluster yet.
-    pub async fn read_ahead(&self) -> Result<(), Error> {
+    pub async fn read_ahead(&self, deadline: Deadline) -> Result<(), Error> {
         let mut state = self.state.lock().await;
         if let State::Unknown = *state {
-            *state = State::Read(self.read().await?, Instant::now());
+            *state = State::Read(self.read(deadline).await?, Instant::now());
         }
         Ok(())
     }
@@ -128,12 +126,12 @@ impl AgentToken {
     /// Asks nobody while that is known. When it is due, the Secret is applied even if the parameter is as it was: somebody may
     /// have deleted it, or another environment have written what it had read before. A token that cannot be brought again
     /// serves on, and the log warns; but not one that another stack has written over.
-    pub async fn deliver(&self, cluster: &Cluster) -> Result<(), Error> {
+    pub async fn deliver(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         let mut state = self.state.lock().await;
         match *state {
             State::Delivered(due) if due > Instant::now() => Ok(()),
             State::Delivered(_) => {
-                let again = self.deliver_again(cluster).await?;
+                let again = self.deliver_again(cluster, deadline.within(refresh::TIMEOUT)).await?;
                 *state = State::Delivered(Instant::now() + again);
                 Ok(())
             }
@@ -141,9 +139,9 @@ impl AgentToken {
                 // A failure leaves nothing behind: the next event reads anew.
                 let token = match mem::replace(&mut *state, State::Unknown) {
                     State::Read(token, read) if read.elapsed() < AGE => token,
-                    _ => self.read().await?,
+                    _ => self.read(deadline).await?,
                 };
-                self.apply(&token, cluster).await?;
+                self.apply(&token, cluster, deadline).await?;
                 *state = State::Delivered(Instant::now() + AGE);
                 Ok(())
             }
@@ -151,13 +149,14 @@ impl AgentToken {
     }
 
     /// Tells when to do so the next time.
-    async fn deliver_again(&self, cluster: &Cluster) -> Result<Duration, Error> {
-        match refresh(async { self.apply(&self.read().await?, cluster).await }).await {
+    async fn deliver_again(&self, cluster: &Cluster, deadline: Deadline) -> Result<Duration, Error> {
+        let delivered = async { self.apply(&self.read(deadline).await?, cluster, deadline).await };
+        match delivered.await {
             Ok(()) => Ok(AGE),
-            Err(Failure::Told(error @ Error::Conflict { .. })) => Err(error),
-            Err(failure) => {
+            Err(error @ Error::Conflict { .. }) => Err(error),
+            Err(error) => {
                 tracing::warn!(
-                    error = chain(&failure),
+                    error = chain(&error),
                     "the agent token could not be refreshed; the one of before serves on"
                 );
                 Ok(refresh::AGAIN)
@@ -165,15 +164,18 @@ impl AgentToken {
         }
     }
 
-    async fn read(&self) -> Result<Token, Error> {
+    async fn read(&self, deadline: Deadline) -> Result<Token, Error> {
         let (parameter, region) = (self.parameter.clone(), self.region.clone());
+        let tries = Tries::until(deadline);
+        let config = aws_sdk_ssm::config::Builder::new().timeout_config(tries.timeouts()).interceptor(tries.clone());
+        let request = self.ssm.get_parameter().name(&parameter).with_decryption(true);
         // On the heap, since it is rare: every event's future would have room for it.
-        let answer = Box::pin(self.ssm.get_parameter().name(&parameter).with_decryption(true).send()).await;
-        let answer = answer.map_err(|error| Error::Read {
+        let answer = Box::pin(tries.answer(request.customize().config_override(config).send())).await;
+        let answer = answer.map_err(|failure| Error::Read {
             parameter: parameter.clone(),
             region: region.clone(),
-            hint: hint(&error),
-            source: error.into_source().unwrap_or_else(Into::into),
+            hint: hint(failure.code.as_deref()),
+            source: failure.source,
         })?;
         let found = answer.parameter();
         // A line break at the end is what is left of `echo token | …`, and no part of it.
@@ -185,7 +187,7 @@ impl AgentToken {
         Ok(Token { value: value.into(), field_manager: field_manager(arn, selector) })
     }
 
-    async fn apply(&self, token: &Token, cluster: &Cluster) -> Result<(), Error> {
+    async fn apply(&self, token: &Token, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         let namespace = cluster.namespace();
         let manifest = json!({
             "apiVersion": "v1",
@@ -197,7 +199,7 @@ impl AgentToken {
         let uri =
             format!("/api/v1/namespaces/{namespace}/secrets/{}?fieldManager={}", self.secret, token.field_manager);
         let request = Request::patch(uri).header(header::CONTENT_TYPE, "application/apply-patch+yaml");
-        match cluster.send_json(request, &manifest).await {
+        match cluster.send_json(request, &manifest, deadline).await {
             Ok(()) => {
                 tracing::debug!(secret = self.secret, "agent token applied");
                 Ok(())
@@ -221,8 +223,8 @@ fn field_manager(arn: &str, selector: &str) -> String {
     format!("{MANAGER}:{}", BASE64_URL_SAFE_NO_PAD.encode(&hash[..12]))
 }
 
-fn hint(error: &SdkError<GetParameterError>) -> &'static str {
-    match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+fn hint(code: Option<&str>) -> &'static str {
+    match code {
         Some("ParameterNotFound") => "; make it with `aws ssm put-parameter`, or set BuildkiteAgentTokenParameterPath",
         Some("AccessDeniedException") => {
             "; allow the function's role ssm:GetParameter on it, kms:Decrypt if its key is your own, and \
@@ -356,12 +358,16 @@ mod tests {
         }
     }
 
+    fn deadline() -> Deadline {
+        Deadline::after(Duration::from_secs(58))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_secret_is_applied_once_and_then_nobody_is_asked() {
         let world = World::holding("bkct_1\n");
         let (agent_token, cluster) = (world.agent_token(), world.cluster());
         for _ in 0..3 {
-            agent_token.deliver(&cluster).await.unwrap();
+            agent_token.deliver(&cluster, deadline()).await.unwrap();
         }
         assert_eq!(world.applied_tokens(), ["bkct_1"]);
         assert_eq!(world.with(|answers| answers.reads), 1);
@@ -377,8 +383,8 @@ mod tests {
     async fn what_was_read_ahead_is_not_read_again() {
         let world = World::holding("bkct_1");
         let agent_token = world.agent_token();
-        agent_token.read_ahead().await.unwrap();
-        agent_token.deliver(&world.cluster()).await.unwrap();
+        agent_token.read_ahead(deadline()).await.unwrap();
+        agent_token.deliver(&world.cluster(), deadline()).await.unwrap();
         assert_eq!(world.with(|answers| answers.reads), 1);
     }
 
@@ -386,10 +392,10 @@ mod tests {
     async fn what_was_read_ahead_long_ago_is_read_again() {
         let world = World::holding("bkct_1");
         let agent_token = world.agent_token();
-        agent_token.read_ahead().await.unwrap();
+        agent_token.read_ahead(deadline()).await.unwrap();
         world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
         tokio::time::advance(AGE).await;
-        agent_token.deliver(&world.cluster()).await.unwrap();
+        agent_token.deliver(&world.cluster(), deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_2"]);
     }
 
@@ -397,19 +403,19 @@ mod tests {
     async fn a_token_of_five_minutes_is_brought_again_changed_or_not() {
         let world = World::holding("bkct_1");
         let (agent_token, cluster) = (world.agent_token(), world.cluster());
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
 
         tokio::time::advance(AGE.saturating_sub(Duration::from_secs(1))).await;
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1"]);
 
         tokio::time::advance(Duration::from_secs(1)).await;
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2"]);
 
         tokio::time::advance(AGE).await;
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2", "bkct_2"], "somebody may have deleted the Secret");
         assert_eq!(world.with(|answers| answers.reads), 3);
     }
@@ -418,20 +424,20 @@ mod tests {
     async fn a_token_that_cannot_be_refreshed_serves_on_and_is_looked_at_again_soon() {
         let world = World::holding("bkct_1");
         let (agent_token, cluster) = (world.agent_token(), world.cluster());
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
 
         for failure in [None, Some(Err("AccessDeniedException"))] {
             world.with(|answers| answers.parameter = failure);
             tokio::time::advance(AGE).await;
             let asked = Instant::now();
-            agent_token.deliver(&cluster).await.unwrap();
+            agent_token.deliver(&cluster, deadline()).await.unwrap();
             assert!(asked.elapsed() <= refresh::TIMEOUT + Duration::from_millis(1), "{:?}", asked.elapsed());
         }
         world.with(|answers| answers.parameter = Some(Ok("bkct_2".to_owned())));
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1"], "not every event of a burst waits");
         tokio::time::advance(refresh::AGAIN).await;
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1", "bkct_2"]);
     }
 
@@ -445,17 +451,17 @@ mod tests {
         ];
         for (code, hint) in cases {
             world.with(|answers| answers.parameter = Some(Err(code)));
-            let error = chain(&agent_token.deliver(&cluster).await.unwrap_err());
+            let error = chain(&agent_token.deliver(&cluster, deadline()).await.unwrap_err());
             let start = "cannot read the agent token from SSM parameter /buildkite/agent-token in us-east-1";
             assert!(error.starts_with(&format!("{start}{hint}")), "{error}");
             assert!(error.contains(code) && error.contains("no such thing"), "{error}");
         }
         world.with(|answers| answers.parameter = Some(Ok(" \n".to_owned())));
-        let error = agent_token.deliver(&cluster).await.unwrap_err().to_string();
+        let error = agent_token.deliver(&cluster, deadline()).await.unwrap_err().to_string();
         assert!(error.contains("/buildkite/agent-token in us-east-1 is empty"), "{error}");
 
         world.with(|answers| answers.parameter = Some(Ok("bkct_1".to_owned())));
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1"]);
     }
 
@@ -474,13 +480,13 @@ mod tests {
             }
         };
         let (agent_token, cluster) = (world.agent_token(), world.cluster());
-        told(agent_token.deliver(&cluster).await.unwrap_err());
+        told(agent_token.deliver(&cluster, deadline()).await.unwrap_err());
 
         let status = world.with(|answers| answers.refusal.take());
-        agent_token.deliver(&cluster).await.unwrap();
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
         world.with(|answers| answers.refusal = status);
         tokio::time::advance(AGE).await;
-        told(agent_token.deliver(&cluster).await.unwrap_err());
+        told(agent_token.deliver(&cluster, deadline()).await.unwrap_err());
     }
 
     #[test]

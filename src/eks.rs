@@ -3,22 +3,22 @@
 mod api_server;
 mod token;
 
-use std::{error::Error as StdError, io, time::Duration};
-
 use aws_credential_types::Credentials;
-use aws_sdk_eks::{error::ProvideErrorMetadata, operation::describe_cluster::DescribeClusterError};
 use http::{Request, Uri, header, request};
 use kube::core::Status;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tower::BoxError;
 
+use self::api_server::{Silence, Unsigned, WrongClock};
 pub use self::{api_server::connect, token::token};
-use crate::config::{CertificateAuthority, Config};
-
-/// A whole request, its second try and the end of the answer included.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use crate::{
+    aws::Tries,
+    cause,
+    config::{CertificateAuthority, Config},
+    deadline::Deadline,
+};
 
 /// The cluster that this function makes Jobs in.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ pub enum Error {
         /// CREATING, DELETING, …
         status: String,
     },
-    /// TLS itself cannot be set up, whatever the cluster.
+    /// TLS itself cannot be set up, or no token be signed, whatever the cluster.
     #[error("cannot make a client for the API server")]
     Client(#[source] BoxError),
     /// Whoever answers at the endpoint is not the API server that the CA vouches for.
@@ -68,7 +68,7 @@ pub enum Error {
         /// What is wrong with it.
         source: rustls::Error,
     },
-    /// No connection, or none that lasted until the answer.
+    /// No connection, or none that lasted until the answer, however often it was tried.
     #[error(
         "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
     )]
@@ -78,8 +78,8 @@ pub enum Error {
         /// How it failed.
         source: BoxError,
     },
-    /// Connected, and no answer in time.
-    #[error("the API server at {endpoint} did not answer within {} s", TIMEOUT.as_secs())]
+    /// Connected, and no answer in time, however often it was tried.
+    #[error("the API server at {endpoint} did not answer in the time that Lambda leaves for an event")]
     Timeout {
         /// As configured, or as EKS told.
         endpoint: Uri,
@@ -92,7 +92,7 @@ pub enum Error {
         /// What it is not.
         source: Box<kube::Error>,
     },
-    /// 429 and 5xx: it cannot serve us now.
+    /// 429 and 5xx, however often it was tried: it cannot serve us now.
     #[error("the API server cannot serve the request now: {code} {message}")]
     Overloaded {
         /// HTTP status.
@@ -109,6 +109,17 @@ pub enum Error {
     Unauthorized {
         /// As configured.
         cluster: String,
+    },
+    /// 401, and the function's clock is wrong, which a token's time comes from.
+    #[error(
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401), and {skew}; a token is good for \
+         15 min by the right clock"
+    )]
+    WrongClock {
+        /// As configured.
+        cluster: String,
+        /// How wrong it is.
+        skew: String,
     },
     /// 403 by RBAC.
     #[error(
@@ -150,7 +161,7 @@ impl Error {
             | Self::Garbage { .. }
             | Self::Overloaded { .. } => "ClusterUnavailable",
             Self::Timeout { .. } => "Timeout",
-            Self::Unauthorized { .. } => "Unauthorized",
+            Self::Unauthorized { .. } | Self::WrongClock { .. } => "Unauthorized",
             Self::Forbidden { .. } => "Forbidden",
             Self::NoNamespace { .. } | Self::Rejected(_) => "RejectedByApiServer",
         }
@@ -181,11 +192,16 @@ impl Error {
 
 impl Cluster {
     /// Takes endpoint and CA from the settings, and asks EKS for what is not there.
-    pub async fn find(config: &Config, eks: &aws_sdk_eks::Client, credentials: &Credentials) -> Result<Self, Error> {
+    pub async fn find(
+        config: &Config,
+        eks: &aws_sdk_eks::Client,
+        credentials: &Credentials,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
         let (endpoint, certificate_authority) = match (&config.api_server_endpoint, &config.certificate_authority) {
             (Some(endpoint), Some(certificate_authority)) => (endpoint.clone(), certificate_authority.clone()),
             (endpoint, certificate_authority) => {
-                let described = describe(eks, &config.cluster).await?;
+                let described = describe(eks, &config.cluster, deadline).await?;
                 (endpoint.clone().unwrap_or(described.0), certificate_authority.clone().unwrap_or(described.1))
             }
         };
@@ -205,22 +221,28 @@ impl Cluster {
     }
 
     /// Reads an object.
-    pub async fn get(&self, path: &str) -> Result<Value, Error> {
-        let text = self.request(Request::get(path), Vec::new()).await?;
+    pub async fn get(&self, path: &str, deadline: Deadline) -> Result<Value, Error> {
+        let text = self.request(Request::get(path), Vec::new(), deadline).await?;
         serde_json::from_str(&text).map_err(|error| self.explain(kube::Error::SerdeError(error)))
     }
 
     /// Sends a JSON body. Of the answer only the status counts, so the API server is asked to leave the object out of it.
-    pub async fn send_json(&self, request: request::Builder, body: &impl Serialize) -> Result<(), Error> {
+    pub async fn send_json(
+        &self,
+        request: request::Builder,
+        body: &impl Serialize,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let request = request
             .header(header::ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
         let body = serde_json::to_vec(body).map_err(|error| self.explain(kube::Error::SerdeError(error)))?;
-        self.request(request, body).await.map(drop)
+        self.request(request, body, deadline).await.map(drop)
     }
 
-    async fn request(&self, request: request::Builder, body: Vec<u8>) -> Result<String, Error> {
-        let request = request.body(body).map_err(|error| self.explain(kube::Error::HttpError(error)))?;
-        match timeout(TIMEOUT, self.client.request_text(request)).await {
+    async fn request(&self, request: request::Builder, body: Vec<u8>, deadline: Deadline) -> Result<String, Error> {
+        let request = request.extension(deadline).body(body);
+        let request = request.map_err(|error| self.explain(kube::Error::HttpError(error)))?;
+        match timeout_at(deadline.instant(), self.client.request_text(request)).await {
             Ok(answer) => answer.map_err(|error| self.explain(error)),
             Err(_) => Err(Error::Timeout { endpoint: self.endpoint.clone() }),
         }
@@ -240,6 +262,12 @@ impl Cluster {
         let endpoint = self.endpoint.clone();
         if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
             Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
+        } else if let Some(skew) = cause::<WrongClock>(&*error) {
+            Error::WrongClock { cluster: self.name.clone(), skew: skew.to_string() }
+        } else if cause::<Unsigned>(&*error).is_some() {
+            Error::Client(error)
+        } else if cause::<Silence>(&*error).is_some() {
+            Error::Timeout { endpoint }
         } else {
             Error::Unreachable { endpoint, source: error }
         }
@@ -262,20 +290,27 @@ impl Cluster {
 }
 
 /// Asks EKS for the endpoint and the CA of a cluster.
-async fn describe(eks: &aws_sdk_eks::Client, cluster: &str) -> Result<(Uri, CertificateAuthority), Error> {
-    let described = eks.describe_cluster().name(cluster).send().await.map_err(|error| Error::Describe {
+async fn describe(
+    eks: &aws_sdk_eks::Client,
+    cluster: &str,
+    deadline: Deadline,
+) -> Result<(Uri, CertificateAuthority), Error> {
+    let tries = Tries::until(deadline);
+    let config = aws_sdk_eks::config::Builder::new().timeout_config(tries.timeouts()).interceptor(tries.clone());
+    let request = eks.describe_cluster().name(cluster).customize().config_override(config);
+    let described = tries.answer(request.send()).await.map_err(|failure| Error::Describe {
         cluster: cluster.to_owned(),
-        hint: match error.as_service_error() {
-            Some(DescribeClusterError::ResourceNotFoundException(_)) => {
+        hint: match failure.code.as_deref() {
+            Some("ResourceNotFoundException") => {
                 "; KUBERNETES_CLUSTER_IDENTIFIER must be the name of a cluster in the function's region"
             }
-            _ if error.code() == Some("AccessDeniedException") => {
+            Some("AccessDeniedException") => {
                 "; allow the function eks:DescribeCluster, or set KUBERNETES_API_SERVER_ENDPOINT and \
                  KUBERNETES_CERTIFICATE_AUTHORITY_DATA"
             }
             _ => "",
         },
-        source: error.into_source().unwrap_or_else(Into::into),
+        source: failure.source,
     })?;
     let found = described.cluster();
     let endpoint = found.and_then(|cluster| cluster.endpoint()?.parse().ok());
@@ -284,19 +319,4 @@ async fn describe(eks: &aws_sdk_eks::Client, cluster: &str) -> Result<(Uri, Cert
         cluster: cluster.to_owned(),
         status: found.and_then(|cluster| Some(cluster.status()?.to_string())).unwrap_or_else(|| "unknown".to_owned()),
     })
-}
-
-/// The first cause of that type. An `io::Error` does not give what it wraps as its source, so it is asked for that.
-fn cause<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    None
 }

@@ -19,6 +19,11 @@ use crate::config::CertificateAuthority;
 /// Until there is a connection, TLS not counted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long the other side may leave unacknowledged what was sent, as it does if the connection is gone and nobody said so:
+/// a NAT gateway forgets one that idles, and Lambda may have kept the function frozen meanwhile.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How long a connection is kept that nobody uses: less than the 90 s of an API server, and than any load balancer's limit.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -47,6 +52,8 @@ where
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
     let https = HttpsConnectorBuilder::new().with_tls_config(tls);
     let https = match plain {
         Plain::Allowed => https.https_or_http(),
@@ -54,5 +61,7 @@ where
     };
     let mut client = legacy::Client::builder(TokioExecutor::new());
     client.pool_idle_timeout(IDLE_TIMEOUT);
+    // So that a request which fails on a kept connection, after a freeze, is repeated on a new one and not on the next dead one.
+    client.pool_max_idle_per_host(1);
     Ok(client.build(https.enable_http1().wrap_connector(tcp)))
 }

@@ -13,12 +13,13 @@
 //! The same event may come back in a message of the [`failure_queue`], several at once.
 //!
 //! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`quantity`], [`overrides`], [`job`], [`metrics`]) is
-//! functions of values: no client, no clock, no environment. The edge ([`https`], [`aws`], [`agent_token`], [`library`], [`refresh`],
+//! functions of values: no client, no clock, no environment. The edge ([`deadline`], [`https`], [`aws`], [`agent_token`], [`library`], [`refresh`],
 //! [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
 
 pub mod agent_token;
 pub mod aws;
 pub mod config;
+pub mod deadline;
 pub mod eks;
 pub mod event;
 pub mod failure_queue;
@@ -33,7 +34,7 @@ pub mod query_rules;
 pub mod refresh;
 pub mod scheduler;
 
-use std::error::Error;
+use std::{error::Error, io};
 
 /// An error and its causes, the outermost first, as one text.
 pub fn chain(error: &dyn Error) -> String {
@@ -45,4 +46,19 @@ pub fn chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// The first cause of that type. An `io::Error` does not give what it wraps as its source, so it is asked for that.
+pub(crate) fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
 }

@@ -10,9 +10,10 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     chain,
+    deadline::Deadline,
     eks::{self, Cluster},
     pod_definition::{Invalid, PodDefinition},
-    refresh::{self, Failure, refresh},
+    refresh,
 };
 
 /// The definition of a step that asks for none.
@@ -40,7 +41,7 @@ struct Copy {
     /// When to look anew; `None` before the first look.
     due: Option<Instant>,
     /// The last look, if it failed, and until when that answers for another one.
-    failed: Option<(Arc<Failure<eks::Error>>, Instant)>,
+    failed: Option<(Arc<eks::Error>, Instant)>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -73,8 +74,8 @@ pub enum Error {
     List {
         /// As configured.
         namespace: String,
-        /// What the API server said, or that it said nothing.
-        source: Arc<Failure<eks::Error>>,
+        /// What the API server said.
+        source: Arc<eks::Error>,
     },
 }
 
@@ -90,17 +91,17 @@ impl Library {
     }
 
     /// Sees to it that there is a copy, and that it is not too old. One that cannot be refreshed serves on, and the log warns.
-    pub async fn refresh(&self, cluster: &Cluster) -> Result<(), Error> {
-        self.cluster.lock().await.refresh(cluster).await.map(drop)
+    pub async fn refresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        self.cluster.lock().await.refresh(cluster, deadline).await.map(drop)
     }
 
     /// The definition of that name.
-    pub async fn get(&self, name: &str, cluster: &Cluster) -> Result<Arc<PodDefinition>, Error> {
+    pub async fn get(&self, name: &str, cluster: &Cluster, deadline: Deadline) -> Result<Arc<PodDefinition>, Error> {
         let mut copy = self.cluster.lock().await;
-        let new = copy.refresh(cluster).await?;
+        let new = copy.refresh(cluster, deadline).await?;
         if !new && !copy.definitions.contains_key(name) && !self.compiled.contains_key(name) {
             // Somebody may have added it since.
-            copy.look_again(cluster).await?;
+            copy.look_again(cluster, deadline).await?;
         }
         match copy.definitions.get(name).or_else(|| self.compiled.get(name)) {
             Some(definition) => Ok(Arc::clone(definition.as_ref().map_err(Clone::clone)?)),
@@ -116,37 +117,36 @@ impl Library {
 
 impl Copy {
     /// Tells whether it was listed just now.
-    async fn refresh(&mut self, cluster: &Cluster) -> Result<bool, Error> {
+    async fn refresh(&mut self, cluster: &Cluster, deadline: Deadline) -> Result<bool, Error> {
         match self.due {
             Some(due) if due > Instant::now() => return Ok(false),
-            Some(_) => match refresh(list(cluster)).await {
+            Some(_) => match list(cluster, deadline.within(refresh::TIMEOUT)).await {
                 Ok(listed) => *self = listed,
-                Err(failure) => {
-                    let error = chain(&failure);
+                Err(error) => {
                     tracing::warn!(
-                        error,
+                        error = chain(&error),
                         "the cluster's pod definitions could not be refreshed; those of before serve on"
                     );
-                    self.due = Some(self.remember(failure.into()));
+                    self.due = Some(self.remember(error.into()));
                     return Ok(false);
                 }
             },
-            None => *self = list(cluster).await.map_err(|error| unlisted(cluster, Failure::Told(error).into()))?,
+            None => *self = list(cluster, deadline).await.map_err(|error| unlisted(cluster, error.into()))?,
         }
         Ok(true)
     }
 
     /// Looks before it is due. After a failure not at once: every event of a burst that asks for an unknown name would wait.
-    async fn look_again(&mut self, cluster: &Cluster) -> Result<(), Error> {
+    async fn look_again(&mut self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         if let Some((failure, until)) = &self.failed
             && *until > Instant::now()
         {
             return Err(unlisted(cluster, Arc::clone(failure)));
         }
-        match list(cluster).await {
+        match list(cluster, deadline).await {
             Ok(listed) => *self = listed,
             Err(error) => {
-                let failure = Arc::new(Failure::Told(error));
+                let failure = Arc::new(error);
                 self.remember(Arc::clone(&failure));
                 return Err(unlisted(cluster, failure));
             }
@@ -155,22 +155,22 @@ impl Copy {
     }
 
     /// Tells until when.
-    fn remember(&mut self, failure: Arc<Failure<eks::Error>>) -> Instant {
+    fn remember(&mut self, failure: Arc<eks::Error>) -> Instant {
         let until = Instant::now() + refresh::AGAIN;
         self.failed = Some((failure, until));
         until
     }
 }
 
-fn unlisted(cluster: &Cluster, source: Arc<Failure<eks::Error>>) -> Error {
+fn unlisted(cluster: &Cluster, source: Arc<eks::Error>) -> Error {
     Error::List { namespace: cluster.namespace().to_owned(), source }
 }
 
-async fn list(cluster: &Cluster) -> Result<Copy, eks::Error> {
+async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Copy, eks::Error> {
     let namespace = cluster.namespace();
     let path = format!("/api/v1/namespaces/{namespace}/podtemplates");
     // On the heap, since it is rare: every event's future would have room for it.
-    let listed = Box::pin(cluster.get(&path)).await?;
+    let listed = Box::pin(cluster.get(&path, deadline)).await?;
     let items = listed["items"].as_array().into_iter().flatten();
     let definitions = items.map(|item| {
         let name = name(item);
@@ -260,8 +260,12 @@ mod tests {
         })
     }
 
+    fn deadline() -> Deadline {
+        Deadline::after(Duration::from_secs(10))
+    }
+
     async fn image(library: &Library, name: &str, cluster: &Cluster) -> String {
-        library.get(name, cluster).await.unwrap().agent()["image"].as_str().unwrap().to_owned()
+        library.get(name, cluster, deadline()).await.unwrap().agent()["image"].as_str().unwrap().to_owned()
     }
 
     #[tokio::test(start_paused = true)]
@@ -271,7 +275,7 @@ mod tests {
             assert!(definition.is_ok(), "{origin}: {definition:?}");
         }
         for name in [DEFAULT, "fargate"] {
-            assert_eq!(library.get(name, &cluster).await.unwrap().name(), name);
+            assert_eq!(library.get(name, &cluster, deadline()).await.unwrap().name(), name);
         }
     }
 
@@ -279,7 +283,7 @@ mod tests {
     async fn a_definition_of_the_cluster_wins_over_the_compiled_one_of_its_name() {
         let (library, world) = (Library::compiled(), World::holding(&[template("default", "theirs:1")]));
         assert_eq!(image(&library, "default", &world.cluster()).await, "theirs:1");
-        assert_eq!(library.get("fargate", &world.cluster()).await.unwrap().name(), "fargate");
+        assert_eq!(library.get("fargate", &world.cluster(), deadline()).await.unwrap().name(), "fargate");
     }
 
     #[tokio::test(start_paused = true)]
@@ -313,7 +317,7 @@ mod tests {
     async fn a_name_that_is_in_neither_is_asked_for_once_more() {
         let (library, world) = (Library::compiled(), World::holding(&[]));
         let cluster = world.cluster();
-        library.refresh(&cluster).await.unwrap();
+        library.refresh(&cluster, deadline()).await.unwrap();
         world.now_holds(&[template("node", "node:1")]);
         assert_eq!(image(&library, "node", &cluster).await, "node:1");
         assert_eq!(world.lists(), 2);
@@ -325,7 +329,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_unknown_name_is_told_the_known_ones() {
         let (library, world) = (Library::compiled(), World::holding(&[]));
-        let error = library.get("nodejs", &world.cluster()).await.unwrap_err().to_string();
+        let error = library.get("nodejs", &world.cluster(), deadline()).await.unwrap_err().to_string();
         assert_eq!(
             error,
             "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate; add \"nodejs\" to \
@@ -334,7 +338,7 @@ mod tests {
         assert_eq!(world.lists(), 1, "it was asked for just now");
 
         world.now_holds(&[template("go", "go:1"), template("node", "node:1")]);
-        let error = library.get("nodejs", &world.cluster()).await.unwrap_err().to_string();
+        let error = library.get("nodejs", &world.cluster(), deadline()).await.unwrap_err().to_string();
         assert!(
             error.contains("may ask for default, elastic-ci-stack, fargate, or for go, node, the PodTemplates of namespace buildkite;"),
             "{error}"
@@ -348,7 +352,7 @@ mod tests {
         let (library, world) = (Library::compiled(), World::holding(&[broken, template("node", "node:1")]));
         let cluster = world.cluster();
         assert_eq!(image(&library, "node", &cluster).await, "node:1");
-        let error = library.get("default", &cluster).await.unwrap_err();
+        let error = library.get("default", &cluster, deadline()).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "PodTemplate default in namespace buildkite: template.spec.restartPolicy must be Never, is \"Always\": a Buildkite \
@@ -360,7 +364,7 @@ mod tests {
     async fn a_copy_that_cannot_be_refreshed_serves_on_and_is_looked_at_again_soon() {
         let (library, world) = (Library::compiled(), World::holding(&[template("node", "node:1")]));
         let cluster = world.cluster();
-        library.refresh(&cluster).await.unwrap();
+        library.refresh(&cluster, deadline()).await.unwrap();
         for status in [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE] {
             // No answer, and then a bad one.
             world.with(|answers| answers.status = status);
@@ -385,14 +389,14 @@ mod tests {
     async fn unknown_names_wait_once_for_an_api_server_that_hangs() {
         let (library, world) = (Library::compiled(), World::holding(&[]));
         let cluster = world.cluster();
-        library.refresh(&cluster).await.unwrap();
+        library.refresh(&cluster, deadline()).await.unwrap();
         // With a copy that is too old, and with one that is not due yet.
         for age in [AGE, refresh::AGAIN] {
             world.with(|answers| answers.templates = None);
             tokio::time::advance(age).await;
             let (asked, lists) = (Instant::now(), world.lists());
             for name in ["a", "b", "c"] {
-                let error = library.get(name, &cluster).await.unwrap_err();
+                let error = library.get(name, &cluster, deadline()).await.unwrap_err();
                 let Error::List { source, .. } = &error else { panic!("{error}") };
                 assert_eq!(source.kind(), "Timeout");
             }
@@ -404,7 +408,7 @@ mod tests {
             assert_eq!(image(&library, "a", &cluster).await, "a:1");
             world.now_holds(&[]);
             tokio::time::advance(AGE).await;
-            library.refresh(&cluster).await.unwrap();
+            library.refresh(&cluster, deadline()).await.unwrap();
         }
     }
 
@@ -412,7 +416,7 @@ mod tests {
     async fn without_a_copy_a_failure_is_an_error_even_of_a_compiled_definition() {
         let (library, world) = (Library::compiled(), World::holding(&[]));
         world.with(|answers| answers.status = StatusCode::SERVICE_UNAVAILABLE);
-        let error = library.get("default", &world.cluster()).await.unwrap_err();
+        let error = library.get("default", &world.cluster(), deadline()).await.unwrap_err();
         let Error::List { source, .. } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), "ClusterUnavailable");
         assert!(
@@ -421,6 +425,6 @@ mod tests {
         );
 
         world.with(|answers| answers.status = StatusCode::OK);
-        assert_eq!(library.get("default", &world.cluster()).await.unwrap().name(), "default");
+        assert_eq!(library.get("default", &world.cluster(), deadline()).await.unwrap().name(), "default");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
-use agent_scheduler::{aws, chain, config::Config, scheduler::Scheduler};
+use agent_scheduler::{aws, chain, config::Config, deadline::Deadline, scheduler::Scheduler};
 use http::Request;
 use lambda_runtime::{
     Diagnostic, LambdaEvent, service_fn,
@@ -15,7 +15,6 @@ use lambda_runtime::{
 };
 use lambda_runtime_api_client::{PooledClient, body::Body};
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 use tower::BoxError;
 
 /// Lambda stops an init at 10 s, and then starts it again within the first event's time.
@@ -47,23 +46,19 @@ async fn main() -> ExitCode {
 async fn scheduler() -> Result<Scheduler, BoxError> {
     let config = Config::read(|name| env::var(name).ok())?;
     let credentials = aws::credentials().await?;
-    let sdk = aws::sdk_config(&config.region, credentials.clone())?;
+    let sdk = aws::sdk_config(&config.region, credentials.clone(), |name| env::var(name).ok())?;
     Ok(Scheduler::new(config, credentials, &sdk))
 }
 
 async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {
-    match timeout(START_TIMEOUT, scheduler.start()).await {
-        Ok(Ok(())) => {}
+    if let Err(error) = scheduler.start(Deadline::after(START_TIMEOUT)).await {
         // The first event tries again, and fails with the reason if that is no use.
-        Ok(Err(error)) => tracing::warn!(error_type = error.kind(), error = chain(&error), "start-up is not complete"),
-        Err(_) => {
-            tracing::warn!(error_type = "Timeout", "start-up is not complete after {} s", START_TIMEOUT.as_secs());
-        }
+        tracing::warn!(error_type = error.kind(), error = chain(&error), "start-up is not complete");
     }
     // The raw event: one that is none shall fail in our words, not in those of the runtime.
     lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
         scheduler
-            .handle(event.payload.get())
+            .handle(event.payload.get(), Deadline::of_invocation(event.context.deadline()))
             .await
             .map_err(|error| Diagnostic { error_type: error.kind().to_owned(), error_message: chain(&error) })
     }))

@@ -21,6 +21,7 @@ use crate::{
     agent_token::{self, AgentToken},
     chain,
     config::Config,
+    deadline::Deadline,
     eks::{self, Cluster},
     event::{Event, InvalidEvent, ScheduledJob},
     failure_queue::{self, Message},
@@ -106,9 +107,10 @@ pub struct FailedMessage {
     pub id: String,
 }
 
-/// What became of the questions that the events of a batch have in common. An event that needs an answer fails with the error
-/// that came in its place, and does not ask again.
-struct Asked {
+/// What the events of one invocation have in common: how long there is, and, in a batch, what became of the questions that all
+/// of them would ask. An event that needs an answer fails with the error that came in its place, and does not ask again.
+struct Invocation {
+    deadline: Deadline,
     cluster: Result<(), Arc<Error>>,
     definitions: Result<(), Arc<Error>>,
     token: Result<(), Arc<Error>>,
@@ -196,9 +198,11 @@ impl Error {
     }
 }
 
-impl Asked {
-    /// For an event that comes alone, and asks what it needs itself.
-    const NOTHING: Self = Self { cluster: Ok(()), definitions: Ok(()), token: Ok(()) };
+impl Invocation {
+    /// Nothing is asked yet, as for an event that comes alone.
+    fn until(deadline: Deadline) -> Self {
+        Self { deadline, cluster: Ok(()), definitions: Ok(()), token: Ok(()) }
+    }
 }
 
 impl Scheduler {
@@ -216,34 +220,34 @@ impl Scheduler {
 
     /// Does the slow part before there is an event: the connection, over which the cluster's pod definitions come first, the
     /// agent token, and the Secret that carries it.
-    pub async fn start(&self) -> Result<(), Error> {
+    pub async fn start(&self, deadline: Deadline) -> Result<(), Error> {
         let connect = async {
-            let cluster = self.cluster().await?;
-            self.library.refresh(cluster).await?;
+            let cluster = self.cluster(deadline).await?;
+            self.library.refresh(cluster, deadline).await?;
             Ok(cluster)
         };
-        let read_token = async { self.agent_token.read_ahead().await.map_err(Error::from) };
+        let read_token = async { self.agent_token.read_ahead(deadline).await.map_err(Error::from) };
         let (cluster, ()) = try_join!(connect, read_token)?;
-        Ok(self.agent_token.deliver(cluster).await?)
+        Ok(self.agent_token.deliver(cluster, deadline).await?)
     }
 
     /// Serves one delivery from the event bus, or one batch of the failure queue.
-    pub async fn handle(&self, payload: &str) -> Result<Answer, Error> {
+    pub async fn handle(&self, payload: &str, deadline: Deadline) -> Result<Answer, Error> {
         let event = match Event::parse(payload) {
             Err(no_envelope @ InvalidEvent::Envelope(_)) => match failure_queue::parse(payload) {
-                Some(Ok(messages)) => return Ok(self.redrive(messages).await),
+                Some(Ok(messages)) => return Ok(self.redrive(messages, deadline).await),
                 Some(Err(error)) => Err(error),
                 None => Err(no_envelope),
             },
             event => event,
         };
-        self.serve(event, &Asked::NOTHING).await
+        self.serve(event, &Invocation::until(deadline)).await
     }
 
-    async fn serve(&self, event: Result<Event, InvalidEvent>, asked: &Asked) -> Result<Answer, Error> {
+    async fn serve(&self, event: Result<Event, InvalidEvent>, invocation: &Invocation) -> Result<Answer, Error> {
         match event {
             Ok(Event::JobScheduled(job)) => {
-                let outcome = self.schedule(&job, asked).await?;
+                let outcome = self.schedule(&job, invocation).await?;
                 Ok(Answer::new(&outcome, &job, &self.config.namespace))
             }
             Ok(Event::Other { detail_type }) => {
@@ -260,13 +264,13 @@ impl Scheduler {
     }
 
     /// Serves the events of a batch side by side, and tells which messages failed.
-    async fn redrive(&self, messages: Vec<Message>) -> Answer {
+    async fn redrive(&self, messages: Vec<Message>, deadline: Deadline) -> Answer {
         // Most need these, and would wait for them in turn: a cluster that hangs shall cost one time-out and not ten.
-        let asked = &self.ask().await;
+        let invocation = &self.ask(deadline).await;
         let served = messages.into_iter().map(|message| {
             let span = tracing::error_span!("message", messageId = message.id);
             let served = async move {
-                let failed = self.serve(message.event(), asked).await.is_err();
+                let failed = self.serve(message.event(), invocation).await.is_err();
                 failed.then_some(FailedMessage { id: message.id })
             };
             served.instrument(span)
@@ -274,11 +278,12 @@ impl Scheduler {
         Answer::Batch { failed: join_all(served).await.into_iter().flatten().collect() }
     }
 
-    async fn ask(&self) -> Asked {
-        let mut asked = Asked::NOTHING;
-        match self.cluster().await {
+    async fn ask(&self, deadline: Deadline) -> Invocation {
+        let mut asked = Invocation::until(deadline);
+        match self.cluster(deadline).await {
             Ok(cluster) => {
-                let (definitions, token) = join!(self.library.refresh(cluster), self.agent_token.deliver(cluster));
+                let definitions = self.library.refresh(cluster, deadline);
+                let (definitions, token) = join!(definitions, self.agent_token.deliver(cluster, deadline));
                 asked.definitions = definitions.map_err(|error| Arc::new(error.into()));
                 asked.token = token.map_err(|error| Arc::new(error.into()));
             }
@@ -288,7 +293,7 @@ impl Scheduler {
     }
 
     /// Gives a job its Kubernetes Job, and logs and counts what became of it.
-    async fn schedule(&self, job: &ScheduledJob, asked: &Asked) -> Result<Outcome, Error> {
+    async fn schedule(&self, job: &ScheduledJob, invocation: &Invocation) -> Result<Outcome, Error> {
         let started = Instant::now();
         let rules = AgentQueryRules::parse(&job.agent_query_rules);
         let definition = rules.pod_definition().unwrap_or(DEFAULT);
@@ -298,7 +303,7 @@ impl Scheduler {
             Err(Reason::NoScript(job.kind.clone()))
         };
         let (queue, result) = match matched {
-            Ok(queue) => (queue, self.create(job, queue, definition, &rules, asked).await),
+            Ok(queue) => (queue, self.create(job, queue, &rules, invocation).await),
             Err(reason) => (rules.queue(&self.config).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         Line { job, queue, definition, started }.log(&result);
@@ -310,36 +315,43 @@ impl Scheduler {
         &self,
         job: &ScheduledJob,
         queue: Option<&str>,
-        definition: &str,
         rules: &AgentQueryRules<'_>,
-        asked: &Asked,
+        invocation: &Invocation,
     ) -> Result<Outcome, Error> {
+        let definition = rules.pod_definition().unwrap_or(DEFAULT);
         tracing::debug!(queue, definition, "job matched");
         let overrides = Overrides::of(rules)?;
-        asked.cluster.clone()?;
-        let cluster = self.cluster().await?;
-        let definition = self.definition(definition, cluster, asked).await?;
+        invocation.cluster.clone()?;
+        let deadline = invocation.deadline;
+        let cluster = self.cluster(deadline).await?;
+        let definition = self.definition(definition, cluster, invocation).await?;
         let changed = if overrides.is_empty() { None } else { Some(overrides.apply(&definition)?) };
         let manifest = job::build(job, queue, changed.as_ref().unwrap_or(&definition), &self.config);
         // Strict: a field that the API server does not know is refused instead of dropped. kube's PostParams cannot say that.
         let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", cluster.namespace());
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={MANAGER}"))
             .header(header::CONTENT_TYPE, "application/json");
-        match cluster.send_json(request, &manifest).await {
+        match cluster.send_json(request, &manifest, deadline).await {
             Ok(()) => Ok(Outcome::Created),
-            Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid).await,
+            Err(error) if error.is_already_exists() => already_exists(cluster, &jobs, job.uuid, deadline).await,
             Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: job::name(job.uuid), source }),
             Err(source) => Err(Error::CreateJob { name: job::name(job.uuid), source }),
         }
     }
 
     /// The definition of that name, with the agent token in place that its pod will need.
-    async fn definition(&self, name: &str, cluster: &Cluster, asked: &Asked) -> Result<Arc<PodDefinition>, Error> {
-        asked.definitions.clone()?;
-        let definition = pin!(self.library.get(name, cluster));
+    async fn definition(
+        &self,
+        name: &str,
+        cluster: &Cluster,
+        invocation: &Invocation,
+    ) -> Result<Arc<PodDefinition>, Error> {
+        invocation.definitions.clone()?;
+        let deadline = invocation.deadline;
+        let definition = pin!(self.library.get(name, cluster, deadline));
         let token = pin!(async {
-            asked.token.clone()?;
-            self.agent_token.deliver(cluster).await.map_err(Error::from)
+            invocation.token.clone()?;
+            self.agent_token.deliver(cluster, deadline).await.map_err(Error::from)
         });
         // Side by side, if both have to ask. A definition that brings the token waits for none of ours.
         match select(definition, token).await {
@@ -372,15 +384,15 @@ impl Scheduler {
         let _ = stdout().write_all(&line);
     }
 
-    async fn cluster(&self) -> Result<&Cluster, eks::Error> {
-        self.cluster.get_or_try_init(|| Cluster::find(&self.config, &self.eks, &self.credentials)).await
+    async fn cluster(&self, deadline: Deadline) -> Result<&Cluster, eks::Error> {
+        self.cluster.get_or_try_init(|| Cluster::find(&self.config, &self.eks, &self.credentials, deadline)).await
     }
 }
 
 /// The name is taken: by an earlier delivery of the same event, if the Job carries our label for it.
-async fn already_exists(cluster: &Cluster, jobs: &str, uuid: Uuid) -> Result<Outcome, Error> {
+async fn already_exists(cluster: &Cluster, jobs: &str, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
     let name = job::name(uuid);
-    match cluster.get(&format!("{jobs}/{name}")).await {
+    match cluster.get(&format!("{jobs}/{name}"), deadline).await {
         Ok(job) => match &job["metadata"]["labels"][JOB_UUID_LABEL] {
             label if *label == uuid.to_string() => Ok(Outcome::AlreadyExists),
             label => Err(Error::NameTaken { name, label: label.to_string() }),
@@ -447,6 +459,7 @@ impl Line<'_> {
                     build = self.job.build_number,
                     queue = self.queue,
                     definition = self.definition,
+                    age = self.job.time.and_then(|time| SystemTime::now().duration_since(time).ok()).map(|age| age.as_secs()),
                     milliseconds = self.started.elapsed().as_secs_f64() * 1_000.0,
                     $($result)*,
                     $message

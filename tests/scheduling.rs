@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Certificate, Fault, Function, Lab, Parameter, Request, When, function::Builder};
@@ -31,9 +31,11 @@ impl Scene {
     }
 
     /// A function whose lab was changed, or which got other variables, before it starts.
+    ///
+    /// It has 5 s for an event, two of which are kept: what never works shall be given up soon.
     async fn with(change: impl FnOnce(&Lab, Builder) -> Builder) -> Self {
         let lab = Lab::start().await;
-        let function = change(&lab, lab.function(FUNCTION)).start();
+        let function = change(&lab, lab.function(FUNCTION).timeout(Duration::from_secs(5))).start();
         Self { lab, function, answers: Vec::new() }
     }
 
@@ -136,6 +138,10 @@ mod an_event_for_us {
         for (field, value) in expected {
             assert_eq!(line[field], value, "{field} in {line}");
         }
+        assert!(
+            line["age"].as_u64().is_some_and(|seconds| seconds > 6 * 3_600),
+            "an old event is served like any other: {line}"
+        );
         assert!(line["milliseconds"].is_f64() && line["span"]["requestId"].is_string(), "{line}");
         assert!(line["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
     }
@@ -575,30 +581,28 @@ mod an_event_that_cannot_be_served {
 
     #[tokio::test]
     async fn an_answer_that_does_not_come() {
-        let mut scene = Scene::with(|lab, function| {
-            let late = Fault::Delay(Duration::from_mins(1));
-            lab.kubernetes.misbehave(When::request("POST", JOBS), late, 1);
-            function
-        })
-        .await;
-        let (error_type, text) = scene.fail(SCHEDULED).await;
-        assert_eq!(error_type, "Timeout");
-        assert!(text.starts_with(&format!("it is not known whether Job {JOB} was created")), "{text}");
-        assert!(text.contains("did not answer within 10 s"), "{text}");
-        scene.end().await;
+        let late = Fault::Delay(Duration::from_mins(1));
+        not_known(late, "Timeout", "did not answer in the time that Lambda leaves for an event").await;
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_lost_twice() {
+    async fn an_answer_that_is_always_lost() {
+        not_known(Fault::CutAfter, "ClusterUnavailable", "cannot reach the API server").await;
+    }
+
+    /// Fails since it is not known what became of the Job, and the next delivery makes up for it.
+    async fn not_known(fault: Fault, kind: &str, words: &str) {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutAfter, 2);
+            lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
             function
         })
         .await;
         let (error_type, text) = scene.fail(SCHEDULED).await;
-        assert_eq!(error_type, "ClusterUnavailable");
+        assert_eq!(error_type, kind);
         assert!(text.starts_with(&format!("it is not known whether Job {JOB} was created")), "{text}");
-        assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "already-exists");
+        assert!(text.contains(words), "{text}");
+        scene.lab.kubernetes.behave();
+        scene.succeed(SCHEDULED).await;
         assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
         scene.end().await;
     }
@@ -812,11 +816,8 @@ mod a_batch_of_the_failure_queue {
                 function
             })
             .await;
-            // Start-up gives up after 5 s.
-            let _ = scene.function.initialised().await;
-            let started = Instant::now();
+            // In time for Lambda, which ends a function that waits for each in turn.
             assert_eq!(scene.succeed(batch((0..10).map(record))).await, failed(0..10));
-            assert!(started.elapsed() < Duration::from_secs(15), "{method}: {:?}", started.elapsed());
             let log = scene.end().await;
             let late = log.iter().filter(|line| line["message"] == "event failed" && line["error_type"] == "Timeout");
             assert_eq!(late.count(), 10, "{log:#?}");
@@ -1121,28 +1122,35 @@ mod start_up {
             function
         };
         let cut = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::CutBefore, 2);
+            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::CutBefore, usize::MAX);
             function
         };
         for mut scene in [Scene::with(denied).await, Scene::with(cut).await] {
             scene.function.initialised().await.unwrap();
+            scene.lab.kubernetes.behave();
             assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_none());
             assert_eq!(scene.succeed(SCHEDULED).await, created());
             assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
             let log = scene.end().await;
-            assert_eq!((&log[0]["level"], &log[0]["message"]), (&json!("WARN"), &json!("start-up is not complete")));
+            assert!(
+                log.iter().any(|line| line["level"] == "WARN" && line["message"] == "start-up is not complete"),
+                "{log:#?}"
+            );
         }
     }
 
     #[tokio::test]
     async fn that_hangs_gives_way_to_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::Delay(Duration::from_mins(1)), 1);
+            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::Delay(Duration::from_mins(1)), usize::MAX);
             function
         })
         .await;
+        scene.function.initialised().await.unwrap();
+        scene.lab.kubernetes.behave();
         assert_eq!(scene.succeed(SCHEDULED).await, created());
-        assert_eq!(scene.end().await[0]["error_type"], "Timeout");
+        let log = scene.end().await;
+        assert!(log.iter().any(|line| line["error_type"] == "Timeout"), "{log:#?}");
     }
 }
 
