@@ -11,6 +11,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
 use tower::BoxError;
 
+use crate::excerpt::excerpt;
+
 /// The settings of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -139,7 +141,7 @@ impl<V: Fn(&str) -> Option<String>> Reader<V> {
         match parse(&value) {
             Ok(parsed) => Some(parsed),
             Err(expected) => {
-                self.problems.push(format!("{name} must be {expected}, got {}", excerpt(&value)));
+                self.problems.push(format!("{name} must be {expected}, got \"{}\"", excerpt(&value)));
                 None
             }
         }
@@ -153,15 +155,6 @@ impl<V: Fn(&str) -> Option<String>> Reader<V> {
             return None;
         }
         self.optional(name, parse)
-    }
-}
-
-/// The value at fault in quotes, cut where a certificate would flood the log.
-fn excerpt(value: &str) -> String {
-    const LONGEST: usize = 80;
-    match value.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{:?}…", &value[..end]),
-        None => format!("{value:?}"),
     }
 }
 
@@ -364,13 +357,13 @@ mod tests {
             let error = read(&[(name, value)]).expect_err(name);
             assert_eq!(error.problems.len(), 1, "{name}={value}");
             assert!(error.problems[0].starts_with(&format!("{name} must be ")), "{error}");
-            assert!(error.problems[0].ends_with(&format!("got {}", excerpt(value))), "{error}");
+            assert!(error.problems[0].ends_with(&format!("got \"{}\"", excerpt(value))), "{error}");
         }
     }
 
     #[test]
     fn a_long_value_is_cut_in_the_error() {
         let error = read(&[("KUBERNETES_NAMESPACE", &"é".repeat(300))]).unwrap_err();
-        assert!(error.to_string().ends_with("é\"…"), "{error}");
+        assert!(error.to_string().ends_with("é…\""), "{error}");
     }
 }

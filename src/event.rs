@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::excerpt::excerpt;
+
 /// What one delivery from the event bus says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -60,8 +62,9 @@ pub enum InvalidEvent {
     Detail(#[source] Malformed),
     /// Records of some other service than SQS.
     #[error(
-        "records of {event_source}, which the function does not take; expected an event of the partner event bus, or messages \
-         of the failure queue (aws:sqs)"
+        "records of {}, which the function does not take; expected an event of the partner event bus, or messages \
+         of the failure queue (aws:sqs)",
+        excerpt(.event_source)
     )]
     OtherRecords {
         /// What the first of them says that it comes from.
@@ -80,7 +83,7 @@ pub enum InvalidEvent {
 
 /// A JSON document that is not what it should be: which field, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
-#[error("{}{problem}", .field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default())]
+#[error("{}{}", .field.as_ref().map(|field| format!("{}: ", excerpt(field))).unwrap_or_default(), excerpt(&.problem.to_string()))]
 pub struct Malformed {
     field: Option<String>,
     problem: serde_json::Error,
@@ -293,6 +296,21 @@ mod tests {
             assert!(problem(json).starts_with("not an EventBridge event"), "{json}");
         }
         assert!(problem(r#"{"detail":{}}"#).contains("missing field `detail-type`"));
+    }
+
+    #[test]
+    fn a_problem_is_one_line_and_no_flood_whatever_the_event_says() {
+        let long = "a\n".repeat(100_000);
+        let events = [
+            changed(|detail| detail["job"]["uuid"] = json!(long)),
+            changed(|detail| detail["build"]["number"] = json!(long)),
+            changed(|detail| detail["job"]["type"] = json!({&long: long})),
+            format!(r#"{{"{}": tru"#, "a".repeat(100_000)),
+        ];
+        for event in events {
+            let told = problem(&event);
+            assert!(told.len() < 1_000 && !told.contains(char::is_control), "{told}");
+        }
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub const MANAGER: &str = "agent-scheduler";
 /// The key of the agent token in its Secret.
 pub const TOKEN_KEY: &str = "token";
 
+/// The most bytes of an annotation that an event tells, far more than a branch has. Kubernetes takes 256 KiB for all annotations
+/// of an object, and most of that is the definition's.
+const LONGEST_ANNOTATION: usize = 4 * 1024;
+
 /// The agent's own exit code when Buildkite refuses it the job: another agent has it, or it was cancelled.
 const JOB_REFUSED: i32 = 27;
 
@@ -269,14 +273,21 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Stri
         ("buildkite.com/commit", &job.commit),
         ("buildkite.com/step-key", &job.step_key),
     ];
-    annotations.extend(told.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?.into()))));
+    annotations.extend(told.into_iter().filter_map(|(key, value)| Some((key, cut(value.as_deref()?).into()))));
     if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
-        annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
-        annotations.insert("buildkite.com/build-url", build.into());
+        // One that is cut leads nowhere.
+        if build.len() <= LONGEST_ANNOTATION {
+            annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
+            annotations.insert("buildkite.com/build-url", build.into());
+        }
     }
     annotations.extend(definition.metadata("annotations"));
     annotations
+}
+
+fn cut(value: &str) -> &str {
+    &value[..value.floor_char_boundary(LONGEST_ANNOTATION)]
 }
 
 fn is_label_value(value: &str) -> bool {
@@ -420,6 +431,24 @@ mod tests {
         let dockerd = json!({"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"});
         template["spec"]["initContainers"] = json!([dockerd]);
         assert_eq!(built(&template, &[])["spec"]["template"]["spec"]["initContainers"], json!([dockerd]));
+    }
+
+    #[test]
+    fn an_event_that_tells_too_much_is_cut_between_two_characters() {
+        let mut job = scheduled();
+        let long = format!("a{}", "é".repeat(150_000));
+        for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
+            *field = Some(long.clone());
+        }
+        let job = build_json(&job, Some("default"), &definition(&least()), &config(&[]));
+        for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
+            for key in ["pipeline", "branch", "commit", "step-key"] {
+                let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();
+                assert!(long.starts_with(value) && value.len() == LONGEST_ANNOTATION - 1, "{key}: {}", value.len());
+            }
+            assert_eq!(metadata["annotations"]["buildkite.com/build-url"], Value::Null);
+            assert_eq!(metadata["annotations"]["buildkite.com/job-url"], Value::Null);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod config;
 pub mod deadline;
 pub mod eks;
 pub mod event;
+mod excerpt;
 pub mod failure_queue;
 pub mod https;
 pub mod job;

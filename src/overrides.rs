@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::{
+    excerpt::excerpt,
     pod_definition::{ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition},
     quantity::Quantity,
     query_rules::AgentQueryRules,
@@ -60,7 +61,7 @@ pub struct Overrides<'a> {
 
 /// A rule of the step that its pod cannot meet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the step asks for {rule}={value}, {problem}")]
+#[error("the step asks for {rule}={}, {problem}", excerpt(.value))]
 pub struct Unmet {
     /// `image`, `cpu` or `memory`.
     pub rule: &'static str,
@@ -77,7 +78,9 @@ impl<'a> Overrides<'a> {
             let mut values = rules.values(rule);
             let Some(first) = values.next() else { return Ok(None) };
             match values.find(|value| *value != first) {
-                Some(other) => Err(unmet(rule, first, format!("and for {rule}={other} as well; it can have one only"))),
+                Some(other) => {
+                    Err(unmet(rule, first, format!("and for {rule}={} as well; it can have one only", excerpt(other))))
+                }
                 None => Ok(Some(first)),
             }
         };
@@ -141,7 +144,7 @@ fn put_agent_into(image: &str, definition: &PodDefinition, spec: &mut Value) -> 
             "and pod definition {:?} mounts {} at {HOME}, where the agent would have to be; set {ALLOW_IMAGE} to \"false\" \
              there, or mount it elsewhere",
             definition.name(),
-            mount["name"]
+            excerpt(&mount["name"].to_string())
         ));
     }
 
@@ -262,9 +265,11 @@ fn within(
     whose: impl FnOnce() -> String,
 ) -> Result<(), Unmet> {
     match limit {
-        Some(limit) if amount.exceeds(limit) => {
-            Err(unmet(rule, &amount.to_string(), format!("and may have {limit} at most, {}", whose())))
-        }
+        Some(limit) if amount.exceeds(limit) => Err(unmet(
+            rule,
+            &amount.to_string(),
+            format!("and may have {} at most, {}", excerpt(&limit.to_string()), whose()),
+        )),
         _ => Ok(()),
     }
 }
@@ -714,6 +719,20 @@ mod tests {
                 assert!(!root.start(shell, &[], &[]).contains("SSL_CERT"), "{shell} {file}");
                 fs::remove_file(root.0.join(file)).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_and_no_flood_whatever_the_step_asks_for() {
+        let long = "a".repeat(100_000);
+        for value in [&*format!("7\n{long}"), &format!("\u{202e}{long}"), &format!("0.{}9", "0".repeat(100_000))] {
+            for rules in [&[&*format!("image=\t{value}")], &[&*format!("cpu={value}x")], &[&*format!("memory={value}")]]
+            {
+                let told = applied(rules, &definition(&template())).unwrap_err();
+                assert!(told.len() < 1_000 && !told.contains(char::is_control), "{told}");
+            }
+            let told = applied(&["cpu=1", &format!("cpu={value}")], &definition(&template())).unwrap_err();
+            assert!(told.len() < 1_000 && !told.contains(char::is_control), "{told}");
         }
     }
 

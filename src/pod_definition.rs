@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use crate::quantity::Quantity;
+use crate::{excerpt::excerpt, quantity::Quantity};
 
 /// The container that runs the Buildkite agent.
 pub const AGENT: &str = "agent";
@@ -69,7 +69,7 @@ impl PodDefinition {
     pub fn parse(origin: &str, manifest: &Value) -> Result<Self, Invalid> {
         let (version, kind) = (&manifest["apiVersion"], &manifest["kind"]);
         if version != "v1" || kind != "PodTemplate" {
-            let problem = format!("must be PodTemplate of apiVersion v1, is {kind} of {version}");
+            let problem = format!("must be PodTemplate of apiVersion v1, is {} of {}", quoted(kind), quoted(version));
             return Err(Invalid { origin: origin.to_owned(), field: "kind".to_owned(), problem });
         }
         Self::of_object(origin, manifest)
@@ -125,7 +125,7 @@ fn check(object: &Value) -> Checked<PodDefinition> {
     match &spec["restartPolicy"] {
         policy if policy == "Never" => {}
         policy => {
-            let found = if policy.is_null() { "absent, which means Always".to_owned() } else { policy.to_string() };
+            let found = if policy.is_null() { "absent, which means Always".to_owned() } else { quoted(policy) };
             let text = format!("must be Never, is {found}: a Buildkite job runs once");
             return problem("template.spec.restartPolicy", text);
         }
@@ -158,8 +158,10 @@ fn check_name(name: &Value) -> Checked<&str> {
             && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
     };
     if name.len() > 253 || !name.split('.').all(is_label) {
-        let text =
-            format!("must be small letters, digits, `-` and `.` with a letter or digit at both ends, is {name:?}");
+        let text = format!(
+            "must be small letters, digits, `-` and `.` with a letter or digit at both ends, is \"{}\"",
+            excerpt(name)
+        );
         return problem(FIELD, text);
     }
     Ok(name)
@@ -170,7 +172,7 @@ fn check_lists(parent: &Value, path: &str, fields: &[&str]) -> Checked {
     for field in fields {
         let list = &parent[field];
         if !(list.is_null() || list.is_array()) {
-            return problem(format!("{path}.{field}"), format!("must be a list, is {list}"));
+            return problem(format!("{path}.{field}"), format!("must be a list, is {}", quoted(list)));
         }
     }
     Ok(())
@@ -180,7 +182,7 @@ fn check_resources(resources: &Value) -> Checked {
     let maps = [("", resources), (".requests", &resources["requests"]), (".limits", &resources["limits"])];
     for (field, map) in maps {
         if !(map.is_null() || map.is_object()) {
-            return problem(format!("{AGENT_FIELD}.resources{field}"), format!("must be a map, is {map}"));
+            return problem(format!("{AGENT_FIELD}.resources{field}"), format!("must be a map, is {}", quoted(map)));
         }
     }
     Ok(())
@@ -196,7 +198,7 @@ fn check_containers(containers: &Value) -> Checked<&Value> {
         let text = format!(
             "is {}, a container beside {AGENT}: it would keep the pod running when the agent has ended; move it to \
              template.spec.initContainers with restartPolicy: Always, which makes it a sidecar",
-            containers[second]["name"]
+            quoted(&containers[second]["name"])
         );
         return problem(format!("{FIELD}[{second}]"), text);
     }
@@ -257,7 +259,7 @@ fn check_arguments(agent: &Value) -> Checked {
         None => !words("args").is_empty(),
     };
     if starts_by_args && words("args").first().is_none_or(|word| word != "start") {
-        let found = if agent["args"].is_null() { "absent".to_owned() } else { agent["args"].to_string() };
+        let found = if agent["args"].is_null() { "absent".to_owned() } else { quoted(&agent["args"]) };
         let text = format!("must begin with start, before the agent's options, is {found}");
         return problem(format!("{AGENT_FIELD}.args"), text);
     }
@@ -285,7 +287,7 @@ fn check_grace_period(spec: &Value, agent: &Value) -> Checked {
         Some(text) => nanoseconds(text).ok_or_else(|| {
             Problem(
                 "template.spec.containers[0].env".to_owned(),
-                format!("must have a duration such as 30s for {name}, has {text:?}"),
+                format!("must have a duration such as 30s for {name}, has \"{}\"", excerpt(text)),
             )
         }),
     };
@@ -315,7 +317,10 @@ fn check_pod_metadata(metadata: &Value) -> Checked {
     for kind in ["labels", "annotations"] {
         let entries = &metadata[kind];
         if !(entries.is_null() || entries.as_object().is_some_and(|entries| entries.values().all(Value::is_string))) {
-            return problem(format!("template.metadata.{kind}"), format!("must be a map of strings, is {entries}"));
+            return problem(
+                format!("template.metadata.{kind}"),
+                format!("must be a map of strings, is {}", quoted(entries)),
+            );
         }
     }
     Ok(())
@@ -373,7 +378,7 @@ fn allows_image(annotations: &Value) -> Checked<bool> {
         Value::Null => Ok(true),
         allow if allow == "true" => Ok(true),
         allow if allow == "false" => Ok(false),
-        other => problem(annotation(ALLOW_IMAGE), format!("must be \"true\" or \"false\", is {other}")),
+        other => problem(annotation(ALLOW_IMAGE), format!("must be \"true\" or \"false\", is {}", quoted(other))),
     }
 }
 
@@ -382,10 +387,16 @@ fn limit(annotations: &Value, name: &str) -> Checked<Option<Quantity>> {
     match limit.as_str().map(str::parse) {
         Some(Ok(limit)) => Ok(Some(limit)),
         None if limit.is_null() => Ok(None),
-        _ => {
-            problem(annotation(name), format!("must be a quantity of Kubernetes, such as \"4\" or \"8Gi\", is {limit}"))
-        }
+        _ => problem(
+            annotation(name),
+            format!("must be a quantity of Kubernetes, such as \"4\" or \"8Gi\", is {}", quoted(limit)),
+        ),
     }
+}
+
+/// What was found, for the one who has to mend it.
+fn quoted(value: &Value) -> String {
+    excerpt(&value.to_string())
 }
 
 fn annotation(name: &str) -> String {
@@ -483,6 +494,25 @@ mod tests {
 
     const SPEC: &str = "/template/spec";
     const ENV: &str = "/template/spec/containers/0/env";
+
+    #[test]
+    fn a_problem_is_one_line_and_no_flood_whatever_the_author_writes() {
+        let long = "a\n".repeat(100_000);
+        let agent = "/template/spec/containers/0";
+        for (place, value) in [
+            ("/metadata/name", json!(long)),
+            ("/template/spec/restartPolicy", json!(long)),
+            ("/template/spec/volumes", json!({"a": long})),
+            (&*format!("{agent}/resources"), json!(long)),
+            (&format!("{agent}/args"), json!(["stop", long])),
+            (&format!("{agent}/env"), json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "value": long}])),
+            ("/template/metadata/labels", json!(long)),
+            ("/kind", json!(long)),
+        ] {
+            let told = changed(&[(place, value)]).unwrap_err().to_string();
+            assert!(told.len() < 1_000 && !told.contains(char::is_control), "{told}");
+        }
+    }
 
     #[test]
     fn a_definition_keeps_fields_that_are_unknown_here() {

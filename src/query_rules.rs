@@ -5,7 +5,7 @@
 //! exactly, and leaves a rule without `=` out: buildkite/agent-stack-k8s, `internal/controller/agenttags/tags.go`. A value of
 //! `*`, or none, asks for the tag with any value: <https://buildkite.com/docs/agent/queues>.
 
-use crate::config::Config;
+use crate::{config::Config, excerpt::excerpt};
 
 /// What one step asks of its agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ struct Rule<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// Some other agents serve that queue.
-    #[error("queue={wanted} is not served here (BUILDKITE_QUEUE is {served})")]
+    #[error("queue={} is not served here (BUILDKITE_QUEUE is {served})", excerpt(.wanted))]
     OtherQueue {
         /// The queue that the step names.
         wanted: String,
@@ -35,7 +35,8 @@ pub enum Mismatch {
     NoQueue,
     /// The queue is ours, but no agent of ours has that tag: the job waits until somebody mends the step or the tags.
     #[error(
-        "no agent of this stack has the tag {tag} (add it to BuildkiteAgentTags, or take it from the step's agents)"
+        "no agent of this stack has the tag {} (add it to BuildkiteAgentTags, or take it from the step's agents)",
+        excerpt(.tag)
     )]
     UnservedTag {
         /// As the step writes it.
@@ -163,6 +164,15 @@ mod tests {
         for (rules, reason) in cases {
             let told = matched(rules, &ours).unwrap_err();
             assert!(told.contains(reason), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_one_line_and_no_flood_whatever_the_step_asks_for() {
+        let long = "a".repeat(100_000);
+        for rules in [&[&*format!("queue=a\n{long}")], &["queue=default", &format!("a\u{202e}\0={long}")][..]] {
+            let told = matched(rules, &[]).unwrap_err();
+            assert!(told.len() < 1_000 && !told.contains(char::is_control) && !told.contains('\u{202e}'), "{told}");
         }
     }
 

@@ -1,0 +1,44 @@
+//! What others wrote, where a text of ours quotes it: an event, a step, an answer of the API server.
+
+/// The most characters of a name or a value.
+const LONGEST: usize = 200;
+
+/// The beginning of it, in one line: control characters, and whatever else nobody would see, are escaped.
+pub fn excerpt(text: &str) -> String {
+    let mut excerpt = String::new();
+    for (place, c) in text.chars().enumerate() {
+        match c {
+            _ if place == LONGEST => {
+                excerpt.push('…');
+                break;
+            }
+            // Of these nothing comes, and most of what is quoted is JSON.
+            '"' | '\'' | '\\' => excerpt.push(c),
+            _ => excerpt.extend(c.escape_debug()),
+        }
+    }
+    excerpt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usual_text_is_quoted_as_it_is() {
+        for text in ["", "default", "größer als 🚀", "it's", r#"{"a":"\n"}"#] {
+            assert_eq!(excerpt(text), text);
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_line_is_escaped() {
+        assert_eq!(excerpt("a\r\nb\0\u{1b}[2J\u{202e}\u{2028}"), r"a\r\nb\0\u{1b}[2J\u{202e}\u{2028}");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_two_characters() {
+        assert_eq!(excerpt(&"é".repeat(LONGEST)), "é".repeat(LONGEST));
+        assert_eq!(excerpt(&"é".repeat(LONGEST + 1)), "é".repeat(LONGEST) + "…");
+    }
+}
