@@ -1,0 +1,186 @@
+//! Whatever answers as API server: to a read, to a Job, to the Secret, to the list of pod definitions.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::ready,
+    str,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use agent_scheduler::{
+    agent_token::AgentToken,
+    chain,
+    eks::{self, Cluster},
+    library::Library,
+    scheduler,
+};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::{
+    http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+    orchestrator::{HttpRequest, HttpResponse},
+};
+use aws_smithy_types::{body::SdkBody, retry::RetryConfig};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use kube::client::Body;
+use serde_json::json;
+use tokio::runtime;
+use tower::service_fn;
+
+use crate::{CONFIGS, manifest, pod_definition, told};
+
+/// Occurs nowhere else, so a leak can be searched for.
+const TOKEN: &str = "bkct_planted0123456789";
+
+/// `data` is one answer or several, with `---` between them: a status, headers, an empty line, a body. The last one repeats.
+pub fn run(data: &[u8]) {
+    // Whatever waits does not take time.
+    let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime can be made").block_on(ask(data));
+}
+
+async fn ask(data: &[u8]) {
+    let config = &CONFIGS[0];
+    let cluster = || Cluster::new(client(data), Uri::from_static("https://api.example"), config);
+
+    judge(cluster().get("/api/v1/namespaces/buildkite/podtemplates").await.err());
+    let post = || Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
+    judge(cluster().send_json(post(), &json!({"kind": "Job"})).await.err());
+
+    let agent_token = AgentToken::new(config, aws_sdk_ssm::Client::new(&sdk()));
+    judge_of(agent_token.deliver(&cluster()).await.err());
+
+    let (library, cluster) = (Library::compiled(), cluster());
+    let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
+    for name in ["default", "node", &name] {
+        match library.get(name, &cluster).await {
+            Ok(definition) => {
+                let job = pod_definition::scheduled();
+                manifest::check(&job, Some("default"), &definition, config);
+            }
+            Err(error) => judge_of(Some(error)),
+        }
+    }
+}
+
+fn judge(error: Option<eks::Error>) {
+    judge_of(error);
+}
+
+/// Every error has one of README's kinds, and a text that may stand in a log, without the token.
+fn judge_of(error: Option<impl Error + Into<scheduler::Error>>) {
+    const KINDS: [&str; 8] = [
+        "AgentTokenUnavailable",
+        "ClusterUnavailable",
+        "Forbidden",
+        "InvalidPodDefinition",
+        "RejectedByApiServer",
+        "Timeout",
+        "Unauthorized",
+        "UnknownPodDefinition",
+    ];
+    let Some(error) = error.map(Into::into) else { return };
+    assert!(KINDS.contains(&error.kind()), "{}", error.kind());
+    let text = chain(&error);
+    told(&text);
+    for text in [text, format!("{error:?}")] {
+        assert!(!text.contains(TOKEN) && !text.contains(&BASE64_STANDARD.encode(TOKEN)), "the token is in {text}");
+    }
+}
+
+/// A client whose server gives these answers, one after the other.
+fn client(data: &[u8]) -> kube::Client {
+    let answers = Arc::new(Mutex::new(answers(data)));
+    let service = service_fn(move |_: Request<Body>| {
+        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = if answers.len() > 1 { answers.pop() } else { answers.last().cloned() };
+        ready(Ok::<_, Infallible>(response(answer.unwrap_or_default())))
+    });
+    kube::Client::new(service, "")
+}
+
+/// The last one first.
+fn answers(data: &[u8]) -> Vec<Vec<u8>> {
+    let mut answers = vec![Vec::new()];
+    for line in data.split_inclusive(|byte| *byte == b'\n') {
+        match answers.last_mut() {
+            Some(answer) if line != b"---\n" => answer.extend(line),
+            _ => answers.push(Vec::new()),
+        }
+    }
+    answers.reverse();
+    answers
+}
+
+fn response(answer: Vec<u8>) -> Response<Body> {
+    let end = answer.windows(2).position(|two| two == b"\n\n").unwrap_or(answer.len());
+    let (head, body) = answer.split_at(end);
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(StatusCode::OK);
+    let mut response = Response::new(Body::from(body.get(2..).unwrap_or_default().to_vec()));
+    *response.status_mut() = status;
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response
+}
+
+/// SSM holds the token.
+fn sdk() -> SdkConfig {
+    let connector = SharedHttpConnector::new(Ssm);
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::new("AKID", "secret", None, None, "fuzz")))
+        .retry_config(RetryConfig::disabled())
+        .http_client(http_client_fn(move |_, _| connector.clone()))
+        .build()
+}
+
+#[derive(Debug)]
+struct Ssm;
+
+impl HttpConnector for Ssm {
+    fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+        let answer = json!({"Parameter": {"ARN": "arn:aws:ssm:us-east-1:1:parameter/token", "Value": TOKEN}});
+        let response = Response::new(SdkBody::from(answer.to_string()));
+        HttpConnectorFuture::ready(Ok(HttpResponse::try_from(response).expect("it is an answer")))
+    }
+}
+
+/// One answer of each kind that the API server gives.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let status = |code: u16, reason: &str, message: &str| {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code});
+        format!("{code}\ncontent-type: application/json\n\n{status}")
+    };
+    let template = json!({
+        "metadata": {"name": "node"},
+        "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]}},
+    });
+    let broken = json!({"metadata": {"name": "default"}, "template": {"spec": {}}});
+    [
+        "201\n\n{\"kind\":\"PartialObjectMetadata\"}".to_owned(),
+        format!("200\n\n{}", json!({"items": [template]})),
+        format!("200\n\n{}\n---\n{}", json!({"items": [broken]}), status(503, "ServiceUnavailable", "later")),
+        status(409, "AlreadyExists", "jobs.batch \"buildkite-1\" already exists"),
+        status(409, "Conflict", "Apply failed with 1 conflict"),
+        status(401, "Unauthorized", "Unauthorized"),
+        status(403, "Forbidden", "jobs.batch is forbidden: User \"u\" cannot create resource \"jobs\""),
+        status(404, "NotFound", "namespaces \"builds\" not found"),
+        status(422, "Invalid", "Job.batch \"j\" is invalid"),
+        format!(
+            "429\nretry-after: 1\n{}",
+            status(429, "TooManyRequests", "slow down").split_once('\n').unwrap_or_default().1
+        ),
+        "502\ncontent-type: text/html\n\n<html>bad gateway</html>".to_owned(),
+        "200\n\n".to_owned(),
+    ]
+    .map(String::into_bytes)
+    .to_vec()
+}

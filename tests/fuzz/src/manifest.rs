@@ -1,0 +1,95 @@
+//! What must hold of every Job that is sent to the API server.
+
+use std::collections::BTreeSet;
+
+use agent_scheduler::{config::Config, event::ScheduledJob, job, pod_definition::PodDefinition};
+use serde_json::{Value, json};
+
+/// Kubernetes takes so much of annotations, keys and values together.
+const ANNOTATIONS: usize = 256 * 1024;
+
+/// Builds the Job and looks at it.
+pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) {
+    let built = build(scheduled, queue, definition, config);
+    assert_eq!((&built["apiVersion"], &built["kind"]), (&json!("batch/v1"), &json!("Job")));
+    let uuid = scheduled.uuid.as_hyphenated().to_string();
+    assert!(uuid.len() == 36 && uuid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-')), "{uuid}");
+    assert_eq!(built["metadata"]["name"], format!("buildkite-{uuid}"));
+    assert_eq!(built["metadata"]["namespace"], config.namespace);
+
+    for metadata in [&built["metadata"], &built["spec"]["template"]["metadata"]] {
+        labels(&metadata["labels"], &uuid, definition, config);
+        annotations(&metadata["annotations"], definition);
+    }
+    environment(&built, &uuid, definition, config);
+
+    // Whatever else the event says of itself is in the annotations and nowhere else: not in the name, the namespace, the
+    // labels, the service account, the volumes or the Secrets.
+    let silent = ScheduledJob {
+        time: None,
+        uuid: scheduled.uuid,
+        kind: "script".to_owned(),
+        agent_query_rules: Vec::new(),
+        step_key: None,
+        build_number: None,
+        commit: None,
+        branch: None,
+        pipeline: None,
+        organization: None,
+    };
+    let silent = build(&silent, queue, definition, config);
+    assert_eq!(without_annotations(built), without_annotations(silent));
+}
+
+fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
+    let json = serde_json::to_vec(&job::build(job, queue, definition, config)).expect("a Job is JSON");
+    serde_json::from_slice(&json).expect("what was written is JSON")
+}
+
+fn without_annotations(mut job: Value) -> Value {
+    for metadata in ["/metadata", "/spec/template/metadata"] {
+        job.pointer_mut(metadata).expect("it is there")["annotations"] = Value::Null;
+    }
+    job
+}
+
+fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, config: &Config) {
+    assert_eq!(labels["app.kubernetes.io/managed-by"], "agent-scheduler");
+    assert_eq!(labels["buildkite.com/job-uuid"], uuid);
+    let theirs: BTreeSet<_> = definition.metadata("labels").map(|(key, _)| key.to_owned()).collect();
+    for (key, value) in labels.as_object().expect("labels are a map") {
+        let value = value.as_str().expect("a label is a string");
+        if key == "buildkite.com/queue" && !theirs.contains(key) {
+            assert!(config.queues.iter().any(|queue| queue == value), "queue {value:?} is none of ours");
+            assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is no value of a label");
+        } else if key != "app.kubernetes.io/managed-by" && key != "buildkite.com/job-uuid" {
+            assert!(theirs.contains(key), "label {key} comes from nowhere");
+        }
+    }
+}
+
+fn annotations(annotations: &Value, definition: &PodDefinition) {
+    let size = |key: &str, value: &str| key.len() + value.len();
+    let annotations = annotations.as_object().expect("annotations are a map");
+    let all: usize = annotations.iter().map(|(key, value)| size(key, value.as_str().expect("each is a string"))).sum();
+    let theirs: usize = definition.metadata("annotations").map(|(key, value)| size(key, &value)).sum();
+    // What its author writes is judged by the API server when he applies it; what an event adds to that is little.
+    assert!(all - theirs.min(all) <= ANNOTATIONS / 4, "{} bytes of annotations beside {theirs}", all - theirs);
+}
+
+/// The agent has its job, and the one Secret that is configured, and else what the definition says.
+fn environment(built: &Value, uuid: &str, definition: &PodDefinition, config: &Config) {
+    let containers = built["spec"]["template"]["spec"]["containers"].as_array().expect("containers are a list");
+    assert_eq!((containers.len(), &containers[0]["name"]), (1, &json!("agent")));
+    let env = containers[0]["env"].as_array().expect("env is a list");
+    let ours = env.iter().filter(|variable| variable["name"] == "BUILDKITE_AGENT_ACQUIRE_JOB");
+    assert_eq!(ours.map(|variable| &variable["value"]).collect::<Vec<_>>(), [uuid]);
+    let theirs = definition.agent()["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let reference = json!({"name": config.agent_token_secret, "key": "token"});
+    let token = json!({"name": "BUILDKITE_AGENT_TOKEN", "valueFrom": {"secretKeyRef": reference}});
+    for variable in env.iter().filter(|variable| !variable["valueFrom"].is_null()) {
+        assert!(*variable == token || theirs.contains(variable), "{variable} comes from nowhere");
+    }
+    assert_eq!(env.contains(&token), !definition.brings_agent_token() || theirs.contains(&token));
+    assert_eq!(built["spec"]["template"]["spec"]["restartPolicy"], "Never");
+}

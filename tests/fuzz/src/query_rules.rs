@@ -1,0 +1,86 @@
+//! A step's `agents:`, by themselves, so that more of them are tried than within an event.
+
+use std::str;
+
+use agent_scheduler::{
+    config::Config, event::ScheduledJob, overrides::Overrides, quantity::Quantity, query_rules::AgentQueryRules,
+};
+use uuid::Uuid;
+
+use crate::{CONFIGS, DEFINITIONS, manifest, told};
+
+/// Each line of `data` is a rule.
+pub fn run(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let rules: Vec<_> = text.split('\n').map(str::to_owned).collect();
+    let parsed = AgentQueryRules::parse(&rules);
+    for amount in parsed.values("cpu").chain(parsed.values("memory")) {
+        let Ok(quantity) = amount.parse::<Quantity>() else { continue };
+        assert_eq!(quantity.to_string(), amount);
+        assert!(!quantity.exceeds(&quantity));
+    }
+    for config in &*CONFIGS {
+        let queue = match parsed.matched(config) {
+            Ok(queue) => {
+                assert!(has_all(&rules, queue, &parsed, config), "{rules:?} got {queue:?}");
+                assert!(queue.is_some() || config.serve_jobs_without_queue);
+                queue
+            }
+            Err(mismatch) => {
+                told(&mismatch.to_string());
+                let any = config.queues.iter().any(|queue| has_all(&rules, Some(queue), &parsed, config));
+                let named = rules.iter().any(|rule| rule.starts_with("queue="));
+                assert!(!(any && named), "{rules:?} got none");
+                continue;
+            }
+        };
+        for definition in &*DEFINITIONS {
+            match Overrides::of(&parsed).and_then(|overrides| overrides.apply(definition)) {
+                Ok(changed) => manifest::check(&job(), queue, &changed, config),
+                Err(unmet) => told(&unmet.to_string()),
+            }
+        }
+    }
+}
+
+/// Buildkite's rule, written anew: the agent has each tag that the step asks for.
+fn has_all(rules: &[String], queue: Option<&str>, parsed: &AgentQueryRules, config: &Config) -> bool {
+    let definition = parsed.pod_definition().unwrap_or("default");
+    let mut tags: Vec<_> = config.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value)).collect();
+    tags.extend(queue.map(|queue| ("queue", queue)));
+    tags.extend([("pod-definition", definition), ("pod-template", definition)]);
+    rules.iter().filter_map(|rule| rule.split_once('=')).all(|(key, wanted)| {
+        let is_any = wanted.is_empty() || wanted == "*";
+        matches!(key, "image" | "cpu" | "memory")
+            || tags.iter().any(|(own, value)| *own == key && (is_any || *value == wanted))
+    })
+}
+
+fn job() -> ScheduledJob {
+    ScheduledJob {
+        time: None,
+        uuid: Uuid::nil(),
+        kind: "script".to_owned(),
+        agent_query_rules: Vec::new(),
+        step_key: None,
+        build_number: None,
+        commit: None,
+        branch: None,
+        pipeline: None,
+        organization: None,
+    }
+}
+
+/// Rules of every kind.
+pub fn seeds() -> Vec<Vec<u8>> {
+    [
+        "queue=default",
+        "queue=gpu\nos=linux\nos=*\nflags=a=b",
+        "queue=*\npod-definition=node\npod-template=node",
+        "queue=default\nimage=registry.example:5000/node@sha256:0123\ncpu=500m\nmemory=1.5Gi",
+        "queue=default\ncpu=1e3\nmemory=0.000001Ti\nno-equals-sign",
+        "queue=windows\npod-definition=../../secrets",
+    ]
+    .map(|rules| rules.as_bytes().to_vec())
+    .to_vec()
+}
