@@ -3,12 +3,24 @@
 /// The most characters of a name or a value.
 const LONGEST: usize = 200;
 
-/// The beginning of it, in one line: control characters, and whatever else nobody would see, are escaped.
+/// The most characters of what a server says: a refusal quotes what it refuses, and says why after that.
+const LONGEST_MESSAGE: usize = 2_000;
+
+/// The beginning of a name or a value, in one line: control characters, and whatever else nobody would see, are escaped.
 pub fn excerpt(text: &str) -> String {
+    beginning(text, LONGEST)
+}
+
+/// The same of an error message.
+pub fn message(text: &str) -> String {
+    beginning(text, LONGEST_MESSAGE)
+}
+
+fn beginning(text: &str, longest: usize) -> String {
     let mut excerpt = String::new();
     for (place, c) in text.chars().enumerate() {
         match c {
-            _ if place == LONGEST => {
+            _ if place == longest => {
                 excerpt.push('…');
                 break;
             }

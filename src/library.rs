@@ -12,6 +12,7 @@ use crate::{
     chain,
     deadline::Deadline,
     eks::{self, Cluster},
+    excerpt::excerpt,
     pod_definition::{Invalid, PodDefinition},
     refresh,
 };
@@ -49,11 +50,12 @@ struct Copy {
 pub enum Error {
     /// Nobody wrote one of that name.
     #[error(
-        "there is no pod definition {name:?}; a step may ask for {compiled}{cluster}; add {name:?} to pod-definitions/, or \
+        "there is no pod definition \"{name}\"; a step may ask for {compiled}{cluster}; add \"{name}\" to pod-definitions/, or \
          `kubectl apply` a PodTemplate of that name to namespace {namespace}",
+        name = excerpt(.name),
         compiled = .compiled.join(", "),
         cluster = if .cluster.is_empty() { String::new() } else {
-            format!(", or for {}, the PodTemplates of namespace {namespace}", .cluster.join(", "))
+            format!(", or for {}, the PodTemplates of namespace {namespace}", some(.cluster))
         }
     )]
     Unknown {
@@ -162,6 +164,14 @@ impl Copy {
     }
 }
 
+/// The first names of many.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 10;
+    let shown: Vec<_> = names.iter().take(MOST).map(|name| excerpt(name)).collect();
+    let more = names.len().checked_sub(MOST).filter(|more| *more > 0);
+    shown.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
+}
+
 fn unlisted(cluster: &Cluster, source: Arc<eks::Error>) -> Error {
     Error::List { namespace: cluster.namespace().to_owned(), source }
 }
@@ -174,7 +184,7 @@ async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Copy, eks::Error>
     let items = listed["items"].as_array().into_iter().flatten();
     let definitions = items.map(|item| {
         let name = name(item);
-        let origin = format!("PodTemplate {name} in namespace {namespace}");
+        let origin = format!("PodTemplate {} in namespace {namespace}", excerpt(&name));
         let definition = PodDefinition::of_object(&origin, item);
         (name, definition.map(Arc::new))
     });
