@@ -18,6 +18,7 @@ use crate::{
     cause,
     config::{CertificateAuthority, Config},
     deadline::Deadline,
+    excerpt::message,
 };
 
 /// The cluster that this function makes Jobs in.
@@ -273,7 +274,9 @@ impl Cluster {
         }
     }
 
-    fn explain_status(&self, status: Box<Status>) -> Error {
+    fn explain_status(&self, mut status: Box<Status>) -> Error {
+        // Whatever stands in front of the API server may answer a page, which kube then takes for the message.
+        status.message = message(&status.message);
         match status.code {
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role mends those.
