@@ -24,6 +24,7 @@ use crate::{
     deadline::Deadline,
     eks::{self, Cluster},
     event::{Event, InvalidEvent, ScheduledJob},
+    excerpt::excerpt,
     failure_queue::{self, Message},
     job::{self, JOB_UUID_LABEL, MANAGER},
     library::{self, DEFAULT, Library},
@@ -60,13 +61,13 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// Buildkite announces more than waiting jobs.
-    #[error("{detail_type:?} is no \"Job Scheduled\"")]
+    #[error("\"{}\" is no \"Job Scheduled\"", excerpt(.detail_type))]
     OtherEvent {
         /// The envelope's `detail-type`.
         detail_type: String,
     },
     /// A step that no agent runs.
-    #[error("a job of type {0:?} needs no agent")]
+    #[error("a job of type \"{}\" needs no agent", excerpt(.0))]
     NoScript(String),
     /// A job for others.
     #[error(transparent)]
@@ -319,7 +320,7 @@ impl Scheduler {
         invocation: &Invocation,
     ) -> Result<Outcome, Error> {
         let definition = rules.pod_definition().unwrap_or(DEFAULT);
-        tracing::debug!(queue, definition, "job matched");
+        tracing::debug!(queue, definition = excerpt(definition), "job matched");
         let overrides = Overrides::of(rules)?;
         invocation.cluster.clone()?;
         let deadline = invocation.deadline;
@@ -455,10 +456,10 @@ impl Line<'_> {
             ($level:ident, $message:literal, $($result:tt)*) => {
                 tracing::$level!(
                     job = %self.job.uuid,
-                    pipeline = self.job.pipeline,
+                    pipeline = self.job.pipeline.as_deref().map(excerpt),
                     build = self.job.build_number,
                     queue = self.queue,
-                    definition = self.definition,
+                    definition = excerpt(self.definition),
                     age = self.job.time.and_then(|time| SystemTime::now().duration_since(time).ok()).map(|age| age.as_secs()),
                     milliseconds = self.started.elapsed().as_secs_f64() * 1_000.0,
                     $($result)*,
