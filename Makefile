@@ -6,12 +6,14 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 STARTS ?= 40
 EVENTS ?= 1000
 TESTS ?= tests/deployment
+FUZZ_SECONDS ?= 60
+TARGETS ?= event query_rules pod_definition certificate_authority api_server
 # Every script there; the Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench instructions release lint tls-stack valgrind
+.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions release lint tls-stack valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -79,6 +81,10 @@ instructions: release valgrind
 	cargo build --workspace --bins
 	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --floor $(FLOOR) --event events/job-scheduled.json \
 		--figures tests/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
+
+## The targets of tests/fuzz with libFuzzer, a minute each: FUZZ_SECONDS=1800 for longer, TARGETS=event for one of them.
+fuzz:
+	@tests/fuzz/run $(FUZZ_SECONDS) $(TARGETS)
 
 release:
 	cargo build --release -p agent-scheduler --bin agent-scheduler

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::pod_definition::run(data));
+libfuzzer_sys::fuzz_target!(init: fuzz::write_seeds(fuzz::pod_definition::seeds), |data: &[u8]| fuzz::pod_definition::run(data));

@@ -5,7 +5,7 @@ use std::{
     error::Error,
     future::ready,
     str,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use agent_scheduler::{
@@ -49,7 +49,7 @@ async fn ask(data: &[u8]) {
     let post = || Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
     judge(cluster().send_json(post(), &json!({"kind": "Job"})).await.err());
 
-    let agent_token = AgentToken::new(config, aws_sdk_ssm::Client::new(&sdk()));
+    let agent_token = AgentToken::new(config, SSM.clone());
     judge_of(agent_token.deliver(&cluster()).await.err());
 
     let (library, cluster) = (Library::compiled(), cluster());
@@ -130,17 +130,18 @@ fn response(answer: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// SSM holds the token.
-fn sdk() -> SdkConfig {
+/// SSM, which holds the token.
+static SSM: LazyLock<aws_sdk_ssm::Client> = LazyLock::new(|| {
     let connector = SharedHttpConnector::new(Ssm);
-    SdkConfig::builder()
+    let config = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
         .credentials_provider(SharedCredentialsProvider::new(Credentials::new("AKID", "secret", None, None, "fuzz")))
         .retry_config(RetryConfig::disabled())
         .http_client(http_client_fn(move |_, _| connector.clone()))
-        .build()
-}
+        .build();
+    aws_sdk_ssm::Client::new(&config)
+});
 
 #[derive(Debug)]
 struct Ssm;

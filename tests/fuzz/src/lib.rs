@@ -10,7 +10,11 @@ mod manifest;
 pub mod pod_definition;
 pub mod query_rules;
 
-use std::{fs, path::Path, sync::LazyLock};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use agent_scheduler::{config::Config, pod_definition::PodDefinition};
 use serde_json::Value;
@@ -92,9 +96,17 @@ fn root() -> &'static Path {
 }
 
 /// The files of a folder, in the order of their names; none if there is no such folder.
-pub fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+pub fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("it can be read").path());
     let mut files: Vec<_> = entries.filter(|path| path.is_file()).collect();
     files.sort();
     files
+}
+
+/// Puts seeds into the folder that the variable `SEEDS` names, before libFuzzer reads that.
+pub fn write_seeds(seeds: fn() -> Vec<Vec<u8>>) {
+    let Some(folder) = env::var_os("SEEDS") else { return };
+    for (number, seed) in seeds().iter().enumerate() {
+        fs::write(Path::new(&folder).join(number.to_string()), seed).expect("it can be written");
+    }
 }
