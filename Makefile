@@ -13,7 +13,7 @@ HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions release lint tls-stack valgrind
+.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions release lint valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -93,19 +93,12 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, one TLS stack.
-lint: tls-stack deployment-tools
+## Format, clippy, rustdoc, ruff, hadolint, and what the dependencies may be (deny.toml).
+lint: deployment-tools
+	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --test control_plane -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile
-
-# aws-lc-rs everywhere: a second TLS stack is megabytes of binary and milliseconds of every cold start.
-tls-stack:
-	@! cargo tree --workspace --prefix none --format '{p}' | sed 's/ (.*//' | sort -u \
-		| grep -E '^(ring|native-tls|openssl) ' || { echo "a second TLS stack is linked; see cargo tree -i" >&2; exit 1; }
-	@twice=$$(cargo tree --workspace --prefix none --format '{p}' | sed 's/ (.*//' | sort -u | cut -d' ' -f1 \
-		| grep -xE 'rustls|hyper|tokio-rustls|hyper-rustls' | uniq -d); \
-		[ -z "$$twice" ] || { echo "in two versions: $$twice; see cargo tree -d" >&2; exit 1; }
