@@ -6,11 +6,13 @@ use std::{
     future::ready,
     str,
     sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
 };
 
 use agent_scheduler::{
     agent_token::AgentToken,
     chain,
+    deadline::Deadline,
     eks::{self, Cluster},
     library::Library,
     scheduler,
@@ -45,17 +47,17 @@ async fn ask(data: &[u8]) {
     let config = &CONFIGS[0];
     let cluster = || Cluster::new(client(data), Uri::from_static("https://api.example"), config);
 
-    judge(cluster().get("/api/v1/namespaces/buildkite/podtemplates").await.err());
+    judge(cluster().get("/api/v1/namespaces/buildkite/podtemplates", deadline()).await.err());
     let post = || Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
-    judge(cluster().send_json(post(), &json!({"kind": "Job"})).await.err());
+    judge(cluster().send_json(post(), &json!({"kind": "Job"}), deadline()).await.err());
 
     let agent_token = AgentToken::new(config, SSM.clone());
-    judge_of(agent_token.deliver(&cluster()).await.err());
+    judge_of(agent_token.deliver(&cluster(), deadline()).await.err());
 
     let (library, cluster) = (Library::compiled(), cluster());
     let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
     for name in ["default", "node", &name] {
-        match library.get(name, &cluster).await {
+        match library.get(name, &cluster, deadline()).await {
             Ok(definition) => {
                 let job = pod_definition::scheduled();
                 manifest::check(&job, Some("default"), &definition, config);
@@ -63,6 +65,10 @@ async fn ask(data: &[u8]) {
             Err(error) => judge_of(Some(error)),
         }
     }
+}
+
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(58))
 }
 
 fn judge(error: Option<eks::Error>) {
@@ -96,7 +102,7 @@ fn client(data: &[u8]) -> kube::Client {
     let service = service_fn(move |_: Request<Body>| {
         let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = if answers.len() > 1 { answers.pop() } else { answers.last().cloned() };
-        ready(Ok::<_, Infallible>(response(answer.unwrap_or_default())))
+        ready(Ok::<_, Infallible>(response(&answer.unwrap_or_default())))
     });
     kube::Client::new(service, "")
 }
@@ -114,7 +120,7 @@ fn answers(data: &[u8]) -> Vec<Vec<u8>> {
     answers
 }
 
-fn response(answer: Vec<u8>) -> Response<Body> {
+fn response(answer: &[u8]) -> Response<Body> {
     let end = answer.windows(2).position(|two| two == b"\n\n").unwrap_or(answer.len());
     let (head, body) = answer.split_at(end);
     let head = String::from_utf8_lossy(head);
