@@ -184,16 +184,17 @@ mod a_secret {
     /// Neither the agent token nor what the function proves itself with, in whatever went well or wrong, at every level.
     #[tokio::test]
     async fn is_in_nothing_that_leaves_the_function_but_where_it_belongs() {
-        let broken: [(&str, &dyn Fn(&Lab)); 6] = [
-            ("nothing", &|_| {}),
-            ("SSM answers garbage", &|lab| lab.aws.misbehave(When::action("GetParameter"), Fault::Garbage, 9)),
-            ("SSM denies", &|lab| lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 9)),
-            ("the Secret is refused", &|lab| lab.kubernetes.forbid("patch", "secrets")),
-            ("the Secret is garbage", &|lab| {
+        type Break = fn(&Lab);
+        let broken: [(&str, Break); 6] = [
+            ("nothing", |_| {}),
+            ("SSM answers garbage", |lab| lab.aws.misbehave(When::action("GetParameter"), Fault::Garbage, 9)),
+            ("SSM denies", |lab| lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 9)),
+            ("the Secret is refused", |lab| lab.kubernetes.forbid("patch", "secrets")),
+            ("the Secret is garbage", |lab| {
                 lab.kubernetes.misbehave(When::request("PATCH", "/secrets"), Fault::Garbage, 9);
             }),
-            ("the Job is refused", &|lab| {
-                lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no"), 9)
+            ("the Job is refused", |lab| {
+                lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no"), 9);
             }),
         ];
         for (what, fault) in broken {
@@ -280,9 +281,9 @@ mod the_cluster {
                     stream.write_all(&hello).await.unwrap();
                     let mut answer = Vec::new();
                     let _ = stream.read_to_end(&mut answer).await;
-                    // A record of alert: fatal.
-                    assert_eq!((answer.first(), answer.get(5)), (Some(&0x15), Some(&2)), "{answer:x?}");
-                    assert_eq!(answer.len(), 7, "{answer:x?}");
+                    // One record, a fatal alert; or none that arrived before the connection was reset.
+                    let is_alert = answer.len() == 7 && (answer[0], answer[5]) == (0x15, 2);
+                    assert!(answer.is_empty() || is_alert, "{answer:x?}");
                 }
             });
             let lab = Lab::start().await;
