@@ -1,0 +1,119 @@
+//! What was seen, second by second.
+
+use crate::agenda::{SECOND, Time};
+
+/// Things that happened, counted in each second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Count(Vec<u32>);
+
+impl Count {
+    /// One more.
+    pub fn add(&mut self, at: Time) {
+        let second = second(at);
+        if second >= self.0.len() {
+            self.0.resize(second + 1, 0);
+        }
+        self.0[second] += 1;
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// The most in one second.
+    pub fn most(&self) -> u32 {
+        self.0.iter().copied().max().unwrap_or(0)
+    }
+
+    /// In that second of the day.
+    pub fn at(&self, second: usize) -> f64 {
+        f64::from(self.0.get(second).copied().unwrap_or(0))
+    }
+}
+
+/// How many there are of something that comes and goes: the most of each second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Level {
+    now: u32,
+    most: Vec<u32>,
+}
+
+impl Level {
+    /// One came.
+    pub fn up(&mut self, at: Time) {
+        self.reach(at);
+        self.now += 1;
+        let most = &mut self.most[second(at)];
+        *most = self.now.max(*most);
+    }
+
+    /// One went.
+    pub fn down(&mut self, at: Time) {
+        self.reach(at);
+        debug_assert!(self.now > 0, "none is there that could go");
+        self.now = self.now.saturating_sub(1);
+    }
+
+    /// How many there are.
+    pub fn now(&self) -> u32 {
+        self.now
+    }
+
+    /// The most at any time.
+    pub fn most(&self) -> u32 {
+        self.most.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The most in that second of the day.
+    pub fn at(&self, second: usize) -> f64 {
+        f64::from(self.most.get(second).copied().unwrap_or(self.now))
+    }
+
+    fn reach(&mut self, at: Time) {
+        let second = second(at);
+        if second >= self.most.len() {
+            self.most.resize(second + 1, self.now);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a day is short")]
+fn second(at: Time) -> usize {
+    (at / SECOND) as usize
+}
+
+/// The value that so much of them are not above. Sorts them.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a place in a list"
+)]
+pub fn percentile(times: &mut [Time], share: f64) -> Option<Time> {
+    times.sort_unstable();
+    let place = (times.len() as f64 * share).ceil() as usize;
+    times.get(place.saturating_sub(1)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_holds_until_it_changes_and_a_second_keeps_its_highest() {
+        let mut level = Level::default();
+        level.up(0);
+        level.up(SECOND / 2);
+        level.down(SECOND - 1);
+        level.down(3 * SECOND);
+        assert_eq!((0..5).map(|second| level.at(second)).collect::<Vec<_>>(), [2.0, 1.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let mut times: Vec<Time> = (1..=100).rev().collect();
+        assert_eq!([0.5, 0.99, 1.0].map(|share| percentile(&mut times, share)), [Some(50), Some(99), Some(100)]);
+        assert_eq!(percentile(&mut [], 0.5), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! Tables, as docs/scale.md shows them.
