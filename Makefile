@@ -13,7 +13,7 @@ HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 
-.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions release lint valgrind
+.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions scale release lint valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -85,6 +85,11 @@ instructions: release valgrind
 ## The targets of tests/fuzz with libFuzzer, a minute each: FUZZ_SECONDS=1800 for longer, TARGETS=event for one of them.
 fuzz:
 	@tests/fuzz/run $(FUZZ_SECONDS) $(TARGETS)
+
+## The simulated day of a million jobs: prints its tables, and writes them and the plots into docs/scale.md and docs/scale.
+## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` tells all.
+scale:
+	cargo run --release -p scale -- --page docs/scale.md --out docs/scale $(OPTIONS)
 
 release:
 	cargo build --release -p agent-scheduler --bin agent-scheduler

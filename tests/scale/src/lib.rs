@@ -19,6 +19,7 @@ pub mod cost;
 pub mod day;
 pub mod function;
 pub mod plots;
+pub mod runs;
 pub mod series;
 pub mod stack;
 pub mod tables;

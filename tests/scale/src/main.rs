@@ -1,43 +1,131 @@
-//! Runs the day and prints it.
-use scale::{Constants, agenda::in_seconds, cluster::Cluster, day::Day, function, series::percentile, stack};
-fn main() {
-    let c = Constants::default();
-    let day = Day::new(&c, 1);
-    let t = std::time::Instant::now();
-    let seen = function::run(&c, &day, 1);
-    eprintln!("{:?}", t.elapsed());
-    let mut w: Vec<_> = seen.created.iter().zip(&day.arrivals).filter_map(|(c, a)| Some((*c)? - a)).collect();
-    for p in [0.5, 0.9, 0.95, 0.99, 0.999, 1.0] {
-        println!("{p} {:?}", percentile(&mut w, p).map(in_seconds));
+//! Simulates the day, prints its tables and draws its pictures.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use scale::{Constants, cluster::Cluster, day::Day, plots, runs, tables};
+
+/// A day of a million jobs, on paper: what breaks first, which setting answers it, and what it costs.
+///
+/// The same options give the same output, byte for byte.
+#[derive(Parser)]
+#[command(name = "scale")]
+struct Command {
+    /// Chance, from here on.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A folder for the pictures; none are drawn without it.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// A page to put the tables into, each between its `<!-- NAME -->` and `<!-- end -->`.
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    /// Leaves out the sensitivity table, which takes most of the time.
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    constants: Constants,
+}
+
+fn main() -> ExitCode {
+    match run(&Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("scale: {problem}");
+            ExitCode::from(2)
+        }
     }
-    println!(
-        "failed {} starts {} errors {} runs {} throttled {} ssm {} thr {} 429 {} waiting {} env {} billed {}",
-        seen.failed.len(),
-        seen.starts,
-        seen.errors,
-        seen.runs,
-        seen.throttled.total(),
-        seen.ssm.total(),
-        seen.ssm_throttled.total(),
-        seen.refused.total(),
-        seen.waiting.most(),
-        seen.environments.most(),
-        seen.billed
-    );
-    let t = std::time::Instant::now();
-    let cl = Cluster::day(&c, &day, &seen.created);
-    eprintln!(
-        "{:?} jobs {} nopod {} pods {} ev {} ended {} gone {} gb {}",
-        t.elapsed(),
-        cl.jobs.most(),
-        cl.without_pod.most(),
-        cl.pods.most(),
-        cl.events.most(),
-        cl.ended,
-        cl.gone,
-        cl.most_gigabytes(&c)
-    );
-    let t = std::time::Instant::now();
-    let st = stack::run(&c, &day);
-    eprintln!("{:?} created {} waiting {}", t.elapsed(), st.created.iter().flatten().count(), st.waiting.most());
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("cannot read or write {file}: {source}")]
+    File { file: PathBuf, source: io::Error },
+    #[error("{file} has no place for the table {name}: it needs <!-- {name} --> and <!-- end -->")]
+    NoPlace { file: PathBuf, name: &'static str },
+}
+
+fn run(command: &Command) -> Result<(), Problem> {
+    let (constants, seed) = (&command.constants, command.seed);
+    let day = Day::new(constants, seed);
+    let outcomes =
+        runs::parallel(runs::TO_THE_JOB, |setting| runs::outcome(setting.name, setting.on(constants), &day, seed));
+    let ours = &outcomes[0];
+    let mut clusters = runs::parallel(runs::IN_THE_CLUSTER, |setting| {
+        let constants = setting.on(constants);
+        let seen = Cluster::day(&constants, &day, &ours.seen.created);
+        (setting.name, constants, seen)
+    });
+    let stacks = runs::stacks(constants, &day);
+
+    let mut sections = vec![
+        ("limits", tables::limits(constants, &day)),
+        ("to-the-job", tables::to_the_job(&outcomes)),
+        ("in-the-way", tables::in_the_way(&outcomes)),
+        ("costs", tables::costs(&outcomes)),
+        ("cluster", tables::cluster(&mut clusters)),
+        ("agent-stack-k8s", tables::stacks(&day, ours, &stacks)),
+    ];
+    if !command.quick {
+        let base = runs::end(constants, &day, seed);
+        sections.push(("sensitivity", tables::sensitivity(&base, &runs::sensitivity(constants, &day, seed))));
+    }
+    sections.push(("constants", tables::constants(&mut constants.clone())));
+    for (name, table) in &sections {
+        println!("{name}\n\n{table}");
+    }
+    if let Some(page) = &command.page {
+        put(page, &sections)?;
+    }
+    if let Some(folder) = &command.out {
+        let shown = [
+            "as deployed",
+            "`ReservedConcurrency` 50",
+            "1,000 writes/s",
+            "1,000 writes/s, `ReservedConcurrency` 50",
+            "1,000 writes/s, SSM with higher throughput",
+        ];
+        let pictures = [
+            plots::time_to_job(&day, ours),
+            plots::burst(&day, ours),
+            plots::settings(&day, &outcomes, &shown),
+            plots::cluster(
+                &clusters,
+                &[
+                    (0, "controllers at 20 requests/s"),
+                    (2, "100 requests/s"),
+                    (3, "500 requests/s"),
+                    (4, "500 requests/s, JobTtlSeconds 60"),
+                ],
+            ),
+            plots::stacks(ours, &stacks),
+        ];
+        let write = |file: &Path, text: &str| {
+            fs::write(file, text).map_err(|source| Problem::File { file: file.to_owned(), source })
+        };
+        fs::create_dir_all(folder).map_err(|source| Problem::File { file: folder.clone(), source })?;
+        for (name, svg) in pictures {
+            write(&folder.join(name), &svg)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts each table into its place.
+fn put(page: &Path, sections: &[(&'static str, String)]) -> Result<(), Problem> {
+    let file = page.to_owned();
+    let at_file = |source| Problem::File { file: page.to_owned(), source };
+    let mut text = fs::read_to_string(page).map_err(at_file)?;
+    for (name, table) in sections {
+        let begin = format!("<!-- {name} -->\n");
+        let place = text.find(&begin).map(|at| at + begin.len());
+        let place = place.and_then(|from| Some(from..from + text[from..].find("<!-- end -->")?));
+        let Some(place) = place else { return Err(Problem::NoPlace { file, name }) };
+        text.replace_range(place, table);
+    }
+    fs::write(page, text).map_err(at_file)
 }

@@ -1,1 +1,259 @@
-//! Tables, as docs/scale.md shows them.
+//! The tables of docs/scale.md, in Markdown.
+
+use std::fmt::Write;
+
+use crate::{
+    agenda::{Time, in_seconds},
+    cluster,
+    constants::{Constants, Origin},
+    cost::Cost,
+    day::Day,
+    runs::{End, Outcome, Sensitivity, Times},
+    series::percentile,
+    stack,
+};
+
+/// A time as a person would say it.
+pub fn duration(time: Time) -> String {
+    let s = in_seconds(time);
+    match s {
+        ..1.0 => format!("{:.0} ms", s * 1e3),
+        ..120.0 => format!("{s:.1} s"),
+        ..7_200.0 => format!("{:.1} min", s / 60.0),
+        _ => format!("{:.1} h", s / 3_600.0),
+    }
+}
+
+/// A whole number with a comma before each three digits.
+pub fn whole(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// As short as it is.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "only what has no fraction")]
+fn number(value: f64) -> String {
+    if value.fract() == 0.0 && value >= 1_000.0 { whole(value as u64) } else { format!("{value}") }
+}
+
+fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut text = format!("| {} |\n|", head.join(" | "));
+    for place in 0..head.len() {
+        text.push_str(if place == 0 { " --- |" } else { " ---: |" });
+    }
+    text.push('\n');
+    for row in rows {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    text
+}
+
+fn times(times: &Times) -> [String; 4] {
+    [times.p50, times.p90, times.p99, times.most].map(duration)
+}
+
+/// Every number and its source.
+pub fn constants(constants: &mut Constants) -> String {
+    let rows = Constants::ALL.iter().map(|constant| {
+        let value = *(constant.field)(constants);
+        let origin = match constant.origin {
+            Origin::Cited(source) => source.to_owned(),
+            Origin::Measured(source) => format!("measured: {source}"),
+            Origin::Ours(source) => source.to_owned(),
+            Origin::Input => "the question".to_owned(),
+            Origin::Assumed(why) => format!("**assumed**: {why}"),
+        };
+        format!(
+            "| {} | {} {} | `--{}` | {origin} |\n",
+            constant.what,
+            number(value),
+            constant.unit,
+            constant.name.replace('_', "-")
+        )
+    });
+    format!("| what | value | option | from |\n| --- | ---: | --- | --- |\n{}", rows.collect::<String>())
+}
+
+/// What each stage can do at most, beside what the day asks.
+pub fn limits(constants: &Constants, day: &Day) -> String {
+    let c = constants;
+    let mean = c.jobs_per_day / 86_400.0;
+    let event = c.cpu_event / c.core_share() + c.network + 1.0 / c.api_rate;
+    let runs: f64 = day.runs.iter().map(|run| in_seconds(*run)).sum();
+    let run = c.pod_start + runs / c.jobs_per_day;
+    let stages = [
+        ("EventBridge, deliveries", c.eventbridge_rate),
+        ("Lambda, all environments warm", c.concurrency / event),
+        ("API server, creates", c.api_rate),
+        ("Job controller", c.controller_qps / (c.requests_to_pod + c.requests_to_end)),
+        ("TTL controller", c.controller_qps / c.requests_to_delete),
+        ("garbage collector", c.controller_qps * c.collector_factor / c.requests_to_collect),
+        ("agent-stack-k8s, its client", c.stack_qps / c.stack_requests),
+        ("agent-stack-k8s, its jobs in flight", c.stack_in_flight / run),
+    ];
+    let rows = stages.map(|(name, rate)| {
+        let takes = crate::agenda::seconds(c.burst / rate);
+        vec![
+            name.to_owned(),
+            format!("{rate:.*}", if rate < 20.0 { 2 } else { 0 }),
+            format!("{:.2}", rate / mean),
+            duration(takes),
+        ]
+    });
+    table(&["stage", "Jobs/s", "times the day's mean", "a burst takes"], rows)
+}
+
+/// From the schedule to the Job, by setting.
+pub fn to_the_job(outcomes: &[Outcome]) -> String {
+    let rows = outcomes.iter().map(|outcome| {
+        let [p50, .., most] = times(&outcome.all);
+        let [burst_p50, burst_p90, burst_p99, _] = times(&outcome.burst);
+        let failed = outcome.seen.failed.len().to_string();
+        vec![
+            outcome.name.to_owned(),
+            p50,
+            burst_p50,
+            burst_p90,
+            burst_p99,
+            most,
+            failed,
+            format!("{:.2}", outcome.cost.total()),
+        ]
+    });
+    let head = ["setting", "all p50", "burst p50", "burst p90", "burst p99", "longest", "failure queue", "USD a day"];
+    table(&head, rows)
+}
+
+/// What was in the way, by setting.
+pub fn in_the_way(outcomes: &[Outcome]) -> String {
+    let rows = outcomes.iter().map(|outcome| {
+        let seen = &outcome.seen;
+        let counts = [
+            seen.starts,
+            seen.environments.most().into(),
+            seen.waiting.most().into(),
+            seen.throttled.total(),
+            seen.ssm.total(),
+            seen.ssm_throttled.total(),
+            seen.refused.total(),
+        ];
+        [outcome.name.to_owned()].into_iter().chain(counts.map(whole)).collect()
+    });
+    let head = [
+        "setting",
+        "starts",
+        "environments, most",
+        "in Lambda's queue, most",
+        "throttles",
+        "SSM calls",
+        "throttled",
+        "429",
+    ];
+    table(&head, rows)
+}
+
+/// What the day costs.
+pub fn costs(outcomes: &[Outcome]) -> String {
+    let rows = outcomes.iter().map(|outcome| {
+        let Cost { requests, compute, ssm, logs } = outcome.cost;
+        let prices = [requests, compute, ssm, logs, outcome.cost.total()].map(|price| format!("{price:.2}"));
+        [outcome.name.to_owned()].into_iter().chain(prices).collect()
+    });
+    table(&["setting, USD a day", "Lambda requests", "Lambda GB-seconds", "SSM", "logs", "in all"], rows)
+}
+
+/// The cluster, by setting.
+pub fn cluster(seen: &mut [(&'static str, Constants, cluster::Seen)]) -> String {
+    let rows = seen.iter_mut().map(|(name, constants, seen)| {
+        let gigabytes = seen.most_gigabytes(constants);
+        let [p50, p99] =
+            [0.5, 0.99].map(|share| percentile(&mut seen.pod_waits, share).map_or("-".to_owned(), duration));
+        let counts = [
+            u64::from(seen.without_pod.now()),
+            seen.pods.most().into(),
+            seen.jobs.most().into(),
+            seen.jobs.now().into(),
+            seen.events.most().into(),
+        ];
+        let mut row = vec![(*name).to_owned(), p50, p99];
+        row.extend(counts.map(whole));
+        row.push(format!("{gigabytes:.2}"));
+        row
+    });
+    let head = [
+        "setting",
+        "Job to pod p50",
+        "p99",
+        "Jobs without pod at midnight",
+        "pods, most",
+        "Jobs, most",
+        "Jobs at midnight",
+        "Events, most",
+        "GB in etcd, most",
+    ];
+    table(&head, rows)
+}
+
+/// agent-stack-k8s beside the function.
+pub fn stacks(day: &Day, ours: &Outcome, stacks: &[(&'static str, stack::Seen)]) -> String {
+    let row = |name: &str, created: &[Option<Time>], longest_queue: u32| {
+        let made = created.iter().flatten().filter(|at| **at <= crate::day::LENGTH).count();
+        let waiting = created.len() - made;
+        let [p50, p90, p99, _] = times(&Times::of(day, created, |_| true));
+        vec![name.to_owned(), whole(made as u64), whole(waiting as u64), whole(longest_queue.into()), p50, p90, p99]
+    };
+    let rows = [row("agent-scheduler as deployed", &ours.seen.created, ours.seen.waiting.most())]
+        .into_iter()
+        .chain(stacks.iter().map(|(name, seen)| row(name, &seen.created, seen.waiting.most())));
+    table(&["scheduler", "Jobs by midnight", "waiting then", "waiting, most", "to the Job p50", "p90", "p99"], rows)
+}
+
+/// Half and double.
+pub fn sensitivity(base: &End, all: &[Sensitivity]) -> String {
+    let row = |name: String, value: String, end: &End| {
+        let &End { p50, p99, failed, pod_p50, gigabytes } = end;
+        let [p50, p99, pod] = [p50, p99, pod_p50].map(duration);
+        vec![name, value, p50, p99, failed.to_string(), pod, format!("{gigabytes:.2}")]
+    };
+    let rows = all.iter().flat_map(|Sensitivity { constant, ends }| {
+        let value = |factor: f64| format!("{} {}", number(constant.value * factor), constant.unit);
+        [(0.5, ends[0]), (2.0, ends[1])]
+            .map(|(factor, end)| row(format!("`{}`", constant.name), value(factor), &end))
+            .into_iter()
+            .zip(*ends)
+            .filter(|(_, end)| end != base)
+            .map(|(row, _)| row)
+    });
+    let rows = [row("the day as it is".to_owned(), String::new(), base)].into_iter().chain(rows);
+    let mut text =
+        table(&["number", "value", "burst p50", "burst p99", "failure queue", "Job to pod p50", "GB in etcd"], rows);
+    let idle =
+        all.iter().filter(|one| one.ends.iter().all(|end| end == base)).map(|one| format!("`{}`", one.constant.name));
+    let idle: Vec<_> = idle.collect();
+    if !idle.is_empty() {
+        let _ = writeln!(text, "\nNothing of this changes with {}.", idle.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agenda::seconds;
+
+    #[test]
+    fn times_and_numbers_read_well() {
+        assert_eq!(
+            [0.0558, 57.6, 300.0, 86_400.0].map(|s| duration(seconds(s))),
+            ["56 ms", "57.6 s", "5.0 min", "24.0 h"]
+        );
+        assert_eq!([0, 999, 1_000, 1_234_567].map(whole), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,174 @@
+//! What must hold in every simulated day, and what pencil and paper say of the simple ones.
+#![expect(clippy::unwrap_used, reason = "a broken expectation ends a test")]
+
+use std::{fs, path::Path, process::Command};
+
+use scale::{
+    Constants,
+    agenda::{SECOND, in_seconds},
+    constants::Origin,
+    day::Day,
+    function, runs, stack,
+};
+
+/// Some jobs, all in one burst at noon.
+fn burst(jobs: f64) -> Constants {
+    Constants { jobs_per_day: jobs, burst: jobs, bursts: 1.0, burst_seconds: 0.001, ..Constants::default() }
+}
+
+/// A small day with bursts.
+fn small() -> Constants {
+    Constants { jobs_per_day: 20_000.0, burst: 2_000.0, bursts: 3.0, ..Constants::default() }
+}
+
+/// Seconds from the first job to the last Job.
+fn takes(day: &Day, seen: &function::Seen) -> f64 {
+    in_seconds(seen.created.iter().flatten().max().unwrap() - day.arrivals[0])
+}
+
+#[test]
+fn every_job_ends_in_one_job_or_in_the_failure_queue() {
+    let troubles = [
+        small(),
+        Constants { concurrency: 2.0, ..small() },
+        Constants { api_rate: 20.0, event_age: 60.0, ..small() },
+        Constants { ssm_rate: 0.5, ssm_burst: 1.0, ..small() },
+        Constants { api_rate: 3.0, api_queue: 1.0, api_inflight: 10.0, deadline: 5.0, ..small() },
+    ];
+    let mut failed = 0;
+    for constants in troubles {
+        let day = Day::new(&constants, 3);
+        let seen = function::run(&constants, &day, 3);
+        let mut ends: Vec<_> = (0..20_000).filter(|job| seen.created[*job].is_some()).collect();
+        ends.extend(&seen.failed);
+        ends.sort_unstable();
+        assert!(ends.iter().copied().eq(0..20_000), "a job is lost, or has two ends");
+        assert_eq!(seen.waiting.now(), 0);
+        failed += seen.failed.len();
+    }
+    assert!(failed > 0, "one of these days was meant to fail some");
+}
+
+#[test]
+fn no_job_has_its_job_before_it_is_scheduled() {
+    let day = Day::new(&small(), 3);
+    let seen = function::run(&small(), &day, 3);
+    assert!(day.arrivals.iter().zip(&seen.created).all(|(at, made)| made.unwrap() > *at));
+}
+
+#[test]
+fn limits_hold_in_every_second() {
+    let constants = Constants { concurrency: 150.0, ..small() };
+    let day = Day::new(&constants, 3);
+    let seen = function::run(&constants, &day, 3);
+    assert_eq!(seen.environments.most(), 150);
+    for second in 0..90_000 {
+        // A full bucket, and what flows in meanwhile.
+        assert!(seen.ssm.at(second) - seen.ssm_throttled.at(second) <= 80.0, "second {second}");
+    }
+    let per_second = seen.created.iter().flatten().fold(vec![0; 100_000], |mut counts, at| {
+        counts[usize::try_from(at / SECOND).unwrap()] += 1;
+        counts
+    });
+    assert!(per_second.into_iter().max().unwrap() <= 201, "more Jobs than the API server finishes");
+}
+
+/// What the program prints and draws, in the order of the files' names.
+fn output(run: &str, seed: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("scale-{run}"));
+    let mut program = Command::new(env!("CARGO_BIN_EXE_scale"));
+    program.args(["--seed", seed, "--jobs-per-day", "3000", "--burst", "500", "--bursts", "2", "--out"]).arg(&folder);
+    let printed = program.output().unwrap();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let files = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
+    let mut all: Vec<_> = files.map(|file| (file.display().to_string(), fs::read(&file).unwrap())).collect();
+    fs::remove_dir_all(&folder).unwrap();
+    all.sort();
+    let mut all: Vec<_> = all.into_iter().map(|(name, bytes)| (name.replace(run, ""), bytes)).collect();
+    all.push(("tables".to_owned(), printed.stdout));
+    all
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tables_and_pictures_byte_for_byte_and_another_seed_others() {
+    let [first, again, other] = [("first", "5"), ("again", "5"), ("other", "6")].map(|(run, seed)| output(run, seed));
+    assert_eq!(first.len(), 6);
+    assert!(first == again);
+    for ((name, one), (_, another)) in first.iter().zip(&other) {
+        assert!(one != another, "{name} does not depend on the seed");
+    }
+    let svg = |(name, bytes): &&(String, Vec<u8>)| name.ends_with(".svg") && bytes.starts_with(b"<svg");
+    assert_eq!(first.iter().filter(svg).count(), 5);
+}
+
+#[test]
+fn a_burst_of_starts_takes_their_requests_at_the_rate_of_the_api_server() {
+    let constants = Constants { ssm_rate: 10_000.0, ..burst(200.0) };
+    let day = Day::new(&constants, 1);
+    let seen = function::run(&constants, &day, 1);
+    // A Secret, a list and a Job for each of 200, at 200 a second; and some 0.3 s of delivery and start before that.
+    assert_eq!(seen.starts, 200);
+    let takes = takes(&day, &seen);
+    assert!((3.0..3.5).contains(&takes), "{takes}");
+}
+
+#[test]
+fn a_burst_of_starts_waits_for_ssm() {
+    let constants = Constants { api_rate: 100_000.0, ..burst(400.0) };
+    let day = Day::new(&constants, 1);
+    let seen = function::run(&constants, &day, 1);
+    assert_eq!(seen.ssm.total() - seen.ssm_throttled.total(), seen.starts, "a start reads the token once");
+    assert!(seen.starts > 390, "a few of the throttled find an environment that is warm by now");
+    // 40 at once, and 360 at 40 a second; what the random waits leave unused comes on top.
+    let takes = takes(&day, &seen);
+    assert!((9.0..25.0).contains(&takes), "{takes}");
+}
+
+#[test]
+fn an_event_that_fails_three_times_is_in_the_failure_queue_after_its_two_waits() {
+    let constants = Constants { ssm_rate: 1e-9, ssm_burst: 0.0, ..burst(50.0) };
+    let day = Day::new(&constants, 1);
+    let seen = function::run(&constants, &day, 1);
+    assert_eq!((seen.failed.len(), seen.errors), (50, 150));
+    assert!(seen.created.iter().all(Option::is_none));
+}
+
+#[test]
+fn a_warm_event_in_a_quiet_hour_takes_what_delivery_and_one_request_take() {
+    let constants = Constants { jobs_per_day: 40_000.0, bursts: 1.0, burst: 0.0, ..Constants::default() };
+    let day = Day::new(&constants, 1);
+    let seen = function::run(&constants, &day, 1);
+    let p50 = in_seconds(runs::Times::of(&day, &seen.created, |_| true).p50);
+    // EventBridge's median, the CPU, half a round trip, and one create.
+    let (mean, _) = constants.eventbridge_log();
+    let expected = mean.exp() + constants.cpu_event / constants.core_share() + 0.001 + 0.005;
+    assert!((p50 / expected - 1.0).abs() < 0.05, "{p50} and not {expected}");
+}
+
+#[test]
+fn agent_stack_k8s_makes_ten_jobs_a_second_and_keeps_25_in_flight() {
+    let unlimited = Constants { stack_in_flight: 0.0, ..burst(1_020.0) };
+    let day = Day::new(&unlimited, 1);
+    let seen = stack::run(&unlimited, &day);
+    let last = in_seconds(seen.created.iter().flatten().max().unwrap() - day.arrivals[0]);
+    // 20 at once and 1,000 at ten a second, from the next look on.
+    assert!((100.0..101.1).contains(&last), "{last}");
+
+    let as_it_comes = burst(1_020.0);
+    let seen = stack::run(&as_it_comes, &day);
+    assert_eq!(seen.cluster.pods.most(), 25);
+    let made = seen.created.iter().flatten().count() as u64;
+    assert!(made - seen.cluster.ended <= 25);
+    assert_eq!(u64::from(seen.waiting.now()), 1_020 - made);
+}
+
+#[test]
+fn every_number_has_a_source() {
+    for constant in Constants::ALL {
+        let source = match constant.origin {
+            Origin::Cited(source) | Origin::Measured(source) | Origin::Ours(source) | Origin::Assumed(source) => source,
+            Origin::Input => continue,
+        };
+        assert!(!source.is_empty(), "{}", constant.name);
+    }
+}
