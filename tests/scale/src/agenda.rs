@@ -68,7 +68,7 @@ impl<T> Agenda<T> {
     }
 
     /// Takes the next.
-    pub fn next(&mut self) -> Option<(Time, T)> {
+    pub fn take(&mut self) -> Option<(Time, T)> {
         self.due.pop().map(|Reverse((at, _, Entry(what)))| (at, what))
     }
 }
@@ -84,7 +84,7 @@ mod tests {
             agenda.note(at, what);
         }
         let mut order = Vec::new();
-        while let Some((_, what)) = agenda.next() {
+        while let Some((_, what)) = agenda.take() {
             order.push(what);
         }
         assert_eq!(order, ["a", "b", "c", "d"]);

@@ -112,7 +112,7 @@ impl<'a> Cluster<'a> {
 
     /// Lets it happen, and tells what it was.
     pub fn step(&mut self) -> Option<(Time, Step)> {
-        let (now, (step, job)) = self.agenda.next()?;
+        let (now, (step, job)) = self.agenda.take()?;
         let constants = self.constants;
         match step {
             Step::Pod => {

@@ -92,7 +92,7 @@ constants! {
     "The same, p99", eventbridge_p99 = 0.129, "s", Cited("AWS notice of November 2024, from memory");
     "EventBridge's invocations; more are delayed", eventbridge_rate = 18_750.0, "1/s", Cited("https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-quota.html (us-east-1, us-west-2, eu-west-1; elsewhere 750 to 4,500)");
 
-    "Environments of the function: the account's quota, or ReservedConcurrency", concurrency = 1_000.0, "environments", Cited("https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html");
+    "Environments of the function: the account's quota, or `ReservedConcurrency`", concurrency = 1_000.0, "environments", Cited("https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html");
     "Environments that Lambda adds within ten seconds", scale_step = 1_000.0, "environments", SCALING;
     "Until a new environment runs the function", environment_start = 0.1, "s", Assumed("published figures begin with the init");
     "An idle environment is kept", environment_idle = 600.0, "s", Assumed("AWS does not say");
@@ -113,7 +113,7 @@ constants! {
     "How long an event waits for either", refresh = 2.0, "s", Ours("`src/refresh.rs`, TIMEOUT");
     "When to look again after that failed", refresh_again = 30.0, "s", Ours("`src/refresh.rs`, AGAIN");
 
-    "GetParameter, of all callers of the account and region", ssm_rate = 40.0, "1/s", Cited("https://docs.aws.amazon.com/general/latest/gr/ssm.html, by way of a 2022 article (dev.classmethod.jp)");
+    "`GetParameter`, of all callers of the account and region", ssm_rate = 40.0, "1/s", Cited("https://docs.aws.amazon.com/general/latest/gr/ssm.html, by way of a 2022 article (dev.classmethod.jp)");
     "How many SSM takes at once after a pause", ssm_burst = 40.0, "requests", Assumed("one second of its rate");
     "An answer of SSM", ssm_latency = 0.015, "s", Assumed("within a region, KMS included");
     "First wait after SSM's throttling; doubles", ssm_backoff = 1.0, "s", SDK_RETRIES;

@@ -115,7 +115,7 @@ pub fn run(constants: &Constants, day: &Day, seed: u64) -> Seen {
         seen: Seen { created: vec![None; jobs], ..Seen::default() },
     };
     model.deliver(day);
-    while let Some((now, due)) = model.agenda.next() {
+    while let Some((now, due)) = model.agenda.take() {
         match due {
             Due::Event(job) => model.event(job, now),
             Due::Started(environment) => model.started(environment, now),
@@ -220,7 +220,7 @@ impl Model<'_> {
         }
         match run.step {
             Step::Token if this.token_due.is_some_and(|due| due > now) => {
-                self.go_on(environment, Step::Definitions, now)
+                self.go_on(environment, Step::Definitions, now);
             }
             Step::Token => {
                 self.seen.ssm.add(now);

@@ -57,8 +57,8 @@ fn run(command: &Command) -> Result<(), Problem> {
     let ours = &outcomes[0];
     let mut clusters = runs::parallel(runs::IN_THE_CLUSTER, |setting| {
         let constants = setting.on(constants);
-        let seen = Cluster::day(&constants, &day, &ours.seen.created);
-        (setting.name, constants, seen)
+        let cluster = Cluster::day(&constants, &day, &ours.seen.created);
+        (setting.name, constants, cluster)
     });
     let stacks = runs::stacks(constants, &day);
 

@@ -79,7 +79,6 @@ fn hour(minute: usize) -> f64 {
 const MINUTES: usize = (LENGTH / (60 * SECOND)) as usize;
 
 /// Time to the Job by percentile, of the jobs of each minute.
-#[expect(clippy::cast_possible_truncation, reason = "minutes of a day")]
 pub fn time_to_job(day: &Day, outcome: &Outcome) -> Picture {
     let mut minutes: Vec<Vec<Time>> = vec![Vec::new(); MINUTES];
     for (at, made) in day.arrivals.iter().zip(&outcome.seen.created) {
@@ -99,7 +98,7 @@ pub fn time_to_job(day: &Day, outcome: &Outcome) -> Picture {
 }
 
 /// One burst, second by second.
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "seconds of a day")]
+#[expect(clippy::cast_precision_loss, reason = "seconds of a day")]
 pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
     let seen = &outcome.seen;
     let begin = day.bursts.get(day.bursts.len() / 2).map_or(0, |at| (at / SECOND) as usize);
@@ -148,7 +147,6 @@ pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
 }
 
 /// How much of the bursts has its Job after so long, by setting.
-#[expect(clippy::cast_precision_loss, reason = "a share of jobs")]
 pub fn settings(day: &Day, outcomes: &[Outcome], shown: &[&str]) -> Picture {
     let chosen = shown.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name));
     let plots: Vec<_> = chosen

@@ -78,7 +78,6 @@ impl Level {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a day is short")]
 fn second(at: Time) -> usize {
     (at / SECOND) as usize
 }

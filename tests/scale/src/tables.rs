@@ -64,9 +64,8 @@ pub fn constants(constants: &mut Constants) -> String {
     let rows = Constants::ALL.iter().map(|constant| {
         let value = *(constant.field)(constants);
         let origin = match constant.origin {
-            Origin::Cited(source) => source.to_owned(),
             Origin::Measured(source) => format!("measured: {source}"),
-            Origin::Ours(source) => source.to_owned(),
+            Origin::Cited(source) | Origin::Ours(source) => source.to_owned(),
             Origin::Input => "the question".to_owned(),
             Origin::Assumed(why) => format!("**assumed**: {why}"),
         };
