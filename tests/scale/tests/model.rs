@@ -77,7 +77,9 @@ fn limits_hold_in_every_second() {
 fn output(run: &str, seed: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("scale-{run}"));
     let mut program = Command::new(env!("CARGO_BIN_EXE_scale"));
-    program.args(["--seed", seed, "--jobs-per-day", "3000", "--burst", "500", "--bursts", "2", "--out"]).arg(&folder);
+    program
+        .args(["--seed", seed, "--jobs-per-day", "3000", "--burst", "500", "--bursts", "2", "--quick", "--out"])
+        .arg(&folder);
     let printed = program.output().unwrap();
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let files = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
