@@ -92,7 +92,7 @@ impl Aws {
         ip: IpAddr,
         timeline: &Timeline,
         credentials: &Credentials,
-        certificates: &Certificates,
+        certificates: &Arc<Certificates>,
     ) -> Self {
         let desk = Desk::new(timeline);
         let api = Arc::new(Api {
@@ -112,6 +112,7 @@ impl Aws {
             router: desk.around(routes, AwsRole),
             faults: desk.faults.clone(),
             timeline: timeline.clone(),
+            certificates: Some(Arc::clone(certificates)),
         };
         let http = Server::listen(ip, None, site.clone()).await;
         let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), site).await;
@@ -152,7 +153,7 @@ impl Aws {
         self.api.clusters.lock().remove(name);
     }
 
-    /// Lets the next `times` requests that match meet a fault.
+    /// Lets the next `times` requests that match, or connections, meet a fault.
     pub fn misbehave(&self, when: When, fault: Fault, times: usize) {
         self.api.desk.faults.plan(when, fault, times);
     }
@@ -160,6 +161,11 @@ impl Aws {
     /// Forgets all faults that are still planned.
     pub fn behave(&self) {
         self.api.desk.faults.clear();
+    }
+
+    /// How many faults were committed so far.
+    pub fn faults_met(&self) -> usize {
+        self.api.desk.faults.met()
     }
 
     /// Closes every connection that is idle now, and the others after their answer.

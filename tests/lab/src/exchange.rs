@@ -1,12 +1,16 @@
 //! One request and its answer, as every stand-in treats them: met by a fault if one is planned, noted, and kept for the test.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
     extract::{Request as HttpRequest, State},
-    http::{StatusCode, header::RETRY_AFTER, request::Parts},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONNECTION, RETRY_AFTER},
+        request::Parts,
+    },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -25,6 +29,8 @@ const BODY_LIMIT: usize = 16 * 1024 * 1024;
 /// What was asked of a stand-in, and what came of it.
 #[derive(Clone)]
 pub struct Request {
+    /// Time since the lab started when the whole of it had come.
+    pub at: Duration,
     /// HTTP method.
     pub method: String,
     /// Path without query.
@@ -97,6 +103,7 @@ impl Desk {
     fn arrived(&self, parts: &Parts, body: &[u8]) -> usize {
         let mut requests = self.requests.lock();
         requests.push(Request {
+            at: self.timeline.now(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
             query: parts.uri.query().unwrap_or_default().to_owned(),
@@ -137,20 +144,35 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
     let index = desk.arrived(&parts, &body);
     let fault = desk.faults.take(parts.method.as_str(), parts.uri.path(), &subject);
 
-    let response = match fault.clone() {
-        None => serve(next, parts, body).await,
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+
+    let mut response = match fault.clone() {
         Some(Fault::Delay(time)) => {
             desk.timeline.record(actor, format!("{subject} is made to wait {time:?}"));
             sleep(time).await;
             serve(next, parts, body).await
         }
+        Some(Fault::DelayAfter(time)) => {
+            let response = serve(next, parts, body).await;
+            desk.timeline.record(actor, format!("{subject} is carried out, and made to wait {time:?}"));
+            sleep(time).await;
+            response
+        }
         Some(Fault::Status(error)) => retry_after(exchange.role.error(&parts, &subject, &error), &error),
-        Some(Fault::CutBefore | Fault::Refuse) => cut(StatusCode::OK.into_response()),
-        Some(Fault::CutAfter) => cut(serve(next, parts, body).await),
-        Some(Fault::Garbage) => garbled(&serve(next, parts, body).await),
+        Some(Fault::CutBefore) => cut(StatusCode::OK.into_response(), Cut::Closed),
+        Some(Fault::ResetBefore) => cut(StatusCode::OK.into_response(), Cut::Reset),
+        Some(Fault::CutAfter) => cut(serve(next, parts, body).await, Cut::Closed),
+        Some(Fault::ResetAfter) => cut(serve(next, parts, body).await, Cut::Reset),
+        Some(Fault::CutWithin) => cut(serve(next, parts, body).await, Cut::Within),
+        Some(Fault::Garbage) => replaced(&serve(next, parts, body).await, "<html>this is no JSON</html>"),
+        Some(Fault::Empty) => replaced(&serve(next, parts, body).await, ""),
+        None | Some(Fault::Refuse | Fault::CutHandshake | Fault::Show(_)) => serve(next, parts, body).await,
     };
     desk.answered(index, &response);
     desk.timeline.record(actor, line(&subject, &response, fault.as_ref()));
+    if desk.faults.answered(method.as_str(), &path, &subject) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -165,23 +187,28 @@ fn retry_after(mut response: Response, error: &ErrorAnswer) -> Response {
     response
 }
 
-fn cut(mut response: Response) -> Response {
-    response.extensions_mut().insert(Cut);
+fn cut(mut response: Response, cut: Cut) -> Response {
+    response.extensions_mut().insert(cut);
     response
 }
 
-fn garbled(served: &Response) -> Response {
+/// A success in any case: an error with such a body is one like any other.
+fn replaced(served: &Response, body: &'static str) -> Response {
     let status = if served.status().is_success() { served.status() } else { StatusCode::OK };
-    (status, "<html>this is no JSON</html>").into_response()
+    (status, body).into_response()
 }
 
 fn line(subject: &str, response: &Response, fault: Option<&Fault>) -> String {
     let status = response.status().as_u16();
     match fault {
-        None | Some(Fault::Delay(_)) => format!("{subject} -> {status}"),
-        Some(Fault::CutBefore | Fault::Refuse) => format!("{subject} -> connection cut, nothing done (on purpose)"),
+        Some(Fault::CutBefore) => format!("{subject} -> connection cut, nothing done (on purpose)"),
+        Some(Fault::ResetBefore) => format!("{subject} -> connection reset, nothing done (on purpose)"),
         Some(Fault::CutAfter) => format!("{subject} -> connection cut after {status} (on purpose)"),
+        Some(Fault::ResetAfter) => format!("{subject} -> connection reset after {status} (on purpose)"),
+        Some(Fault::CutWithin) => format!("{subject} -> connection cut within {status} (on purpose)"),
         Some(Fault::Garbage) => format!("{subject} -> {status} and garbage (on purpose)"),
+        Some(Fault::Empty) => format!("{subject} -> {status} and nothing (on purpose)"),
         Some(Fault::Status(_)) => format!("{subject} -> {status} (on purpose)"),
+        _ => format!("{subject} -> {status}"),
     }
 }

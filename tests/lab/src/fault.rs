@@ -6,22 +6,42 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-/// What befalls a request.
+use crate::certificates::Certificate;
+
+/// What befalls a request, or, the first three, a connection.
+///
+/// Of a new connection it is not known yet what will be asked, so for these three [`When`] says when they begin: with
+/// [`When::any`] at once, else when the next such request is answered, so that the fault meets whatever is asked after it. From
+/// then on no connection of before is used any more: a server that is gone keeps none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The next new connection is accepted and reset before a byte is read. It is not known yet what would be asked, so [`When`]
-    /// does not count. Connections that idle are closed as soon as this is planned: a server that is gone keeps none.
+    /// A new connection is accepted and reset before a byte is read.
     Refuse,
-    /// The request is served, but later.
+    /// A new connection breaks off in the middle of the server's first TLS record. Without TLS nobody meets this.
+    CutHandshake,
+    /// A new connection is shown this certificate in place of the server's own. Without TLS nobody meets this.
+    Show(Certificate),
+    /// The request is served, but later; not at all if the client has left by then.
     Delay(Duration),
+    /// The request is carried out at once, and answered later.
+    DelayAfter(Duration),
     /// The request is answered with an error, and nothing else is done.
     Status(ErrorAnswer),
     /// The connection is closed instead of an answer, and nothing was done.
     CutBefore,
     /// The request is carried out, but the connection is closed instead of an answer.
     CutAfter,
+    /// The request is carried out, but the connection is closed in the middle of the answer, and of its TLS record if there is TLS.
+    CutWithin,
+    /// The connection is reset instead of an answer, and nothing was done: all that a client sees of a server that died with
+    /// the request unread.
+    ResetBefore,
+    /// The request is carried out, but the connection is reset instead of an answer.
+    ResetAfter,
     /// The request is carried out, but the answer's body is no JSON.
     Garbage,
+    /// The request is carried out, but the answer has no body.
+    Empty,
 }
 
 /// An error in the words of the server that gives it; whatever is absent, that server fills in.
@@ -38,6 +58,10 @@ pub struct ErrorAnswer {
 }
 
 impl Fault {
+    fn is_of_connections(&self) -> bool {
+        matches!(self, Self::Refuse | Self::CutHandshake | Self::Show(_))
+    }
+
     /// An error with nothing but a status, such as 500 or 503.
     pub fn status(code: u16) -> Self {
         Self::Status(ErrorAnswer { code, reason: None, message: None, retry_after: None })
@@ -107,6 +131,10 @@ impl When {
         Self::path(name)
     }
 
+    fn is_any(&self) -> bool {
+        self.method.is_none() && self.part.is_none()
+    }
+
     fn matches(&self, method: &str, path: &str, subject: &str) -> bool {
         self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
             && self.part.as_ref().is_none_or(|part| path.contains(part) || subject.contains(part))
@@ -117,6 +145,7 @@ impl When {
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     planned: Arc<Mutex<Vec<Planned>>>,
+    met: Arc<Mutex<usize>>,
     hang_up: Arc<Notify>,
 }
 
@@ -124,19 +153,27 @@ struct Planned {
     when: When,
     fault: Fault,
     left: usize,
+    /// One of connections may have to wait for that.
+    begun: bool,
 }
 
 impl Faults {
     pub(crate) fn plan(&self, when: When, fault: Fault, times: usize) {
-        let refuse = fault == Fault::Refuse;
-        self.planned.lock().push(Planned { when, fault, left: times });
-        if refuse {
+        let of_connections = fault.is_of_connections();
+        let begun = !of_connections || when.is_any();
+        self.planned.lock().push(Planned { when, fault, left: times, begun });
+        if of_connections && begun {
             self.hang_up();
         }
     }
 
     pub(crate) fn clear(&self) {
         self.planned.lock().clear();
+    }
+
+    /// How many faults were committed so far.
+    pub(crate) fn met(&self) -> usize {
+        *self.met.lock()
     }
 
     pub(crate) fn hang_up(&self) {
@@ -150,18 +187,36 @@ impl Faults {
 
     /// The fault for a request that has come, if one is due.
     pub(crate) fn take(&self, method: &str, path: &str, subject: &str) -> Option<Fault> {
-        self.take_first(|planned| planned.fault != Fault::Refuse && planned.when.matches(method, path, subject))
+        self.take_first(|planned| !planned.fault.is_of_connections() && planned.when.matches(method, path, subject))
     }
 
-    /// Whether a connection that has come is to be reset.
-    pub(crate) fn take_refusal(&self) -> bool {
-        self.take_first(|planned| planned.fault == Fault::Refuse).is_some()
+    /// Tells that a request is being answered, and returns whether that was the last one on its connection.
+    pub(crate) fn answered(&self, method: &str, path: &str, subject: &str) -> bool {
+        let mut begins = false;
+        for planned in self.planned.lock().iter_mut() {
+            if !planned.begun && planned.when.matches(method, path, subject) {
+                planned.begun = true;
+                begins = true;
+            }
+        }
+        if begins {
+            self.hang_up();
+        }
+        begins
+    }
+
+    /// The fault for a connection that has come, if one is due.
+    pub(crate) fn take_of_connection(&self, tls: bool) -> Option<Fault> {
+        self.take_first(|planned| {
+            planned.begun && planned.fault.is_of_connections() && (tls || planned.fault == Fault::Refuse)
+        })
     }
 
     fn take_first(&self, wanted: impl Fn(&Planned) -> bool) -> Option<Fault> {
         let mut planned = self.planned.lock();
         let due = planned.iter_mut().find(|planned| planned.left > 0 && wanted(planned))?;
         due.left -= 1;
+        *self.met.lock() += 1;
         Some(due.fault.clone())
     }
 }
@@ -195,7 +250,23 @@ mod tests {
         let faults = Faults::default();
         faults.plan(When::any(), Fault::Refuse, 1);
         assert_eq!(faults.take("GET", "/", ""), None);
-        assert!(faults.take_refusal());
-        assert!(!faults.take_refusal());
+        assert_eq!(faults.take_of_connection(false), Some(Fault::Refuse));
+        assert_eq!(faults.take_of_connection(false), None);
+        assert_eq!(faults.met(), 1);
+    }
+
+    #[test]
+    fn a_fault_of_connections_begins_when_the_request_before_is_answered() {
+        let faults = Faults::default();
+        faults.plan(When::request("GET", "/podtemplates"), Fault::CutHandshake, 2);
+        assert_eq!(faults.take_of_connection(true), None);
+        assert!(!faults.answered("PATCH", "/secrets", ""), "another request");
+        assert_eq!(faults.take_of_connection(true), None);
+        assert!(faults.answered("GET", "/podtemplates", ""));
+        assert!(!faults.answered("GET", "/podtemplates", ""), "it has begun");
+        assert_eq!(faults.take_of_connection(true), Some(Fault::CutHandshake));
+        assert_eq!(faults.take_of_connection(false), None, "there is no TLS to break off");
+        assert_eq!(faults.take_of_connection(true), Some(Fault::CutHandshake));
+        assert_eq!(faults.take_of_connection(true), None, "a third time");
     }
 }

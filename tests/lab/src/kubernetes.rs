@@ -64,6 +64,7 @@ impl Kubernetes {
             router: desk.around(routes(&api), ApiServer),
             faults: desk.faults.clone(),
             timeline: timeline.clone(),
+            certificates: Some(Arc::clone(certificates)),
         };
         let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), site.clone()).await;
         let certificates = Arc::clone(certificates);
@@ -172,7 +173,7 @@ impl Kubernetes {
         }
     }
 
-    /// Lets the next `times` requests that match meet a fault.
+    /// Lets the next `times` requests that match, or connections, meet a fault.
     pub fn misbehave(&self, when: When, fault: Fault, times: usize) {
         self.desk.faults.plan(when, fault, times);
     }
@@ -180,6 +181,11 @@ impl Kubernetes {
     /// Forgets all faults that are still planned.
     pub fn behave(&self) {
         self.desk.faults.clear();
+    }
+
+    /// How many faults were committed so far.
+    pub fn faults_met(&self) -> usize {
+        self.desk.faults.met()
     }
 
     /// Closes every connection that is idle now, and the others after their answer.

@@ -42,6 +42,7 @@ mod runtime_api;
 mod server;
 mod sts;
 mod timeline;
+mod wire;
 
 use std::{
     collections::BTreeMap,

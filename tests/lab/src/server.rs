@@ -19,9 +19,14 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tower::ServiceExt;
 
 use crate::{
-    fault::Faults,
+    certificates::Certificates,
+    fault::{Fault, Faults},
     timeline::{Actor, Timeline},
+    wire::{Ending, Wire},
 };
+
+/// Less than the first record of a TLS server has, and less than any answer of HTTP.
+const BREAK_OFF: usize = 60;
 
 /// A running server; dropping it ends it and all its connections.
 pub(crate) struct Server {
@@ -36,18 +41,27 @@ pub(crate) struct Site {
     pub(crate) router: Router,
     pub(crate) faults: Faults,
     pub(crate) timeline: Timeline,
+    /// Makes what else [`Fault::Show`] wants to be shown.
+    pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
 impl Site {
     /// One that knows no faults.
     pub(crate) fn new(actor: Actor, router: Router, timeline: &Timeline) -> Self {
-        Self { actor, router, faults: Faults::default(), timeline: timeline.clone() }
+        Self { actor, router, faults: Faults::default(), timeline: timeline.clone(), certificates: None }
     }
 }
 
-/// Marks a response that must not be sent: the connection is closed in its place.
+/// Marks a response that must not arrive.
 #[derive(Clone, Copy)]
-pub(crate) struct Cut;
+pub(crate) enum Cut {
+    /// The connection is closed in its place.
+    Closed,
+    /// The connection is reset in its place.
+    Reset,
+    /// The connection is closed in the middle of it.
+    Within,
+}
 
 impl Server {
     /// Listens on a free port and serves until dropped.
@@ -81,33 +95,45 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
-        if site.faults.take_refusal() {
-            reset(&stream);
-            site.timeline.record(site.actor, "connection refused");
-            continue;
+        let ending = Ending::default();
+        let mut tls = tls.clone();
+        match site.faults.take_of_connection(tls.is_some()) {
+            Some(Fault::CutHandshake) => {
+                site.timeline.record(site.actor, "connection cut in its TLS handshake (on purpose)");
+                ending.break_off_after(BREAK_OFF);
+            }
+            Some(Fault::Show(certificate)) => {
+                site.timeline
+                    .record(site.actor, format!("connection shown the certificate {certificate:?} (on purpose)"));
+                let certificates = site.certificates.as_ref().expect("a server with faults has certificates");
+                tls = Some(certificates.server(certificate).into());
+            }
+            Some(_) => {
+                site.timeline.record(site.actor, "connection refused (on purpose)");
+                ending.reset();
+                drop(Wire::new(stream, ending));
+                continue;
+            }
+            None => {}
         }
-        connections.spawn(serve(stream, tls.clone(), site.clone()));
+        connections.spawn(serve(stream, ending, tls, site.clone()));
     }
 }
 
-/// Makes the drop of the stream a reset instead of an orderly end.
-fn reset(stream: &TcpStream) {
-    stream.set_zero_linger().expect("a fresh socket takes options");
-}
-
-async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, site: Site) {
+async fn serve(stream: TcpStream, ending: Ending, tls: Option<TlsAcceptor>, site: Site) {
     stream.set_nodelay(true).expect("a fresh socket takes options");
-    let Some(tls) = tls else { return serve_http(stream, site).await };
-    match tls.accept(stream).await {
-        Ok(stream) => serve_http(stream, site).await,
+    let wire = Wire::new(stream, ending.clone());
+    let Some(tls) = tls else { return serve_http(wire, ending, site).await };
+    match tls.accept(wire).await {
+        Ok(stream) => serve_http(stream, ending, site).await,
         Err(error) => site.timeline.record(site.actor, format!("TLS handshake failed: {error}")),
     }
 }
 
-/// Serves one connection to its end.
-pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, site: Site) {
+/// Serves one connection to its end; `ending` is that of the [`Wire`] below, if there is one.
+pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, ending: Ending, site: Site) {
     let hung_up = site.faults.hung_up();
-    let service = service_fn(|request| answer(site.router.clone(), request));
+    let service = service_fn(|request| answer(site.router.clone(), ending.clone(), request));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     // How a connection ends is the client's affair, or our own fault on purpose.
     tokio::select! {
@@ -119,10 +145,16 @@ pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, site
     }
 }
 
-async fn answer(router: Router, request: Request<Incoming>) -> io::Result<Response> {
+async fn answer(router: Router, ending: Ending, request: Request<Incoming>) -> io::Result<Response> {
     let Ok(response) = router.oneshot(request.map(Body::new)).await;
-    if response.extensions().get::<Cut>().is_some() {
-        return Err(io::Error::other("cut on purpose"));
+    match response.extensions().get::<Cut>() {
+        None => return Ok(response),
+        Some(Cut::Within) => {
+            ending.break_off_after(BREAK_OFF);
+            return Ok(response);
+        }
+        Some(Cut::Reset) => ending.reset(),
+        Some(Cut::Closed) => {}
     }
-    Ok(response)
+    Err(io::Error::other("cut on purpose"))
 }

@@ -25,6 +25,7 @@ use crate::{
     eks_token::{CLUSTER_HEADER, Refusal, Verifier},
     server::{Site, serve_http},
     timeline::{Actor, Timeline},
+    wire::Ending,
 };
 
 /// More than the head of any `CONNECT` takes.
@@ -89,7 +90,7 @@ async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, site: Sit
         return stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
     }
     stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    serve_http(tls.accept(stream).await?, site).await;
+    serve_http(tls.accept(stream).await?, Ending::default(), site).await;
     Ok(())
 }
 

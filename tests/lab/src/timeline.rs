@@ -73,7 +73,12 @@ impl Timeline {
 
     pub(crate) fn record(&self, actor: Actor, what: impl Into<String>) {
         let mut entries = self.entries.lock();
-        entries.push(Entry { at: self.start.elapsed(), actor, what: what.into() });
+        entries.push(Entry { at: self.now(), actor, what: what.into() });
+    }
+
+    /// Time since the lab started.
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
     }
 
     /// All that happened so far.

@@ -65,6 +65,7 @@ impl Lab {
             router: desk.around(routes, ApiServer),
             faults: desk.faults,
             timeline: desk.timeline,
+            certificates: None,
         };
         let tls = self.certificates.server(Certificate::Good);
         let server = Server::listen([127, 0, 0, 1].into(), Some(tls), site).await;

@@ -1,3 +1,5 @@
+use std::{error::Error, io};
+
 use axum::http::{
     StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
@@ -45,9 +47,13 @@ impl Scene {
 
     /// Sends a Job to a server that does not answer.
     async fn fail(&mut self, name: &str) {
+        self.fail_to_send(name).await;
+        self.client = connect(&self.lab).await;
+    }
+
+    async fn fail_to_send(&mut self, name: &str) {
         let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", self.token));
         assert!(self.client.send(request, job(name)).await.is_err());
-        self.client = connect(&self.lab).await;
     }
 }
 
@@ -223,6 +229,87 @@ async fn a_connection_is_cut_before_or_after_the_job_is_made() {
     let statuses: Vec<_> = scene.lab.kubernetes.requests().iter().map(|request| request.status).collect();
     assert_eq!(statuses, [None, None]);
     assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("one")).await.0, 409, "it behaves again");
+}
+
+/// What the client saw of it: a reset, if that is among the causes, or something else.
+fn is_reset(failure: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(failure);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_connection_ends_by_a_reset_or_in_the_middle_of_the_answer() {
+    let mut scene = Scene::new().await;
+    for (fault, name, reset, made) in [
+        (Fault::ResetBefore, "one", true, false),
+        (Fault::ResetAfter, "two", true, true),
+        (Fault::CutBefore, "three", false, false),
+        (Fault::CutWithin, "four", false, true),
+    ] {
+        scene.lab.kubernetes.misbehave(When::request("POST", "/jobs"), fault.clone(), 1);
+        let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", scene.token));
+        let failure = scene.client.send(request, job(name)).await.unwrap_err();
+        assert_eq!(
+            (is_reset(&*failure), scene.lab.kubernetes.job(name).is_some()),
+            (reset, made),
+            "{fault:?}: {failure:?}"
+        );
+        scene.client = connect(&scene.lab).await;
+    }
+    let requests = scene.lab.kubernetes.requests();
+    assert!(requests.iter().all(|request| request.status.is_none()), "{requests:?}");
+    assert!(requests.is_sorted_by_key(|request| request.at) && requests[0].at > Duration::ZERO);
+    assert_eq!(scene.lab.kubernetes.faults_met(), 4);
+}
+
+#[tokio::test]
+async fn an_answer_is_empty_or_late_on_demand_and_its_job_is_made() {
+    let mut scene = Scene::new().await;
+    scene.lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::Empty, 1);
+    let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", scene.token));
+    let answer = scene.client.send(request, job("one")).await.unwrap();
+    assert_eq!((answer.status(), answer.body().len()), (StatusCode::CREATED, 0));
+    assert!(scene.lab.kubernetes.job("one").is_some());
+
+    scene.lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::DelayAfter(Duration::from_mins(1)), 1);
+    let request = HttpRequest::post(JOBS).header(AUTHORIZATION, format!("Bearer {}", scene.token));
+    let kubernetes = scene.lab.kubernetes.clone();
+    tokio::select! {
+        answer = scene.client.send(request, job("two")) => panic!("{answer:?}"),
+        () = async { while kubernetes.job("two").is_none() { sleep(Duration::from_millis(1)).await } } => {}
+    }
+}
+
+#[tokio::test]
+async fn tls_breaks_off_in_the_handshake_and_a_certificate_is_shown_on_demand() {
+    let lab = Lab::start().await;
+    let (url, ca) = (lab.kubernetes.url(), lab.certificates.ca_pem());
+    let connect = async || Client::connect(&url, &ca).await.map(drop).map_err(|error| error.to_string());
+    lab.kubernetes.misbehave(When::any(), Fault::CutHandshake, 2);
+    lab.kubernetes.misbehave(When::any(), Fault::Show(Certificate::Expired), 1);
+    for problem in ["tls handshake eof", "tls handshake eof", "expired"] {
+        let error = connect().await.unwrap_err();
+        assert!(error.contains(problem), "{error}");
+    }
+    assert_eq!(connect().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_fault_of_connections_may_wait_for_the_request_before() {
+    let mut scene = Scene::new().await;
+    scene.lab.kubernetes.misbehave(When::request("PATCH", "/secrets"), Fault::Refuse, 1);
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("one")).await.0, 201);
+    assert_eq!(scene.ask(apply("one"), &secret("eA==")).await.0, 201);
+    scene.fail_to_send("two").await;
+    assert!(Client::connect(&scene.lab.kubernetes.url(), &scene.lab.certificates.ca_pem()).await.is_err());
+    scene.client = connect(&scene.lab).await;
+    assert_eq!(scene.ask(HttpRequest::post(JOBS), &job("two")).await.0, 201);
 }
 
 #[tokio::test]
