@@ -67,7 +67,7 @@ pub fn sdk_config(
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     // As many tries as there is time for: a thousand cold starts at once wait for SSM, which gives 40 answers a second by default.
     // Not `u32::MAX`: the SDK sums up what so many pauses would take.
-    let retries = RetryConfig::adaptive()
+    let retries = RetryConfig::standard()
         .with_max_attempts(1_000)
         .with_initial_backoff(Duration::from_millis(100))
         .with_max_backoff(PAUSE);

@@ -40,8 +40,9 @@ const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 /// One try, from the connection to the end of the answer.
 const TRY: Duration = Duration::from_secs(10);
 
-/// What must be left for another try to make sense.
-const LEAST: Duration = Duration::from_millis(100);
+/// What must be left for another try to make sense. The try has half of it; one with less time would fail for the lack of that, and
+/// its failure be told in place of what the API server said before.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// The longest pause between two tries, unless the API server asks for a longer one.
 const PAUSE: Duration = Duration::from_secs(5);
