@@ -276,7 +276,7 @@ impl Cluster {
 
     fn explain_status(&self, mut status: Box<Status>) -> Error {
         // Whatever stands in front of the API server may answer a page, which kube then takes for the message.
-        status.message = message(&status.message);
+        status.message = message(&status.message).into_owned();
         match status.code {
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role mends those.

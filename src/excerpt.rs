@@ -1,5 +1,7 @@
 //! What others wrote, where a text of ours quotes it: an event, a step, an answer of the API server.
 
+use std::borrow::Cow;
+
 /// The most characters of a name or a value.
 const LONGEST: usize = 200;
 
@@ -7,16 +9,20 @@ const LONGEST: usize = 200;
 const LONGEST_MESSAGE: usize = 2_000;
 
 /// The beginning of a name or a value, in one line: control characters, and whatever else nobody would see, are escaped.
-pub fn excerpt(text: &str) -> String {
+pub fn excerpt(text: &str) -> Cow<'_, str> {
     beginning(text, LONGEST)
 }
 
 /// The same of an error message.
-pub fn message(text: &str) -> String {
+pub fn message(text: &str) -> Cow<'_, str> {
     beginning(text, LONGEST_MESSAGE)
 }
 
-fn beginning(text: &str, longest: usize) -> String {
+fn beginning(text: &str, longest: usize) -> Cow<'_, str> {
+    // As nearly all are; each event's line in the log has two.
+    if text.len() <= longest && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.into();
+    }
     let mut excerpt = String::new();
     for (place, c) in text.chars().enumerate() {
         match c {
@@ -29,7 +35,7 @@ fn beginning(text: &str, longest: usize) -> String {
             _ => excerpt.extend(c.escape_debug()),
         }
     }
-    excerpt
+    excerpt.into()
 }
 
 #[cfg(test)]

@@ -396,7 +396,7 @@ fn limit(annotations: &Value, name: &str) -> Checked<Option<Quantity>> {
 
 /// What was found, for the one who has to mend it.
 fn quoted(value: &Value) -> String {
-    excerpt(&value.to_string())
+    excerpt(&value.to_string()).into_owned()
 }
 
 fn annotation(name: &str) -> String {

@@ -320,7 +320,7 @@ impl Scheduler {
         invocation: &Invocation,
     ) -> Result<Outcome, Error> {
         let definition = rules.pod_definition().unwrap_or(DEFAULT);
-        tracing::debug!(queue, definition = excerpt(definition), "job matched");
+        tracing::debug!(queue, definition = &*excerpt(definition), "job matched");
         let overrides = Overrides::of(rules)?;
         invocation.cluster.clone()?;
         let deadline = invocation.deadline;
@@ -456,10 +456,10 @@ impl Line<'_> {
             ($level:ident, $message:literal, $($result:tt)*) => {
                 tracing::$level!(
                     job = %self.job.uuid,
-                    pipeline = self.job.pipeline.as_deref().map(excerpt),
+                    pipeline = self.job.pipeline.as_deref().map(excerpt).as_deref(),
                     build = self.job.build_number,
                     queue = self.queue,
-                    definition = excerpt(self.definition),
+                    definition = &*excerpt(self.definition),
                     age = self.job.time.and_then(|time| SystemTime::now().duration_since(time).ok()).map(|age| age.as_secs()),
                     milliseconds = self.started.elapsed().as_secs_f64() * 1_000.0,
                     $($result)*,
