@@ -142,9 +142,8 @@ impl Trouble {
             Slow => Tries::Harmless,
             // Of the answer to a request that makes something, only the status counts.
             Garbage | Empty if matches!(call, Call::Job | Call::Secret) => Tries::Harmless,
-            Garbage | Empty => Tries::One,
             Code(401) if !call.is_of_aws() => Tries::Two,
-            Code(401 | 403 | 409 | 422) | NameTaken | RetryTooLate | ExpiredCertificate => Tries::One,
+            Code(401 | 403 | 409 | 422) | NameTaken | Garbage | Empty | ExpiredCertificate | RetryTooLate => Tries::One,
             _ => Tries::Many,
         }
     }
@@ -580,7 +579,7 @@ fn too_late(lab: &Lab, timeout: Duration) -> Vec<String> {
     let events: Vec<_> = entries.iter().filter(is_event).map(|entry| entry.at).collect();
     let is_late = |at: Duration| {
         let event = events.iter().rfind(|event| **event <= at);
-        event.is_some_and(|event| at > *event + timeout - RESERVE + ON_THE_WAY)
+        event.is_some_and(|event| at + RESERVE > *event + timeout + ON_THE_WAY)
     };
     let requests = lab.aws.requests().into_iter().chain(lab.kubernetes.requests());
     let requests = requests.map(|request| (request.at, format!("{} {}", request.method, request.path)));
@@ -602,24 +601,25 @@ fn short(outcome: &str) -> &str {
 }
 
 fn table(troubles: &[Trouble], verdicts: &BTreeMap<(usize, usize, usize), Verdict>) -> String {
-    let mut table = format!("{:20}{:17}", "fault", "call");
-    for (state, times) in COLUMNS {
-        table.push_str(&format!("{:14}", format!("{state:?} {times:?}").to_lowercase()));
-    }
+    let columns = COLUMNS.map(|(state, times)| format!("{state:?} {times:?}").to_lowercase());
+    let mut lines = vec![line("fault", "call", &columns)];
     for (row, trouble) in troubles.iter().enumerate() {
-        for (line, call) in CALLS.iter().enumerate() {
-            let name = if line == 0 { trouble.to_string() } else { String::new() };
-            table.push_str(&format!("\n{name:20}{:17}", format!("{call:?}")));
-            for column in 0..COLUMNS.len() {
-                let cell = verdicts.get(&(row, line, column)).map_or_else(
-                    || "-".to_owned(),
-                    |verdict| short(&verdict.text).to_owned() + if verdict.problems.is_empty() { "" } else { " !" },
-                );
-                table.push_str(&format!("{cell:14}"));
-            }
+        for (number, call) in CALLS.iter().enumerate() {
+            let cells = [0, 1, 2, 3, 4, 5].map(|column| match verdicts.get(&(row, number, column)) {
+                None => "-".to_owned(),
+                Some(Verdict { text, problems }) if problems.is_empty() => short(text).to_owned(),
+                Some(Verdict { text, .. }) => format!("{} !", short(text)),
+            });
+            let name = if number == 0 { trouble.to_string() } else { String::new() };
+            lines.push(line(&name, &format!("{call:?}"), &cells));
         }
     }
-    table.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    lines.join("\n")
+}
+
+fn line(fault: &str, call: &str, cells: &[String; COLUMNS.len()]) -> String {
+    let cells: String = cells.iter().map(|cell| format!("{cell:14}")).collect::<Vec<_>>().concat();
+    format!("{fault:20}{call:17}{cells}").trim_end().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -658,13 +658,10 @@ async fn every_fault_at_every_call_ends_in_one_job_or_in_the_right_error() {
     verdicts.extend(running.join_all().await);
 
     // Past libtest, which would show it only of a failure.
-    let mut report = format!("\n{}\n", table(&troubles, &verdicts));
-    if let Some(wanted) = wanted {
-        report.push_str(&format!("only the faults whose name contains {wanted:?}: "));
-    }
-    let seconds = started.elapsed().as_secs();
-    report.push_str(&format!("{} cells, {impossible} that cannot be (-), {seconds} s\n", verdicts.len()));
-    stdout().write_all(report.as_bytes()).unwrap();
+    let (table, seconds) = (table(&troubles, &verdicts), started.elapsed().as_secs());
+    let only = wanted.map(|wanted| format!("only the faults whose name contains {wanted:?}: ")).unwrap_or_default();
+    let sum = format!("{only}{} cells, {impossible} that cannot be (-), {seconds} s", verdicts.len());
+    stdout().write_all(format!("\n{table}\n{sum}\n").as_bytes()).unwrap();
 
     let bad = verdicts.iter().filter(|(_, verdict)| !verdict.problems.is_empty());
     let bad: Vec<_> = bad
