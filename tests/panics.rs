@@ -66,7 +66,7 @@ async fn a_panic_fails_its_event_and_the_next_one_is_served() {
     lab.kubernetes.hang_up();
     match deliver(&function, 2).await {
         Answer::Error { error_message, .. } => {
-            assert!(error_message.starts_with("Lambda panicked: "), "{error_message}")
+            assert!(error_message.starts_with("Lambda panicked: "), "{error_message}");
         }
         other => panic!("{other:?}\n{}", function.output()),
     }
