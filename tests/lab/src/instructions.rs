@@ -139,8 +139,18 @@ impl Count {
 
 /// Up to the first Job, and for one event more.
 async fn counts(binary: &Path, event: &Value) -> Result<(u64, u64), Problem> {
-    let start = count(binary, event, 1).await?;
-    Ok((start, (count(binary, event, 1 + WARM_EVENTS).await? - start) / WARM_EVENTS))
+    let start = least(binary, event, 1).await?;
+    let more = least(binary, event, 1 + WARM_EVENTS).await?;
+    Ok((start, more.saturating_sub(start) / WARM_EVENTS))
+}
+
+/// The least of some counts: valgrind is so slow that on a busy machine the start-up loses patience with a request, and repeats it.
+async fn least(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem> {
+    let mut least = u64::MAX;
+    for _ in 0..3 {
+        least = least.min(count(binary, event, events).await?);
+    }
+    Ok(least)
 }
 
 /// The instructions of a whole process that serves so many events.
