@@ -158,6 +158,11 @@ impl Aws {
         self.api.desk.faults.plan(when, fault, times);
     }
 
+    /// Lets the requests that match meet a fault as far as more than so many come in a second.
+    pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
+        self.api.desk.faults.plan_beyond(when, fault, per_second);
+    }
+
     /// Forgets all faults that are still planned.
     pub fn behave(&self) {
         self.api.desk.faults.clear();
@@ -176,6 +181,10 @@ impl Aws {
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.api.desk.requests()
+    }
+
+    pub(crate) fn forget(&self) {
+        self.api.desk.forget();
     }
 }
 

@@ -233,7 +233,8 @@ impl Requests {
     }
 }
 
-fn percentile(of: &[Duration], percent: usize) -> Duration {
+/// The time that so many of a hundred did not exceed.
+pub fn percentile(of: &[Duration], percent: usize) -> Duration {
     let mut sorted = of.to_vec();
     sorted.sort_unstable();
     let last = sorted.len().saturating_sub(1);

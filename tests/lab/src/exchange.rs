@@ -93,6 +93,11 @@ impl Desk {
         self.requests.lock().clone()
     }
 
+    /// Nothing may be in work.
+    pub(crate) fn forget(&self) {
+        self.requests.lock().clear();
+    }
+
     /// Puts the common treatment around a stand-in's routes.
     pub(crate) fn around(&self, routes: Router, role: impl Role) -> Router {
         let exchange = Exchange { desk: self.clone(), role: Arc::new(role) };

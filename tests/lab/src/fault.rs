@@ -1,7 +1,11 @@
 //! Misbehaviour on demand: which requests meet it, what happens to them, and how often.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use fastrand::Rng;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -152,19 +156,63 @@ pub(crate) struct Faults {
 struct Planned {
     when: When,
     fault: Fault,
-    left: usize,
+    due: Due,
     /// One of connections may have to wait for that.
     begun: bool,
+}
+
+/// Which of the requests that match meet the fault.
+enum Due {
+    /// So many from now on.
+    Next(usize),
+    /// Each with this probability.
+    Share(f64, Rng),
+    /// Those that come faster than this; a second's worth may come at once.
+    Beyond { per_second: f64, left: f64, since: Instant },
+}
+
+impl Due {
+    fn now(&mut self) -> bool {
+        match self {
+            Self::Next(left) => {
+                let due = *left > 0;
+                *left -= usize::from(due);
+                due
+            }
+            Self::Share(share, dice) => dice.f64() < *share,
+            Self::Beyond { per_second, left, since } => {
+                let refill = since.elapsed().as_secs_f64() * *per_second;
+                *since = Instant::now();
+                *left = (*left + refill).min(*per_second);
+                let due = *left < 1.0;
+                *left -= f64::from(u8::from(!due));
+                due
+            }
+        }
+    }
 }
 
 impl Faults {
     pub(crate) fn plan(&self, when: When, fault: Fault, times: usize) {
         let of_connections = fault.is_of_connections();
         let begun = !of_connections || when.is_any();
-        self.planned.lock().push(Planned { when, fault, left: times, begun });
+        self.planned.lock().push(Planned { when, fault, due: Due::Next(times), begun });
         if of_connections && begun {
             self.hang_up();
         }
+    }
+
+    pub(crate) fn plan_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
+        self.add(when, fault, Due::Share(share, Rng::with_seed(seed)));
+    }
+
+    pub(crate) fn plan_beyond(&self, when: When, fault: Fault, per_second: u32) {
+        let per_second = f64::from(per_second);
+        self.add(when, fault, Due::Beyond { per_second, left: per_second, since: Instant::now() });
+    }
+
+    fn add(&self, when: When, fault: Fault, due: Due) {
+        self.planned.lock().push(Planned { when, fault, due, begun: true });
     }
 
     pub(crate) fn clear(&self) {
@@ -214,10 +262,10 @@ impl Faults {
 
     fn take_first(&self, wanted: impl Fn(&Planned) -> bool) -> Option<Fault> {
         let mut planned = self.planned.lock();
-        let due = planned.iter_mut().find(|planned| planned.left > 0 && wanted(planned))?;
-        due.left -= 1;
+        let mut planned = planned.iter_mut();
+        let fault = planned.find_map(|planned| (wanted(planned) && planned.due.now()).then(|| planned.fault.clone()))?;
         *self.met.lock() += 1;
-        Some(due.fault.clone())
+        Some(fault)
     }
 }
 
@@ -268,5 +316,31 @@ mod tests {
         assert_eq!(faults.take_of_connection(false), None, "there is no TLS to break off");
         assert_eq!(faults.take_of_connection(true), Some(Fault::CutHandshake));
         assert_eq!(faults.take_of_connection(true), None, "a third time");
+    }
+
+    #[test]
+    fn a_share_of_the_requests_meets_a_fault_and_the_same_ones_each_time() {
+        let met = |seed| {
+            let faults = Faults::default();
+            faults.plan_share(When::path("/jobs"), Fault::CutAfter, 0.05, seed);
+            assert_eq!(faults.take("POST", "/secrets", ""), None, "another path");
+            (0..10_000).map(|_| faults.take("POST", "/jobs", "").is_some()).collect::<Vec<_>>()
+        };
+        let first = met(1);
+        let times = first.iter().filter(|met| **met).count();
+        assert!((400..=600).contains(&times), "{times}");
+        assert_eq!(met(1), first);
+        assert_ne!(met(2), first);
+    }
+
+    #[test]
+    fn what_comes_faster_than_a_limit_meets_a_fault() {
+        let faults = Faults::default();
+        faults.plan_beyond(When::action("GetParameter"), Fault::throttling(), 1);
+        assert_eq!(faults.take("POST", "/", "GetParameter /x"), None);
+        assert_eq!(faults.take("POST", "/", "GetParameter /x"), Some(Fault::throttling()));
+        assert_eq!(faults.take("GET", "/clusters/x", "DescribeCluster x"), None, "another action");
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(faults.take("POST", "/", "GetParameter /x"), None, "a second later");
     }
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fmt,
     future::pending,
-    io,
+    io, mem,
     net::Ipv4Addr,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
@@ -164,7 +164,6 @@ impl Builder {
         let (start_sender, start) = watch::channel(Start::Pending);
         let api = Arc::new(RuntimeApi {
             timeline: self.timeline.clone(),
-            timeout: self.timeout,
             start: start_sender,
             events: AsyncMutex::new(queue),
             in_work: Mutex::new(HashMap::new()),
@@ -209,9 +208,14 @@ impl Builder {
 impl Function {
     /// Sends an event and waits for what comes of it. Events queue up, as a function works on one at a time.
     pub async fn invoke(&self, event: impl Into<String>) -> Answer {
+        self.invoke_within(self.timeout, event).await
+    }
+
+    /// The same with a timeout of its own.
+    pub async fn invoke_within(&self, timeout: Duration, event: impl Into<String>) -> Answer {
         let (handed_sender, handed) = oneshot::channel();
         let (said_sender, said) = oneshot::channel();
-        let invocation = Invocation { event: event.into(), handed: handed_sender, said: said_sender };
+        let invocation = Invocation { event: event.into(), timeout, handed: handed_sender, said: said_sender };
         // If nobody takes it any more, the process has ended, and that is what we learn below.
         let _ = self.events.send(invocation);
 
@@ -224,7 +228,7 @@ impl Function {
             biased;
             Ok(said) = said => said.into(),
             answer = self.failure() => answer,
-            () = tokio::time::sleep(self.timeout) => {
+            () = tokio::time::sleep(timeout) => {
                 self.timeline.record(Actor::Lambda, "deadline passed, process killed");
                 self.signal(Signal::SIGKILL);
                 Answer::TimedOut
@@ -276,6 +280,17 @@ impl Function {
     /// The printed lines that are JSON, parsed.
     pub fn lines(&self) -> Vec<Value> {
         json_lines(&self.output())
+    }
+
+    /// The same, and forgets all that was printed.
+    pub fn take_lines(&self) -> Vec<Value> {
+        json_lines(&mem::take(&mut *self.output.lock()))
+    }
+
+    /// Ends the process in the middle of whatever it does, as Lambda does at a timeout.
+    pub async fn kill(self) -> Output {
+        self.signal(Signal::SIGKILL);
+        self.exit().await
     }
 
     /// The id of the process.

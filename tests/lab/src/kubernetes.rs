@@ -178,6 +178,11 @@ impl Kubernetes {
         self.desk.faults.plan(when, fault, times);
     }
 
+    /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
+    pub fn misbehave_at_times(&self, when: When, fault: Fault, share: f64, seed: u64) {
+        self.desk.faults.plan_share(when, fault, share, seed);
+    }
+
     /// Forgets all faults that are still planned.
     pub fn behave(&self) {
         self.desk.faults.clear();
@@ -196,6 +201,11 @@ impl Kubernetes {
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.desk.requests()
+    }
+
+    pub(crate) fn forget(&self) {
+        self.desk.forget();
+        self.api.store.lock().jobs.clear();
     }
 }
 

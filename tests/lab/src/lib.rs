@@ -140,6 +140,14 @@ impl Lab {
         function::Builder::new(binary.into(), variables, self.timeline.clone())
     }
 
+    /// Forgets what happened, what was asked, and all Jobs: a long run would fill the machine's memory with them. No function may
+    /// be at work.
+    pub fn forget(&self) {
+        self.timeline.forget();
+        self.aws.forget();
+        self.kubernetes.forget();
+    }
+
     /// The token that `/buildkite/agent-token` holds from the start; it occurs nowhere else, so a leak can be searched for.
     pub fn agent_token(&self) -> &str {
         &self.agent_token

@@ -1,6 +1,7 @@
 //! The lab for a person: runs the real function against the stand-ins and shows what happened.
 
 mod bench;
+mod cold_starts;
 mod event_file;
 mod instructions;
 mod run;
@@ -28,6 +29,8 @@ enum Command {
     Bench(bench::Bench),
     /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
     Throughput(throughput::Throughput),
+    /// Starts many functions at once, and lets SSM answer only so many calls a second.
+    ColdStarts(cold_starts::ColdStarts),
     /// Counts the instructions of a start and of a warm event, and compares them with the figures that are kept.
     Instructions(instructions::Instructions),
     /// Prints how many instructions one binary takes from its start to the first Job.
@@ -41,6 +44,7 @@ async fn main() -> ExitCode {
         Command::Serve(serve) => serve.run().await.map_err(Into::into),
         Command::Bench(bench) => bench.run().await.map_err(Into::into),
         Command::Throughput(throughput) => throughput.run().await.map_err(Into::into),
+        Command::ColdStarts(cold_starts) => cold_starts.run().await.map_err(Into::into),
         Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
         Command::Count(count) => count.run().await.map_err(Into::into),
     };

@@ -55,6 +55,8 @@ pub(crate) enum Start {
 /// One event on its way to the function.
 pub(crate) struct Invocation {
     pub(crate) event: String,
+    /// How long the function may work on it.
+    pub(crate) timeout: Duration,
     /// Told when the function takes the event.
     pub(crate) handed: oneshot::Sender<Instant>,
     pub(crate) said: oneshot::Sender<Said>,
@@ -62,8 +64,6 @@ pub(crate) struct Invocation {
 
 pub(crate) struct RuntimeApi {
     pub(crate) timeline: Timeline,
-    /// How long the function may work on one event.
-    pub(crate) timeout: Duration,
     pub(crate) start: watch::Sender<Start>,
     pub(crate) events: AsyncMutex<mpsc::UnboundedReceiver<Invocation>>,
     pub(crate) in_work: Mutex<HashMap<String, oneshot::Sender<Said>>>,
@@ -103,7 +103,7 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
     if first {
         api.timeline.record(Actor::Lambda, "the function is ready and asks for its first event");
     }
-    let Some(Invocation { event, handed, said }) = api.events.lock().await.recv().await else {
+    let Some(Invocation { event, timeout, handed, said }) = api.events.lock().await.recv().await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
 
@@ -112,7 +112,7 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
     api.timeline.record(Actor::Lambda, format!("event handed to the function ({} bytes)", event.len()));
     // The test may have given up waiting; the function works on the event all the same.
     let _ = handed.send(Instant::now());
-    let deadline = (SystemTime::now() + api.timeout).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let deadline = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let headers = [
         ("content-type", "application/json".to_owned()),
         ("lambda-runtime-aws-request-id", id),

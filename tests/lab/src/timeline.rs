@@ -81,6 +81,10 @@ impl Timeline {
         self.start.elapsed()
     }
 
+    pub(crate) fn forget(&self) {
+        self.entries.lock().clear();
+    }
+
     /// All that happened so far.
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.lock().clone()

@@ -26,7 +26,7 @@ use crate::{
     Lab,
     certificates::Certificate,
     eks_token::Verifier,
-    exchange::{Caller, Desk},
+    exchange::Caller,
     kubeconfig::Cluster,
     server::{Server, Site},
     timeline::{Actor, Timeline},
@@ -54,8 +54,10 @@ impl Gate {
 
 impl Lab {
     /// Leads all functions from here on to a cluster of the user's own, through a gate that judges their EKS tokens.
+    ///
+    /// What [`Self::kubernetes`] is told to do wrong befalls what comes to the gate, and it has seen the gate's requests.
     pub async fn forward_to(&mut self, cluster: Cluster) {
-        let desk = Desk::new(&self.timeline);
+        let desk = self.kubernetes.desk.clone();
         let timeline = self.timeline.clone();
         let gate = Arc::new(Gate { verifier: self.verifier(), cluster, timeline, accepted: Mutex::default() });
         let routes =
