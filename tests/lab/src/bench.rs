@@ -12,7 +12,7 @@ use std::{
 use clap::Args;
 use flate2::{Compression, read::DeflateEncoder};
 use hyper::StatusCode;
-use lab::{Answer, Function, Lab, control_plane, function::Builder};
+use lab::{Answer, Function, Lab, control_plane, function::Builder, kubeconfig};
 use nix::{errno::Errno, time::clock_getcpuclockid, unistd::Pid};
 use serde_json::Value;
 use uuid::Uuid;
@@ -57,6 +57,8 @@ pub enum Problem {
     Clock(#[from] Errno),
     #[error("{}", control_plane::explain(.0))]
     ControlPlane(#[from] control_plane::Problem),
+    #[error(transparent)]
+    Kubeconfig(#[from] kubeconfig::Problem),
     #[error("the API server refuses a body of the bare client: {status} {said}")]
     Refused { status: StatusCode, said: String },
 }

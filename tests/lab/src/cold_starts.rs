@@ -66,7 +66,9 @@ impl ColdStarts {
         let (_, event) = event_file::read(&self.event)?;
         let Self { starts, calls, reserved, .. } = self;
         println!("{starts} events at once; seconds from their arrival to the Job\n");
-        println!("| functions | SSM calls a second | p50 | p90 | p99 | last | SSM calls | throttled | failed once, twice, thrice |");
+        println!(
+            "| functions | SSM calls a second | p50 | p90 | p99 | last | SSM calls | throttled | failed once, twice, thrice |"
+        );
         println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         let mut complete = true;
         for (functions, calls) in [(starts, calls), (starts, HIGHER), (reserved.min(starts), calls)] {

@@ -1,11 +1,14 @@
 //! The lab for a person: runs the real function against the stand-ins and shows what happened.
 
+mod bare;
 mod bench;
 mod cold_starts;
 mod event_file;
 mod instructions;
+mod load;
 mod run;
 mod serve;
+mod soak;
 mod throughput;
 
 use std::{error::Error, process::ExitCode};
@@ -29,6 +32,10 @@ enum Command {
     Bench(bench::Bench),
     /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
     Throughput(throughput::Throughput),
+    /// Sends a burst of events to many functions while requests and functions fail, redelivers as Lambda and SQS do, and counts Jobs.
+    Load(load::Load),
+    /// Sends very many warm events to one function, and looks whether its memory, descriptors and threads stay as they were.
+    Soak(soak::Soak),
     /// Starts many functions at once, and lets SSM answer only so many calls a second.
     ColdStarts(cold_starts::ColdStarts),
     /// Counts the instructions of a start and of a warm event, and compares them with the figures that are kept.
@@ -44,6 +51,8 @@ async fn main() -> ExitCode {
         Command::Serve(serve) => serve.run().await.map_err(Into::into),
         Command::Bench(bench) => bench.run().await.map_err(Into::into),
         Command::Throughput(throughput) => throughput.run().await.map_err(Into::into),
+        Command::Load(load) => load.run().await.map_err(Into::into),
+        Command::Soak(soak) => soak.run().await.map_err(Into::into),
         Command::ColdStarts(cold_starts) => cold_starts.run().await.map_err(Into::into),
         Command::Instructions(instructions) => instructions.run().await.map_err(Into::into),
         Command::Count(count) => count.run().await.map_err(Into::into),

@@ -61,7 +61,7 @@ pub struct Run {
 
 /// What can play the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Player {
+pub enum Player {
     /// The lab's own stand-in for an API server.
     #[default]
     StandIn,

@@ -7,18 +7,15 @@ use std::{
 };
 
 use clap::Args;
-use hyper::{
-    Request, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE},
-};
-use lab::{Answer, Function, Lab, control_plane::Caller};
+use lab::{Answer, Function, Lab};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
+    bare::Body,
     bench::{self, Problem},
     event_file,
-    run::{NAMESPACE, control_plane_for_function},
+    run::control_plane_for_function,
 };
 
 /// So short that both meet the same moods of the machine, and so long that a turn costs nothing.
@@ -42,7 +39,7 @@ impl Throughput {
     /// Prints both rates and their ratio.
     pub async fn run(self) -> Result<ExitCode, Problem> {
         let (_, event) = event_file::read(&self.event)?;
-        let (uuid, body) = self.body(&event).await?;
+        let body = Body::of(&self.function, &event).await?;
 
         let control_plane = control_plane_for_function().await?;
         let lab = control_plane.lab().await;
@@ -61,7 +58,7 @@ impl Throughput {
             ours += started.elapsed();
             let started = Instant::now();
             for _ in 0..BLOCK {
-                post(&mut bare, body.replace(&uuid, &Uuid::new_v4().to_string())).await?;
+                body.post(&mut bare).await?;
             }
             theirs += started.elapsed();
         }
@@ -70,39 +67,17 @@ impl Throughput {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What the function posts, as the lab's stand-in sees it, and the job that it is for.
-    async fn body(&self, event: &Value) -> Result<(String, String), Problem> {
-        let lab = Lab::start().await;
-        let function = self.process(&lab)?;
-        let uuid = self.invoke(&function, event).await?;
-        function.stop().await;
-        let posted = lab.kubernetes.requests().into_iter().find(|request| request.method == "POST");
-        Ok((uuid, posted.map(|request| request.body).unwrap_or_default()))
-    }
-
     fn process(&self, lab: &Lab) -> Result<Function, Problem> {
         let started = lab.function(&self.function).try_start();
         started.map_err(|source| Problem::Unusable { path: self.function.clone(), source })
     }
 
-    /// Sends an event of a new job, and tells which.
-    async fn invoke(&self, function: &Function, event: &Value) -> Result<String, Problem> {
-        let uuid = Uuid::new_v4().to_string();
-        match function.invoke(event_file::of_job(event, &uuid)).await {
-            Answer::Success(_) => Ok(uuid),
+    /// Sends an event of a new job.
+    async fn invoke(&self, function: &Function, event: &Value) -> Result<(), Problem> {
+        match function.invoke(event_file::of_job(event, &Uuid::new_v4().to_string())).await {
+            Answer::Success(_) => Ok(()),
             answer => Err(Problem::Failed { path: self.function.clone(), answer }),
         }
-    }
-}
-
-async fn post(bare: &mut Caller, body: String) -> Result<(), Problem> {
-    let request = Request::post(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs?fieldValidation=Strict"));
-    // As the function does, asks for no more of the answer than the metadata.
-    let request = request.header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
-    let response = bare.send(request.header(CONTENT_TYPE, "application/json"), body).await;
-    match response.status() {
-        StatusCode::CREATED => Ok(()),
-        status => Err(Problem::Refused { status, said: String::from_utf8_lossy(response.body()).into_owned() }),
     }
 }
 

@@ -17,7 +17,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(client: Client, token: &str) -> Self {
+    /// Over this connection, with this bearer token.
+    pub fn new(client: Client, token: &str) -> Self {
         Self { client, token: format!("Bearer {token}") }
     }
 

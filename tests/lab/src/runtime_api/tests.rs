@@ -33,7 +33,9 @@ impl Scene {
     async fn next(&self) -> (String, oneshot::Receiver<Said>) {
         let (handed, _) = oneshot::channel();
         let (said, answer) = oneshot::channel();
-        self.events.send(Invocation { event: "{}".to_owned(), timeout: Duration::from_mins(1), handed, said }).unwrap_or_else(|_| unreachable!());
+        self.events
+            .send(Invocation { event: "{}".to_owned(), timeout: Duration::from_mins(1), handed, said })
+            .unwrap_or_else(|_| unreachable!());
         let request = Request::get("/2018-06-01/runtime/invocation/next").body(Body::empty()).unwrap();
         let response = self.send(request).await;
         let header = |name| response.headers()[name].to_str().unwrap().to_owned();
