@@ -5,6 +5,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
 STARTS ?= 40
 EVENTS ?= 1000
+LOAD_EVENTS ?= 10000
+SOAK_EVENTS ?= 100000
 TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
@@ -12,8 +14,12 @@ TARGETS ?= event query_rules pod_definition certificate_authority api_server
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
+LAB = $(CARGO_TARGET_DIR)/lab/lab
+# The long runs, with what a test has built anyway.
+SHORT = $(CARGO_TARGET_DIR)/debug/lab
+SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
 
-.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions scale release lint valgrind
+.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions load soak cold-starts scale release lint valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -28,6 +34,10 @@ run:
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane faketime
 	cargo test --workspace --test control_plane --test panics
+	cargo build --workspace --bins
+	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
+	@$(SHORT) soak --events 3000 $(SHORT_EVENT)
+	@$(SHORT) cold-starts --starts 40 --calls 10 --reserved 10 $(SHORT_EVENT)
 	$(MAKE) test-hooks
 	$(MAKE) test-deployment
 
@@ -90,6 +100,22 @@ fuzz:
 ## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` tells all.
 scale:
 	cargo run --release -p scale -- --page docs/scale.md --out docs/scale $(OPTIONS)
+
+## A burst of 10,000 events on a real control plane, where requests fail and functions are killed: one Job for each in the end.
+## CLUSTER=stand-in takes the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.
+load: release control-plane
+	cargo build --profile lab -p lab
+	@$(LAB) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
+
+## 100,000 warm events to one process, whose memory, descriptors and threads stay as they were; some minutes.
+soak: release
+	cargo build --profile lab -p lab
+	@$(LAB) soak --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
+
+## 200 functions that start at once, before an SSM that answers 40 calls a second, or 10,000; and with a reserved concurrency of 40.
+cold-starts: release
+	cargo build --profile lab -p lab
+	@$(LAB) cold-starts --function $(FUNCTION) --event $(EVENT)
 
 release:
 	cargo build --release -p agent-scheduler --bin agent-scheduler

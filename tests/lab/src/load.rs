@@ -186,6 +186,8 @@ impl Load {
             }
         }
         let mut sent = Sent { items: items.len(), ..Sent::default() };
+        // The lab's own API server has seen the bare client's, too.
+        let before = course.site.lab.kubernetes.requests().len();
 
         for delivery in 0..DELIVERIES {
             let invocations = items.into_iter().map(|item| Invocation {
@@ -213,6 +215,7 @@ impl Load {
         }
         let names: BTreeSet<_> = uuids.iter().map(|uuid| format!("buildkite-{uuid}")).collect();
         let made: BTreeSet<_> = course.seen.keys().cloned().collect();
+        sent.requests = course.site.lab.kubernetes.requests().len() - before;
         sent.jobs = made.len();
         sent.missing = names.difference(&made).cloned().collect();
         sent.for_nobody = made.difference(&names).cloned().collect();
@@ -414,6 +417,7 @@ struct Sent {
     missing: Vec<String>,
     for_nobody: Vec<String>,
     changed: Vec<String>,
+    requests: usize,
 }
 
 impl Sent {
@@ -439,7 +443,7 @@ impl Sent {
                 percentile(&self.took, percent).as_secs_f64() * 1e3
             );
         }
-        println!("| requests to the API server | {} |", lab.kubernetes.requests().len());
+        println!("| requests to the API server | {} |", self.requests);
         println!("| of them met a fault | {} |", faults.count());
         println!("| processes started, and ended at work | {}, {} |", self.started, self.ended);
         let mut left = self.items;
