@@ -133,7 +133,6 @@ impl Load {
         let mut bare = body.post_all(half, server.callers(self.processes).await).await?;
         let strangers = server.jobs().await;
         self.plan_faults(&lab);
-        drop(server);
 
         let site =
             Arc::new(Site { lab, binary: self.function.clone(), waiting: Mutex::default(), failed: Mutex::default() });
