@@ -31,7 +31,7 @@ use tokio::{
 
 use crate::{
     log_line,
-    runtime_api::{Diagnostic, Invocation, RuntimeApi, Said, Start},
+    runtime_api::{Diagnostic, Invocation, RuntimeApi, Said, Start, trace_id},
     server::{Server, Site},
     timeline::{Actor, Timeline},
 };
@@ -46,6 +46,7 @@ pub struct Builder {
     binary: PathBuf,
     variables: BTreeMap<String, String>,
     timeout: Duration,
+    trace_id: Option<String>,
     timeline: Timeline,
 }
 
@@ -119,7 +120,7 @@ impl fmt::Display for Answer {
 
 impl Builder {
     pub(crate) fn new(binary: PathBuf, variables: BTreeMap<String, String>, timeline: Timeline) -> Self {
-        Self { wrapper: Vec::new(), binary, variables, timeout: Duration::from_mins(1), timeline }
+        Self { wrapper: Vec::new(), binary, variables, timeout: Duration::from_mins(1), trace_id: None, timeline }
     }
 
     /// Sets a variable, in place of the lab's own value if there is one.
@@ -140,6 +141,13 @@ impl Builder {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Gives all events the same trace id, where Lambda gives each its own.
+    #[must_use]
+    pub fn same_trace(mut self) -> Self {
+        self.trace_id = Some(trace_id());
         self
     }
 
@@ -164,6 +172,7 @@ impl Builder {
         let (start_sender, start) = watch::channel(Start::Pending);
         let api = Arc::new(RuntimeApi {
             timeline: self.timeline.clone(),
+            trace_id: self.trace_id,
             start: start_sender,
             events: AsyncMutex::new(queue),
             in_work: Mutex::new(HashMap::new()),

@@ -64,6 +64,8 @@ pub(crate) struct Invocation {
 
 pub(crate) struct RuntimeApi {
     pub(crate) timeline: Timeline,
+    /// The one of all events; each has its own if there is none.
+    pub(crate) trace_id: Option<String>,
     pub(crate) start: watch::Sender<Start>,
     pub(crate) events: AsyncMutex<mpsc::UnboundedReceiver<Invocation>>,
     pub(crate) in_work: Mutex<HashMap<String, oneshot::Sender<Said>>>,
@@ -118,7 +120,7 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
         ("lambda-runtime-aws-request-id", id),
         ("lambda-runtime-deadline-ms", deadline.to_string()),
         ("lambda-runtime-invoked-function-arn", format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:agent-scheduler")),
-        ("lambda-runtime-trace-id", trace_id()),
+        ("lambda-runtime-trace-id", api.trace_id.clone().unwrap_or_else(trace_id)),
     ];
     (headers, event).into_response()
 }
@@ -158,7 +160,7 @@ fn accepted() -> Response {
     (StatusCode::ACCEPTED, Json(json!({"status": "OK"}))).into_response()
 }
 
-fn trace_id() -> String {
+pub(crate) fn trace_id() -> String {
     format!("Root=1-{}-{};Parent={};Sampled=0", random_hex::<4>(), random_hex::<12>(), random_hex::<8>())
 }
 

@@ -13,6 +13,7 @@ impl Scene {
         let (events, queue) = mpsc::unbounded_channel();
         let api = Arc::new(RuntimeApi {
             timeline: Timeline::start(),
+            trace_id: None,
             start: watch::Sender::new(Start::Pending),
             events: AsyncMutex::new(queue),
             in_work: Mutex::default(),
