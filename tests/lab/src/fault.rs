@@ -263,7 +263,8 @@ impl Faults {
     fn take_first(&self, wanted: impl Fn(&Planned) -> bool) -> Option<Fault> {
         let mut planned = self.planned.lock();
         let mut planned = planned.iter_mut();
-        let fault = planned.find_map(|planned| (wanted(planned) && planned.due.now()).then(|| planned.fault.clone()))?;
+        let fault =
+            planned.find_map(|planned| (wanted(planned) && planned.due.now()).then(|| planned.fault.clone()))?;
         *self.met.lock() += 1;
         Some(fault)
     }
