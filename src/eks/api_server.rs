@@ -15,7 +15,7 @@ use http::{
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::connect::capture_connection;
 use kube::client::{Body, middleware::BaseUriLayer};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tower::{
     BoxError, ServiceBuilder,
     retry::{
@@ -23,7 +23,7 @@ use tower::{
         backoff::{Backoff, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
     },
     service_fn,
-    util::rng::HasherRng,
+    util::rng::{HasherRng, Rng},
 };
 
 use super::token::Signer;
@@ -40,9 +40,11 @@ const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 /// One try, from the connection to the end of the answer.
 const TRY: Duration = Duration::from_secs(10);
 
-/// What must be left for another try to make sense. The try has half of it; one with less time would fail for the lack of that, and
-/// its failure be told in place of what the API server said before.
-const LEAST: Duration = Duration::from_secs(1);
+/// What must be left for another try to make sense; the try has half of it.
+const LEAST: Duration = Duration::from_millis(500);
+
+/// The pause before the third try is at most so long, the next at most twice that, and so on.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause between two tries, unless the API server asks for a longer one.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -62,6 +64,16 @@ pub(super) struct Silence(Duration);
 #[error("no connection within {} ms", .0.as_millis())]
 struct NoConnection(Duration);
 
+/// A redirection, which no API server answers, and which must not pass for a success.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}, which no API server answers")]
+struct Redirected(StatusCode);
+
+/// What came of a try that was followed by another.
+#[derive(Debug, thiserror::Error)]
+#[error("asked again")]
+struct AskedAgain;
+
 /// There is no token to show.
 #[derive(Debug, thiserror::Error)]
 #[error("the EKS token cannot be signed")]
@@ -76,7 +88,7 @@ pub(super) struct WrongClock(i64);
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
     let http = https::client(authority, Plain::Refused)?;
     let signer = Arc::new(signer);
-    let tries = Tries::new(&signer)?;
+    let tries = Tries::new(Arc::clone(&signer))?;
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(endpoint.clone()))
         .retry(tries)
@@ -93,6 +105,9 @@ async fn once(http: Http, signer: Arc<Signer>, mut request: Request<Body>) -> Re
     let connection = capture_connection(&mut request);
     let answer = async {
         let (parts, body) = http.request(request).await?.into_parts();
+        if parts.status.is_redirection() {
+            return Err(Redirected(parts.status).into());
+        }
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes().into()))
     };
     match timeout(time, answer).await {
@@ -113,34 +128,50 @@ fn deadline(request: &Request<Body>) -> Option<Deadline> {
 /// - 429 and those 5xx that may pass: after a pause, and not before `Retry-After`.
 /// - 401: the API server may have forgotten our token, or its clock be ahead of ours. Once, with a new token.
 ///
-/// Never when there is no time left for it.
-#[derive(Clone)]
+/// Never when there is no time left for it. A last try that was short of time says nothing: then what came before it is told.
 struct Tries {
     signer: Arc<Signer>,
     pauses: ExponentialBackoff,
+    chance: HasherRng,
     refused: bool,
     broken: bool,
+    before: Option<Result<Response<Body>, BoxError>>,
 }
 
 impl Tries {
-    fn new(signer: &Arc<Signer>) -> Result<Self, BoxError> {
-        // Anything between 1 and 100 ms, then up to 200, and so on: pauses of one length would bring all functions of a burst
-        // back at once.
-        let pauses =
-            ExponentialBackoffMaker::new(Duration::from_millis(1), PAUSE, 99.0, HasherRng::new())?.make_backoff();
-        Ok(Self { signer: Arc::clone(signer), pauses, refused: false, broken: false })
+    fn new(signer: Arc<Signer>) -> Result<Self, BoxError> {
+        let chance = HasherRng::new();
+        let pauses = ExponentialBackoffMaker::new(FIRST_PAUSE, PAUSE, 0.0, chance.clone())?.make_backoff();
+        Ok(Self { signer, pauses, chance, refused: false, broken: false, before: None })
     }
 
+    /// A random share of the next pause: with those of one length all functions of a burst would come back at once. tower's own
+    /// jitter comes on top of its pauses, and is nothing once they are at their longest.
     fn pause(&mut self) -> Duration {
         let until = self.pauses.next_backoff().deadline();
-        until.saturating_duration_since(tokio::time::Instant::now())
+        until.saturating_duration_since(Instant::now()).mul_f64(self.chance.next_f64())
     }
 }
 
-impl<B> Policy<Request<Body>, Response<B>, BoxError> for Tries {
+/// For the next request: what came of this one is not its business, and its pauses are others.
+impl Clone for Tries {
+    fn clone(&self) -> Self {
+        Self {
+            signer: Arc::clone(&self.signer),
+            pauses: self.pauses.clone(),
+            chance: HasherRng::new(),
+            refused: false,
+            broken: false,
+            before: None,
+        }
+    }
+}
+
+impl Policy<Request<Body>, Response<Body>, BoxError> for Tries {
     type Future = Sleep;
 
-    fn retry(&mut self, request: &mut Request<Body>, result: &mut Result<Response<B>, BoxError>) -> Option<Sleep> {
+    fn retry(&mut self, request: &mut Request<Body>, result: &mut Result<Response<Body>, BoxError>) -> Option<Sleep> {
+        let cut_short = result.as_ref().is_err_and(|error| is_cut_short(&**error));
         let pause = match result {
             Ok(response) => match response.status() {
                 StatusCode::UNAUTHORIZED if !mem::replace(&mut self.refused, true) => {
@@ -165,6 +196,9 @@ impl<B> Policy<Request<Body>, Response<B>, BoxError> for Tries {
             Err(_) => self.pause(),
         };
         if deadline(request).is_some_and(|deadline| deadline.left() < pause + LEAST) {
+            if let Some(before) = self.before.take_if(|_| cut_short) {
+                *result = before;
+            }
             return None;
         }
         let problem = match result {
@@ -176,6 +210,10 @@ impl<B> Policy<Request<Body>, Response<B>, BoxError> for Tries {
             tracing::debug!(problem, "the API server is asked again at once");
         } else {
             tracing::warn!(problem, milliseconds, "the API server is asked again after a pause");
+        }
+        // A 401 tells of a token that is not shown again.
+        if !cut_short && !result.as_ref().is_ok_and(|response| response.status() == StatusCode::UNAUTHORIZED) {
+            self.before = Some(mem::replace(result, Err(AskedAgain.into())));
         }
         Some(sleep(pause))
     }
@@ -193,6 +231,12 @@ impl<B> Policy<Request<Body>, Response<B>, BoxError> for Tries {
 /// Whoever shows that certificate will show it again, and keys that sign nothing never will.
 fn is_final(error: &(dyn Error + 'static)) -> bool {
     matches!(cause(error), Some(rustls::Error::InvalidCertificate(_))) || cause::<Unsigned>(error).is_some()
+}
+
+/// With less time than a try may take.
+fn is_cut_short(error: &(dyn Error + 'static)) -> bool {
+    matches!(cause(error), Some(Silence(time)) if *time < TRY)
+        || matches!(cause(error), Some(NoConnection(time)) if *time < TRY)
 }
 
 /// The API server gives whole seconds.
@@ -213,7 +257,6 @@ mod tests {
 
     use aws_credential_types::Credentials;
     use http::response;
-    use tokio::time::Instant;
     use tower::ServiceExt;
 
     use super::*;
@@ -230,13 +273,16 @@ mod tests {
             log.push(started.elapsed());
             async move { answer().map(|answer| answer.body(Body::empty()).unwrap()) }
         });
-        let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
-        let signer = Arc::new(Signer::new(credentials, "us-east-1", "example-cluster"));
-        let tries = ServiceBuilder::new().retry(Tries::new(&signer).unwrap()).service(server);
+        let tries = ServiceBuilder::new().retry(Tries::new(signer()).unwrap()).service(server);
         let request = Request::get("/").extension(deadline).body(Body::empty()).unwrap();
         let answer = tries.oneshot(request).await;
         let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (answer.map(|answer| answer.status()), sent)
+    }
+
+    fn signer() -> Arc<Signer> {
+        let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
+        Arc::new(Signer::new(credentials, "us-east-1", "example-cluster"))
     }
 
     fn status(code: u16) -> response::Builder {
@@ -251,8 +297,38 @@ mod tests {
         let pauses: Vec<_> = sent.windows(2).map(|sent| sent[1].saturating_sub(sent[0])).collect();
         assert!(pauses.len() >= 8, "{pauses:?}");
         for (n, pause) in (0..).zip(&pauses) {
-            let longest = Duration::from_millis(100 * 2_u64.pow(n)).min(PAUSE);
+            let longest = (FIRST_PAUSE * 2_u32.pow(n)).min(PAUSE);
             assert!(*pause <= longest + Duration::from_millis(1), "pause {n} of {pauses:?}");
+        }
+        assert!(pauses.iter().any(|pause| *pause > FIRST_PAUSE), "{pauses:?}");
+    }
+
+    #[test]
+    fn no_two_requests_have_the_same_pauses_however_long_those_are() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let _entered = runtime.enter();
+        let tries = Tries::new(signer()).unwrap();
+        let longest = |mut tries: Tries| -> Vec<_> { (0..20).map(|_| tries.pause()).skip(10).collect() };
+        let (one, other) = (longest(tries.clone()), longest(tries.clone()));
+        assert_ne!(one, other);
+        assert!(one.windows(2).all(|pauses| pauses[0] != pauses[1]), "{one:?}");
+        assert!(one.iter().all(|pause| *pause <= PAUSE), "{one:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_pass_is_asked_for_again() {
+        let troubles: [fn() -> Answer; 6] = [
+            || Ok(status(429)),
+            || Ok(status(500)),
+            || Ok(status(502)),
+            || Ok(status(503)),
+            || Ok(status(504)),
+            || Err(Redirected(StatusCode::FOUND).into()),
+        ];
+        for trouble in troubles {
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let (answer, sent) = ask(deadline, vec![trouble, || Ok(status(201))]).await;
+            assert_eq!((answer.unwrap().as_u16(), sent.len()), (201, 2));
         }
     }
 
@@ -273,6 +349,20 @@ mod tests {
         let (answer, sent) = ask(deadline, vec![|| Err("reset".into()), || Ok(status(201))]).await;
         assert_eq!(answer.unwrap(), 201);
         assert!(sent[1].saturating_sub(sent[0]) <= Duration::from_millis(1), "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_last_try_without_time_tells_what_came_before() {
+        let deadline = || Deadline::after(Duration::from_secs(2));
+        let (answer, sent) = ask(deadline(), vec![|| Ok(status(503)), || Err(Silence(TRY / 10).into())]).await;
+        assert_eq!(answer.unwrap(), 503);
+        assert!(sent.len() > 2, "{sent:?}");
+
+        let (answer, _) = ask(deadline(), vec![|| Ok(status(503)), || Err(Silence(TRY).into())]).await;
+        assert!(answer.unwrap_err().is::<Silence>(), "that one had time");
+
+        let (answer, _) = ask(deadline(), vec![|| Ok(status(401)), || Err(Silence(TRY / 10).into())]).await;
+        assert!(answer.unwrap_err().is::<Silence>(), "nobody has judged the new token");
     }
 
     #[tokio::test(start_paused = true)]
