@@ -238,7 +238,6 @@ fn hint(code: Option<&str>) -> &'static str {
 mod tests {
     use std::sync::{Arc, Mutex, PoisonError};
 
-    use aws_config::{BehaviorVersion, Region};
     use aws_credential_types::Credentials;
     use aws_smithy_runtime_api::client::{
         http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
@@ -250,7 +249,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::config::fixtures::config;
+    use crate::{aws, config::fixtures::config};
 
     /// SSM and the API server as this module sees them, and what they were asked.
     #[derive(Clone, Default)]
@@ -309,19 +308,10 @@ mod tests {
 
         fn agent_token(&self) -> AgentToken {
             let connector = SharedHttpConnector::new(self.clone());
-            let sdk =
-                aws_config::SdkConfig::builder()
-                    .behavior_version(BehaviorVersion::latest())
-                    .region(Region::new("us-east-1"))
-                    .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(
-                        Credentials::new("AKIDEXAMPLE", "secret", None, None, "test"),
-                    ))
-                    .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
-                        aws_smithy_async::rt::sleep::TokioSleep::new(),
-                    ))
-                    .http_client(http_client_fn(move |_, _| connector.clone()))
-                    .build();
-            AgentToken::new(&config(&[]), aws_sdk_ssm::Client::new(&sdk))
+            let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
+            let sdk = aws::sdk_config("us-east-1", credentials, |_| None).unwrap().into_builder();
+            let sdk = sdk.http_client(http_client_fn(move |_, _| connector.clone())).build();
+            AgentToken::new(&config(&[]), aws::ssm(&sdk))
         }
 
         fn cluster(&self) -> Cluster {
@@ -460,6 +450,24 @@ mod tests {
         let error = agent_token.deliver(&cluster, deadline()).await.unwrap_err().to_string();
         assert!(error.contains("/buildkite/agent-token in us-east-1 is empty"), "{error}");
 
+        world.with(|answers| answers.parameter = Some(Ok("bkct_1".to_owned())));
+        agent_token.deliver(&cluster, deadline()).await.unwrap();
+        assert_eq!(world.applied_tokens(), ["bkct_1"]);
+    }
+
+    /// Each for a minute, and the last as often as the first.
+    #[tokio::test(start_paused = true)]
+    async fn a_throttled_read_is_repeated_by_every_event() {
+        let world = World::holding("bkct_1");
+        let (agent_token, cluster) = (world.agent_token(), world.cluster());
+        world.with(|answers| answers.parameter = Some(Err("ThrottlingException")));
+        for event in 0..12 {
+            let before = world.with(|answers| answers.reads);
+            let error = chain(&agent_token.deliver(&cluster, deadline()).await.unwrap_err());
+            assert!(error.contains("ThrottlingException"), "{error}");
+            let reads = world.with(|answers| answers.reads) - before;
+            assert!(reads > 10, "{reads} by event {event}");
+        }
         world.with(|answers| answers.parameter = Some(Ok("bkct_1".to_owned())));
         agent_token.deliver(&cluster, deadline()).await.unwrap();
         assert_eq!(world.applied_tokens(), ["bkct_1"]);

@@ -17,6 +17,7 @@ use aws_credential_types::{
     Credentials,
     provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError},
 };
+use aws_sdk_ssm::config::retry::{RetryPartition, TokenBucket};
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn},
     interceptors::{Intercept, context::FinalizerInterceptorContextRef, dyn_dispatch_hint},
@@ -66,7 +67,8 @@ pub fn sdk_config(
 ) -> Result<SdkConfig, BoxError> {
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     // As many tries as there is time for: a thousand cold starts at once wait for SSM, which gives 40 answers a second by default.
-    // Not `u32::MAX`: the SDK sums up what so many pauses would take.
+    // Not `u32::MAX`: the SDK sums up what so many pauses would take. Not the adaptive mode: after one throttling its pauses have
+    // no jitter and reach ten seconds, and with 200 starts the last waited twice as long.
     let retries = RetryConfig::standard()
         .with_max_attempts(1_000)
         .with_initial_backoff(Duration::from_millis(100))
@@ -81,6 +83,23 @@ pub fn sdk_config(
     config.set_use_fips(var("AWS_USE_FIPS_ENDPOINT").map(|value| value == "true"));
     config.set_use_dual_stack(var("AWS_USE_DUALSTACK_ENDPOINT").map(|value| value == "true"));
     Ok(config.build())
+}
+
+/// The client of SSM.
+pub fn ssm(config: &SdkConfig) -> aws_sdk_ssm::Client {
+    let config = aws_sdk_ssm::config::Builder::from(config).retry_partition(unlimited_retries());
+    aws_sdk_ssm::Client::from_conf(config.build())
+}
+
+/// The client of EKS.
+pub fn eks(config: &SdkConfig) -> aws_sdk_eks::Client {
+    let config = aws_sdk_eks::config::Builder::from(config).retry_partition(unlimited_retries());
+    aws_sdk_eks::Client::from_conf(config.build())
+}
+
+/// The SDK would give a process some hundred retries for good: after two bad minutes it would never try again.
+fn unlimited_retries() -> RetryPartition {
+    RetryPartition::custom("agent-scheduler").token_bucket(TokenBucket::unlimited()).build()
 }
 
 fn roots(var: impl Fn(&str) -> Option<String>) -> Result<CertificateAuthority, RootsError> {
@@ -159,7 +178,7 @@ impl Intercept for Tries {
     ) -> Result<(), BoxError> {
         if let Some(Err(error)) = context.output_or_error() {
             let text = error.as_operation_error().map_or_else(|| chain(error), |error| chain(error));
-            tracing::debug!(error = text, "a request to AWS failed");
+            tracing::warn!(error = text, "a request to AWS failed");
             *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         }
         Ok(())
