@@ -33,6 +33,8 @@ type Definitions = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
 pub struct Library {
     compiled: Definitions,
     cluster: Mutex<Copy>,
+    /// The last look before it was due, if it failed, and until when that answers for another one. Locked while somebody looks.
+    looked: Mutex<Option<(Arc<eks::Error>, Instant)>>,
 }
 
 /// What the namespace held.
@@ -41,8 +43,6 @@ struct Copy {
     definitions: Definitions,
     /// When to look anew; `None` before the first look.
     due: Option<Instant>,
-    /// The last look, if it failed, and until when that answers for another one.
-    failed: Option<(Arc<eks::Error>, Instant)>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -89,7 +89,7 @@ impl Library {
             let manifest: Value = serde_json::from_str(json).unwrap_or_default();
             (name(&manifest), PodDefinition::parse(origin, &manifest).map(Arc::new))
         });
-        Self { compiled: definitions.collect(), cluster: Mutex::default() }
+        Self { compiled: definitions.collect(), cluster: Mutex::default(), looked: Mutex::default() }
     }
 
     /// Sees to it that there is a copy, and that it is not too old. One that cannot be refreshed serves on, and the log warns.
@@ -102,8 +102,11 @@ impl Library {
         let mut copy = self.cluster.lock().await;
         let new = copy.refresh(cluster, deadline).await?;
         if !new && !copy.definitions.contains_key(name) && !self.compiled.contains_key(name) {
-            // Somebody may have added it since.
-            copy.look_again(cluster, deadline).await?;
+            // Somebody may have added it since. Those who ask for others do not wait meanwhile.
+            drop(copy);
+            let listed = self.look_again(cluster, deadline).await?;
+            copy = self.cluster.lock().await;
+            *copy = listed;
         }
         match copy.definitions.get(name).or_else(|| self.compiled.get(name)) {
             Some(definition) => Ok(Arc::clone(definition.as_ref().map_err(Clone::clone)?)),
@@ -114,6 +117,19 @@ impl Library {
                 namespace: cluster.namespace().to_owned(),
             }),
         }
+    }
+
+    /// Looks before it is due. After a failure not at once: every event of a burst that asks for an unknown name would wait.
+    async fn look_again(&self, cluster: &Cluster, deadline: Deadline) -> Result<Copy, Error> {
+        let mut looked = self.looked.lock().await;
+        if let Some((failure, until)) = &*looked
+            && *until > Instant::now()
+        {
+            return Err(unlisted(cluster, Arc::clone(failure)));
+        }
+        let listed = list(cluster, deadline).await.map_err(Arc::new);
+        *looked = listed.as_ref().err().map(|failure| (Arc::clone(failure), Instant::now() + refresh::AGAIN));
+        listed.map_err(|failure| unlisted(cluster, failure))
     }
 }
 
@@ -129,38 +145,13 @@ impl Copy {
                         error = chain(&error),
                         "the cluster's pod definitions could not be refreshed; those of before serve on"
                     );
-                    self.due = Some(self.remember(error.into()));
+                    self.due = Some(Instant::now() + refresh::AGAIN);
                     return Ok(false);
                 }
             },
             None => *self = list(cluster, deadline).await.map_err(|error| unlisted(cluster, error.into()))?,
         }
         Ok(true)
-    }
-
-    /// Looks before it is due. After a failure not at once: every event of a burst that asks for an unknown name would wait.
-    async fn look_again(&mut self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
-        if let Some((failure, until)) = &self.failed
-            && *until > Instant::now()
-        {
-            return Err(unlisted(cluster, Arc::clone(failure)));
-        }
-        match list(cluster, deadline).await {
-            Ok(listed) => *self = listed,
-            Err(error) => {
-                let failure = Arc::new(error);
-                self.remember(Arc::clone(&failure));
-                return Err(unlisted(cluster, failure));
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells until when.
-    fn remember(&mut self, failure: Arc<eks::Error>) -> Instant {
-        let until = Instant::now() + refresh::AGAIN;
-        self.failed = Some((failure, until));
-        until
     }
 }
 
@@ -188,7 +179,7 @@ async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Copy, eks::Error>
         let definition = PodDefinition::of_object(&origin, item);
         (name, definition.map(Arc::new))
     });
-    Ok(Copy { definitions: definitions.collect(), due: Some(Instant::now() + AGE), failed: None })
+    Ok(Copy { definitions: definitions.collect(), due: Some(Instant::now() + AGE) })
 }
 
 fn name(manifest: &Value) -> String {
@@ -401,7 +392,7 @@ mod tests {
         let cluster = world.cluster();
         library.refresh(&cluster, deadline()).await.unwrap();
         // With a copy that is too old, and with one that is not due yet.
-        for age in [AGE, refresh::AGAIN] {
+        for (age, looks) in [(AGE, 2), (refresh::AGAIN, 1)] {
             world.with(|answers| answers.templates = None);
             tokio::time::advance(age).await;
             let (asked, lists) = (Instant::now(), world.lists());
@@ -410,8 +401,8 @@ mod tests {
                 let Error::List { source, .. } = &error else { panic!("{error}") };
                 assert_eq!(source.kind(), "Timeout");
             }
-            assert!(asked.elapsed() <= Duration::from_secs(11), "{:?}", asked.elapsed());
-            assert_eq!(world.lists() - lists, 1);
+            assert!(asked.elapsed() <= Duration::from_secs(13), "{:?}", asked.elapsed());
+            assert_eq!(world.lists() - lists, looks, "the short look, and one that has all the time");
 
             tokio::time::advance(refresh::AGAIN).await;
             world.now_holds(&[template("a", "a:1")]);
@@ -420,6 +411,24 @@ mod tests {
             tokio::time::advance(AGE).await;
             library.refresh(&cluster, deadline()).await.unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn known_names_do_not_wait_for_those_who_ask_for_an_unknown_one() {
+        let (library, world) = (Library::compiled(), World::holding(&[template("node", "node:1")]));
+        let cluster = world.cluster();
+        library.refresh(&cluster, deadline()).await.unwrap();
+        world.with(|answers| answers.templates = None);
+        let asked = Instant::now();
+        let unknown = async { library.get("nodejs", &cluster, deadline()).await.unwrap_err() };
+        let known = async {
+            tokio::task::yield_now().await;
+            assert_eq!(image(&library, "node", &cluster).await, "node:1");
+            asked.elapsed()
+        };
+        let (_, waited) = tokio::join!(unknown, known);
+        assert_eq!(waited, Duration::ZERO);
+        assert!(asked.elapsed() > refresh::TIMEOUT, "the other has waited for the API server");
     }
 
     #[tokio::test(start_paused = true)]
