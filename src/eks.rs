@@ -80,7 +80,7 @@ pub enum Error {
         source: BoxError,
     },
     /// Connected, and no answer in time, however often it was tried.
-    #[error("the API server at {endpoint} did not answer in the time that Lambda leaves for an event")]
+    #[error("the API server at {endpoint} did not answer in the time that there was")]
     Timeout {
         /// As configured, or as EKS told.
         endpoint: Uri,
@@ -168,16 +168,9 @@ impl Error {
         }
     }
 
-    /// The request may have been carried out all the same.
+    /// A try may have been carried out all the same; which of them is told here says nothing of those before.
     pub fn is_uncertain(&self) -> bool {
-        match self {
-            Self::Timeout { .. } | Self::Garbage { .. } => true,
-            Self::Unreachable { source, .. } => {
-                let client = cause::<hyper_util::client::legacy::Error>(&**source);
-                client.is_none_or(|client| !client.is_connect())
-            }
-            _ => false,
-        }
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Garbage { .. } | Self::Overloaded { .. })
     }
 
     /// The API server already has an object of that name.
@@ -241,6 +234,9 @@ impl Cluster {
     }
 
     async fn request(&self, request: request::Builder, body: Vec<u8>, deadline: Deadline) -> Result<String, Error> {
+        if deadline.left().is_zero() {
+            return Err(Error::Timeout { endpoint: self.endpoint.clone() });
+        }
         let request = request.extension(deadline).body(body);
         let request = request.map_err(|error| self.explain(kube::Error::HttpError(error)))?;
         match timeout_at(deadline.instant(), self.client.request_text(request)).await {
@@ -278,6 +274,8 @@ impl Cluster {
         // Whatever stands in front of the API server may answer a page, which kube then takes for the message.
         status.message = message(&status.message).into_owned();
         match status.code {
+            // JSON of something else, which kube takes for a status with nothing in it.
+            0 => Error::Garbage { endpoint: self.endpoint.clone(), source: Box::new(kube::Error::Api(status)) },
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role mends those.
             403 if status.message.contains(": User \"") && status.message.contains("\" cannot ") => {
@@ -322,4 +320,34 @@ async fn describe(
         cluster: cluster.to_owned(),
         status: found.and_then(|cluster| Some(cluster.status()?.to_string())).unwrap_or_else(|| "unknown".to_owned()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{Response, StatusCode};
+    use kube::client::Body;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::{chain, config::fixtures::config};
+
+    /// Answered by whatever stands in front of the API server.
+    #[tokio::test]
+    async fn json_that_is_no_status_is_no_refusal() {
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE] {
+            let service = service_fn(move |_: Request<Body>| async move {
+                let body = Body::from(br#"{"error": "upstream"}"#.to_vec());
+                Ok::<_, BoxError>(Response::builder().status(status).body(body).unwrap())
+            });
+            let client = kube::Client::new(service, "");
+            let cluster = Cluster::new(client, Uri::from_static("https://example"), &config(&[]));
+            let error = cluster.get("/version", Deadline::after(Duration::from_secs(10))).await.unwrap_err();
+            assert_eq!(error.kind(), "ClusterUnavailable");
+            assert!(
+                chain(&error).starts_with("the API server at https://example/ answered something that cannot be read")
+            );
+        }
+    }
 }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     agent_token::{self, AgentToken},
-    chain,
+    aws, chain,
     config::Config,
     deadline::Deadline,
     eks::{self, Cluster},
@@ -147,7 +147,7 @@ pub enum Error {
         source: eks::Error,
     },
     /// The API server may have taken the Job, and did not say so.
-    #[error("it is not known whether Job {name} was created; the next delivery of the event will tell")]
+    #[error("the API server has not confirmed Job {name}; the next delivery of the event makes it, or finds it")]
     Uncertain {
         /// `buildkite-<uuid>`
         name: String,
@@ -208,12 +208,12 @@ impl Invocation {
 
 impl Scheduler {
     /// Asks nobody yet.
-    pub fn new(config: Config, credentials: Credentials, aws: &aws_config::SdkConfig) -> Self {
+    pub fn new(config: Config, credentials: Credentials, sdk: &aws_config::SdkConfig) -> Self {
         Self {
             library: Library::compiled(),
             credentials,
-            eks: aws_sdk_eks::Client::new(aws),
-            agent_token: AgentToken::new(&config, aws_sdk_ssm::Client::new(aws)),
+            eks: aws::eks(sdk),
+            agent_token: AgentToken::new(&config, aws::ssm(sdk)),
             cluster: OnceCell::new(),
             config,
         }
@@ -284,7 +284,9 @@ impl Scheduler {
         match self.cluster(deadline).await {
             Ok(cluster) => {
                 let definitions = self.library.refresh(cluster, deadline);
-                let (definitions, token) = join!(definitions, self.agent_token.deliver(cluster, deadline));
+                // Not all of the time: a definition that brings the token needs none of ours.
+                let token = self.agent_token.deliver(cluster, deadline.within(deadline.left() / 2));
+                let (definitions, token) = join!(definitions, token);
                 asked.definitions = definitions.map_err(|error| Arc::new(error.into()));
                 asked.token = token.map_err(|error| Arc::new(error.into()));
             }

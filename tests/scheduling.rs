@@ -567,7 +567,17 @@ mod an_event_that_cannot_be_served {
             lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, usize::MAX);
             function
         };
-        fails_with(change, "ClusterUnavailable", &["not known whether Job buildkite-", "cannot reach the API server"])
+        fails_with(change, "ClusterUnavailable", &["has not confirmed Job buildkite-", "cannot reach the API server"])
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_leads_elsewhere() {
+        let change = |lab: &Lab, function| {
+            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::status(302), usize::MAX);
+            function
+        };
+        fails_with(change, "ClusterUnavailable", &["cannot reach the API server", "302 Found, which no API server"])
             .await;
     }
 
@@ -582,16 +592,16 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn an_answer_that_does_not_come() {
         let late = Fault::Delay(Duration::from_mins(1));
-        not_known(late, "Timeout", "did not answer in the time that Lambda leaves for an event").await;
+        not_confirmed(late, "Timeout", "did not answer in the time that there was").await;
     }
 
     #[tokio::test]
     async fn an_answer_that_is_always_lost() {
-        not_known(Fault::CutAfter, "ClusterUnavailable", "cannot reach the API server").await;
+        not_confirmed(Fault::CutAfter, "ClusterUnavailable", "cannot reach the API server").await;
     }
 
     /// Fails since it is not known what became of the Job, and the next delivery makes up for it.
-    async fn not_known(fault: Fault, kind: &str, words: &str) {
+    async fn not_confirmed(fault: Fault, kind: &str, words: &str) {
         let mut scene = Scene::with(|lab, function| {
             lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
             function
@@ -599,7 +609,7 @@ mod an_event_that_cannot_be_served {
         .await;
         let (error_type, text) = scene.fail(SCHEDULED).await;
         assert_eq!(error_type, kind);
-        assert!(text.starts_with(&format!("it is not known whether Job {JOB} was created")), "{text}");
+        assert!(text.starts_with(&format!("the API server has not confirmed Job {JOB}; ")), "{text}");
         assert!(text.contains(words), "{text}");
         scene.lab.kubernetes.behave();
         scene.succeed(SCHEDULED).await;
@@ -697,7 +707,12 @@ mod an_event_that_cannot_be_served {
                 lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
                 function
             };
-            fails_with(change, "ClusterUnavailable", &["cannot create Job", "cannot serve the request now"]).await;
+            fails_with(
+                change,
+                "ClusterUnavailable",
+                &["has not confirmed Job buildkite-", "cannot serve the request now"],
+            )
+            .await;
         }
     }
 }
@@ -826,30 +841,34 @@ mod a_batch_of_the_failure_queue {
 
     #[tokio::test]
     async fn needs_no_token_of_ours_where_the_definition_brings_it() {
-        let mut scene = Scene::with(|lab, function| {
-            let env = json!([{"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"}]);
-            let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
-            lab.kubernetes.put_pod_template(json!({"metadata": {"name": "own"}, "template": {"spec": spec}}));
-            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
-            function
-        })
-        .await;
-        let own = changed(|detail| {
-            detail["job"]["uuid"] = json!(uuid(0));
-            detail["job"]["agent_query_rules"] = json!(["queue=default", "pod-definition=own"]);
-        });
-        let finished = include_str!("../events/job-finished.json");
-        let records = [with_body(0, &own), record(1), with_body(2, finished), with_body(3, "no event")];
-        assert_eq!(scene.succeed(batch(records)).await, failed([1, 3]));
-        let made: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
-        assert_eq!(made, [uuid(0)]);
+        // One that is refused at once, and one that may come for as long as there is time.
+        for fault in [Fault::access_denied(), Fault::throttling()] {
+            let mut scene = Scene::with(|lab, function| {
+                let env = json!([{"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"}]);
+                let spec =
+                    json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
+                lab.kubernetes.put_pod_template(json!({"metadata": {"name": "own"}, "template": {"spec": spec}}));
+                lab.aws.misbehave(When::action("GetParameter"), fault, usize::MAX);
+                function
+            })
+            .await;
+            let own = changed(|detail| {
+                detail["job"]["uuid"] = json!(uuid(0));
+                detail["job"]["agent_query_rules"] = json!(["queue=default", "pod-definition=own"]);
+            });
+            let finished = include_str!("../events/job-finished.json");
+            let records = [with_body(0, &own), record(1), with_body(2, finished), with_body(3, "no event")];
+            assert_eq!(scene.succeed(batch(records)).await, failed([1, 3]));
+            let made: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
+            assert_eq!(made, [uuid(0)]);
 
-        let log = scene.end().await;
-        let mut errors: Vec<_> = log.iter().filter(|line| line["level"] == "ERROR").collect();
-        errors.sort_by_key(|line| line["span"]["messageId"].to_string());
-        let [token, no_event] = errors[..] else { panic!("{log:#?}") };
-        assert_eq!((&token["error_type"], &token["job"]), (&json!("AgentTokenUnavailable"), &json!(uuid(1))));
-        assert_eq!(no_event["error_type"], "InvalidEvent");
+            let log = scene.end().await;
+            let mut errors: Vec<_> = log.iter().filter(|line| line["level"] == "ERROR").collect();
+            errors.sort_by_key(|line| line["span"]["messageId"].to_string());
+            let [token, no_event] = errors[..] else { panic!("{log:#?}") };
+            assert_eq!((&token["error_type"], &token["job"]), (&json!("AgentTokenUnavailable"), &json!(uuid(1))));
+            assert_eq!(no_event["error_type"], "InvalidEvent");
+        }
     }
 
     #[tokio::test]
