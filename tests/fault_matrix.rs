@@ -25,7 +25,7 @@ use std::{
 
 use agent_scheduler::refresh;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lab::{Actor, Answer, Certificate, Fault, Function, Lab, When, fault::ErrorAnswer};
+use lab::{Actor, Answer, Certificate, Entry, Fault, Function, Lab, When, fault::ErrorAnswer};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -39,6 +39,9 @@ const UUID_LABEL: &str = "buildkite.com/job-uuid";
 
 /// Cells at a time. Most of them wait.
 const SIDE_BY_SIDE: usize = 24;
+
+/// How long the start-up may take.
+const START_UP: Duration = Duration::from_secs(5);
 
 /// What the function keeps of the time that Lambda gives it.
 const RESERVE: Duration = Duration::from_secs(2);
@@ -75,7 +78,7 @@ use Trouble::{
     RetryAfter, RetryTooLate, Slow, TooSlow, TooSlowAfter,
 };
 
-const TROUBLES: [Trouble; 22] = [
+const TROUBLES: [Trouble; 23] = [
     Refused,
     CutHandshake,
     ExpiredCertificate,
@@ -96,6 +99,7 @@ const TROUBLES: [Trouble; 22] = [
     RetryAfter,
     RetryTooLate,
     Code(500),
+    Code(502),
     Code(503),
     Code(504),
 ];
@@ -312,8 +316,8 @@ impl Cell {
             NameTaken => self.call == Call::Job && self.times == Times::Ever,
             // Nothing is written, so nothing conflicts, and nothing is judged.
             Code(409 | 422) => matches!(self.call, Call::Secret | Call::Job),
-            // The services of AWS do not say when to come again, and have no 504 of their own.
-            RetryAfter | RetryTooLate | Code(504) => !self.call.is_of_aws(),
+            // The services of AWS do not say when to come again, and have no 502 and 504 of their own.
+            RetryAfter | RetryTooLate | Code(502 | 504) => !self.call.is_of_aws(),
             _ => true,
         }
     }
@@ -454,7 +458,7 @@ impl Cell {
                 0
             }
         };
-        let mut builder = lab.function(FUNCTION).timeout(self.timeout());
+        let mut builder = lab.function(FUNCTION).timeout(self.timeout()).env("AWS_LAMBDA_LOG_LEVEL", "TRACE");
         if self.call.is_of_aws() {
             fs::write(&roots.0, lab.certificates.ca_pem()).unwrap();
             builder = builder.env("AWS_ENDPOINT_URL", lab.aws.https_url());
@@ -494,6 +498,10 @@ impl Cell {
 
         if text == self.error_type() {
             sleep(self.again()).await;
+        }
+        if self.times == Times::Ever && self.trouble.tries(self.call) == Tries::Many {
+            // A try that outlived its event would show now.
+            sleep(Duration::from_secs(1)).await;
         }
         self.take_away(&lab);
         let answer = function.invoke(self.event()).await;
@@ -572,21 +580,27 @@ fn ours(lab: &Lab) -> usize {
     lab.kubernetes.jobs().iter().filter(|job| is_ours(job)).count()
 }
 
-/// The requests and connections that came after the time of the event before them was up.
+/// The requests and connections that came when the time was up of the start-up or the event that they belong to, or when that
+/// had its answer.
 fn too_late(lab: &Lab, timeout: Duration) -> Vec<String> {
     let entries = lab.timeline.entries();
-    let is_event = |entry: &&lab::Entry| entry.actor == Actor::Lambda && entry.what.starts_with("event handed");
-    let events: Vec<_> = entries.iter().filter(is_event).map(|entry| entry.at).collect();
-    let is_late = |at: Duration| {
-        let event = events.iter().rfind(|event| **event <= at);
-        event.is_some_and(|event| at + RESERVE > *event + timeout + ON_THE_WAY)
-    };
+    let ends = entries.iter().filter(|entry| entry.actor == Actor::Lambda).filter_map(|Entry { at, what, .. }| {
+        let end = match what.as_str() {
+            "process started" => *at + START_UP,
+            event if event.starts_with("event handed") => *at + timeout.saturating_sub(RESERVE),
+            answer if answer.starts_with("answer ") || answer.starts_with("error answer") => *at,
+            _ => return None,
+        };
+        Some((*at, end + ON_THE_WAY))
+    });
+    let ends: Vec<_> = ends.collect();
+    let is_late = |at: Duration| ends.iter().rfind(|(begin, _)| *begin <= at).is_some_and(|(_, end)| at > *end);
     let requests = lab.aws.requests().into_iter().chain(lab.kubernetes.requests());
     let requests = requests.map(|request| (request.at, format!("{} {}", request.method, request.path)));
     let connections = entries.iter().filter(|entry| entry.what.starts_with("connection "));
     let connections = connections.map(|entry| (entry.at, entry.what.clone()));
     let late = requests.chain(connections).filter(|(at, _)| is_late(*at));
-    late.map(|(at, what)| format!("after the deadline, at {:.3}: {what}", at.as_secs_f64())).collect()
+    late.map(|(at, what)| format!("when the time was up, at {:.3}: {what}", at.as_secs_f64())).collect()
 }
 
 /// As it stands in the table.
