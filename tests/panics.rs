@@ -6,6 +6,7 @@
 
 use std::{env, fs, path::PathBuf, process};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Function, Lab};
 use serde_json::{Value, json};
 
@@ -64,12 +65,11 @@ async fn a_panic_fails_its_event_and_the_next_one_is_served() {
 
     clock.says("@1960-01-01 00:00:00");
     lab.kubernetes.hang_up();
-    match deliver(&function, 2).await {
-        Answer::Error { error_message, .. } => {
-            assert!(error_message.starts_with("Lambda panicked: "), "{error_message}");
-        }
+    let told = match deliver(&function, 2).await {
+        Answer::Error { error_message, .. } => error_message,
         other => panic!("{other:?}\n{}", function.output()),
-    }
+    };
+    assert!(told.starts_with("Lambda panicked: "), "{told}");
 
     clock.says("+0s");
     for uuid in [2, 3] {
@@ -78,4 +78,7 @@ async fn a_panic_fails_its_event_and_the_next_one_is_served() {
     assert_eq!(lab.kubernetes.jobs().len(), 3);
     let printed = function.stop().await.text;
     assert!(printed.contains("panicked at"), "{printed}");
+    for secret in [lab.agent_token(), &BASE64_STANDARD.encode(lab.agent_token()), "k8s-aws-v1."] {
+        assert!(!told.contains(secret) && !printed.contains(secret), "{secret} is in: {told}\n{printed}");
+    }
 }

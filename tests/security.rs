@@ -7,7 +7,7 @@
 use std::{env, fs, process, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lab::{Answer, Fault, Function, Lab, When, function::Builder};
+use lab::{Answer, Fault, Function, Lab, Request, When, function::Builder};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -213,9 +213,11 @@ mod a_secret {
                     function.invoke(event(UUID, |detail| detail["job"]["uuid"] = json!(7))).await,
                 ];
                 let requests = lab.kubernetes.requests();
-                let others = requests.iter().filter(|request| request.method != "PATCH");
                 let mut left = vec![format!("{answers:?}"), function.stop().await.text];
-                left.extend(others.map(|request| format!("{} {} {}", request.path, request.query, request.body)));
+                for Request { method, path, query, body, .. } in &requests {
+                    // The Secret is where the token belongs.
+                    left.push(format!("{path} {query} {}", if method == "PATCH" { "" } else { body }));
+                }
                 left.extend(lab.kubernetes.jobs().iter().map(ToString::to_string));
                 let keys = lab.credentials();
                 for secret in [lab.agent_token(), &keys.secret_access_key, &keys.session_token] {
