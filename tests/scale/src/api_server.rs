@@ -1,4 +1,4 @@
-//! The API servers of a cluster, as one user of the priority level `global-default` meets them.
+//! The API servers of a cluster, as one user of a priority level meets them.
 //!
 //! Together they finish so many requests a second. So many of our level run at once, so many of ours wait, and the rest is
 //! refused with 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn so_many_at_once_take_so_many_times_as_long_and_what_finds_no_place_is_refused() {
-        let mut server = ApiServer::new(&Constants::default());
+        let mut server = ApiServer::new(&Constants { api_rate: 200.0, ..Constants::default() });
         let fates: Vec<_> = (0..1_000).map(|_| server.request(0)).collect();
         let done: Vec<_> =
             fates.iter().filter_map(|fate| if let Fate::Done(at) = fate { Some(*at) } else { None }).collect();

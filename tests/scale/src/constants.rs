@@ -67,7 +67,8 @@ use Origin::{Assumed, Cited, Input, Measured, Ours};
 
 const ASYNC_ERRORS: Origin = Cited("https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html");
 const SCALING: Origin = Cited("https://docs.aws.amazon.com/lambda/latest/dg/scaling-behavior.html");
-const SDK_RETRIES: Origin = Cited("aws-smithy-types 1.9.3, `RetryConfig::standard`; delay: a random share of it");
+const SSM_RETRIES: Origin =
+    Ours("`src/aws.rs`; the SDK waits a random share of it, by `RetryConfig` of aws-smithy-types 1.9.3");
 const SHARES: Origin = Cited(
     "kubernetes `staging/src/k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap/default.go`: `global-default` has 20 of 245 shares",
 );
@@ -103,8 +104,8 @@ constants! {
     "Oldest event that Lambda still runs", event_age = 21_600.0, "s", Ours("`template.yml`, MaximumEventAgeInSeconds");
     "Memory of the function", memory = 256.0, "MB", Ours("`template.yml`, MemorySize");
     "Memory that comes with one whole core", core_memory = 1_769.0, "MB", Cited("https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html");
-    "What a run has for its requests: the timeout of 60 s less 2", deadline = 58.0, "s", Ours("`template.yml`, Timeout; two seconds for the answer");
-    "What the start-up has", startup = 5.0, "s", Ours("`src/main.rs`");
+    "What a run has for its requests: the timeout of 60 s less 2", deadline = 58.0, "s", Ours("`template.yml`, Timeout, less RESERVE of `src/deadline.rs`");
+    "What the start-up has", startup = 5.0, "s", Ours("`src/main.rs`, START_TIMEOUT");
 
     "CPU of a start, on a whole core", cpu_start = 0.003_2, "s", Measured("docs/performance.md, `make bench`");
     "CPU of a warm event, on a whole core", cpu_event = 0.000_164, "s", Measured("docs/performance.md, `make bench`");
@@ -116,8 +117,8 @@ constants! {
     "`GetParameter`, of all callers of the account and region", ssm_rate = 40.0, "1/s", Cited("https://docs.aws.amazon.com/general/latest/gr/ssm.html, by way of a 2022 article (dev.classmethod.jp)");
     "How many SSM takes at once after a pause", ssm_burst = 40.0, "requests", Assumed("one second of its rate");
     "An answer of SSM", ssm_latency = 0.015, "s", Assumed("within a region, KMS included");
-    "First wait after SSM's throttling; doubles", ssm_backoff = 1.0, "s", SDK_RETRIES;
-    "Longest such wait", ssm_backoff_most = 20.0, "s", SDK_RETRIES;
+    "First wait after SSM's throttling; doubles", ssm_backoff = 0.1, "s", SSM_RETRIES;
+    "Longest such wait", ssm_backoff_most = 5.0, "s", SSM_RETRIES;
 
     "Writes that the API server of the cluster finishes", api_rate = 200.0, "1/s", Measured("docs/performance.md, `make bench CLUSTER=real`: a bare client, one request at a time, everything on two cores");
     "API servers", api_servers = 2.0, "servers", Cited("https://docs.aws.amazon.com/eks/latest/userguide/eks-architecture.html: at least two");
@@ -127,7 +128,10 @@ constants! {
     "Requests of one user that wait at one API server: six queues of 50", api_queue = 300.0, "requests", SHARES;
     "Longest wait there", api_queue_wait = 15.0, "s", Cited("kubernetes `staging/src/k8s.io/apiserver/pkg/server/config.go`: a quarter of the request timeout of 60 s");
     "`Retry-After` of a 429", retry_after = 1.0, "s", FLOW_CONTROL;
-    "Jitter on it, at most", retry_jitter = 1.0, "s", Assumed("as much again");
+    "What the first pause of the function is a random share of, on top of that; doubles", api_backoff = 0.1, "s", Ours("`src/eks/api_server.rs`, Tries");
+    "Longest such pause", api_backoff_most = 5.0, "s", Ours("`src/eks/api_server.rs`, PAUSE");
+    "Longest try of the function, and never more than half of what is left", api_try = 10.0, "s", Ours("`src/eks/api_server.rs`, TRY");
+    "What must be left for another try, which has half of it", api_try_least = 1.0, "s", Ours("`src/eks/api_server.rs`, LEAST");
     "To the API server and back", network = 0.002, "s", Assumed("within a region, TLS kept open");
 
     "Requests of the Job controller, and of the TTL controller", controller_qps = 20.0, "1/s", CONTROLLER_QPS;
@@ -180,7 +184,8 @@ impl Constants {
         // The quantiles of the normal distribution at 0.90 and 0.99.
         let (z90, z99) = (1.281_552, 2.326_348);
         let (p90, p99) = (self.eventbridge_p90.ln(), self.eventbridge_p99.ln());
-        let sigma = (p99 - p90) / (z99 - z90);
+        // A p99 below the p90 is none.
+        let sigma = ((p99 - p90) / (z99 - z90)).max(0.0);
         (p90 - z90 * sigma, sigma)
     }
 

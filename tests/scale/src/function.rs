@@ -1,6 +1,9 @@
 //! The day through EventBridge, Lambda and the function, up to the Jobs.
+//!
+//! The function asks as `src/scheduler.rs` does. Its start lists the pod definitions and reads the token side by side, and applies
+//! the Secret when it has both; each event after that asks anew for what is missing or too old, and then makes its Job.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use crate::{
     agenda::{Agenda, Time, in_seconds, seconds},
@@ -34,10 +37,14 @@ pub struct Seen {
     pub requests: Count,
     /// Those of them that were answered with 429.
     pub refused: Count,
+    /// Those of them whose answer the function did not wait for.
+    pub given_up: Count,
     /// Runs of the function, and its starts.
     pub runs: u64,
     /// Environments that were started.
     pub starts: u64,
+    /// Starts that were over before all was there.
+    pub incomplete: u64,
     /// Runs that ended in an error.
     pub errors: u64,
     /// Seconds that Lambda bills.
@@ -47,42 +54,84 @@ pub struct Seen {
 enum Due {
     /// An event is in Lambda's queue, and its turn has come.
     Event(usize),
-    /// An environment runs the function.
-    Started(usize),
-    /// An environment does what comes next.
-    Next(usize),
+    /// An environment has had its CPU, and begins to ask.
+    Ready(usize),
+    /// What an environment asks goes on, unless it asks for something else by now.
+    Asked { environment: usize, lane: usize, turn: u32, then: Then },
     /// Its run is over; with a Job or without.
     Over(usize, bool),
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Step {
-    Token,
-    Secret,
-    Definitions,
-    Job,
+#[derive(Clone, Copy)]
+enum Then {
+    Send,
+    Answered,
+    Failed,
 }
 
-/// An environment. While it is new it reads the token, applies the Secret and lists the pod definitions; later it does so only
-/// when what it has is too old.
+/// Whom an environment asks for what.
+#[derive(Clone, Copy, PartialEq)]
+enum Request {
+    /// The token, of SSM.
+    Read,
+    /// The Secret that carries it.
+    Apply,
+    /// The pod definitions.
+    List,
+    /// The Job.
+    Post,
+    /// The Job that is there already: is it ours?
+    Look,
+}
+
+/// A request until its answer, or until it is given up.
+#[derive(Clone, Copy)]
+struct Ask {
+    request: Request,
+    until: Time,
+    /// Tries that were followed by a pause.
+    pauses: i32,
+    /// A try that gets no answer is repeated at once, but once only.
+    silent: bool,
+}
+
+/// What an environment asks side by side: the definitions and then the Job in one lane, the token in the other.
+const DEFINITIONS: usize = 0;
+const TOKEN: usize = 1;
+
+/// As the states of `src/agent_token.rs`.
+#[derive(Clone, Copy, Default)]
+enum Token {
+    #[default]
+    Unknown,
+    Read,
+    /// It is in the cluster, and due to be brought there again at that time.
+    Delivered(Time),
+}
+
+/// An environment, and what it knows.
 #[derive(Default)]
 struct Environment {
-    token_due: Option<Time>,
+    token: Token,
     definitions_due: Option<Time>,
     idle_since: Time,
     run: Option<Run>,
+    lanes: [Option<Ask>; 2],
+    /// What was asked in an earlier turn is not waited for.
+    turn: u32,
 }
 
 struct Run {
     job: usize,
     begun: Time,
-    /// Of the start-up, as long as that lasts.
-    startup_ends: Option<Time>,
-    ends: Time,
-    step: Step,
-    /// When this step began, and its tries so far.
-    since: Time,
-    tries: i32,
+    /// While it is new, its event waits for the start.
+    starting: bool,
+    /// The end of that, or of the run.
+    until: Time,
+    /// There is no token, and so will be no Job, but it is not over yet.
+    doomed: bool,
+    /// An earlier try has made the Job, and nobody heard of it.
+    exists: bool,
 }
 
 struct Model<'a> {
@@ -118,8 +167,15 @@ pub fn run(constants: &Constants, day: &Day, seed: u64) -> Seen {
     while let Some((now, due)) = model.agenda.take() {
         match due {
             Due::Event(job) => model.event(job, now),
-            Due::Started(environment) => model.started(environment, now),
-            Due::Next(environment) => model.next(environment, now),
+            Due::Ready(environment) => model.prepare(environment, now),
+            Due::Asked { environment, lane, turn, then } if model.environments[environment].turn == turn => {
+                match then {
+                    Then::Send => model.send(environment, lane, now),
+                    Then::Answered => model.answered(environment, lane, now),
+                    Then::Failed => model.failed(environment, lane, now),
+                }
+            }
+            Due::Asked { .. } => {}
             Due::Over(environment, well) => model.over(environment, well, now),
         }
     }
@@ -154,18 +210,14 @@ impl Model<'_> {
         }
         self.retire(now);
         if let Some(environment) = self.idle.pop_back() {
-            let cpu = seconds(self.constants.cpu_event / self.constants.core_share());
-            self.begin(environment, job, now, None);
-            self.agenda.note(now + cpu, Due::Next(environment));
+            self.begin(environment, job, now, false);
         } else if f64::from(self.seen.environments.now()) < self.constants.concurrency && self.scaling.take(now) {
             self.seen.environments.up(now);
             self.seen.starting.up(now);
             self.seen.starts += 1;
-            let environment = self.environments.len();
             self.environments.push(Environment::default());
             let begun = now + seconds(self.constants.environment_start);
-            self.begin(environment, job, begun, Some(begun + seconds(self.constants.startup)));
-            self.agenda.note(begun, Due::Started(environment));
+            self.begin(self.environments.len() - 1, job, begun, true);
         } else {
             self.seen.throttled.add(now);
             self.seen.waiting.up(now);
@@ -189,137 +241,192 @@ impl Model<'_> {
         }
     }
 
-    fn begin(&mut self, environment: usize, job: usize, begun: Time, startup_ends: Option<Time>) {
+    fn begin(&mut self, environment: usize, job: usize, begun: Time, starting: bool) {
+        let c = self.constants;
+        let (cpu, time) = if starting { (c.cpu_start, c.startup) } else { (c.cpu_event, c.deadline) };
+        let until = begun + seconds(time);
         self.seen.runs += 1;
-        self.environments[environment].run = Some(Run {
-            job,
-            begun,
-            startup_ends,
-            ends: begun + seconds(self.constants.deadline),
-            step: Step::Token,
-            since: begun,
-            tries: 0,
-        });
+        self.environments[environment].run = Some(Run { job, begun, starting, until, doomed: false, exists: false });
+        self.agenda.note(begun + seconds(cpu / c.core_share()), Due::Ready(environment));
     }
 
-    fn started(&mut self, environment: usize, now: Time) {
-        let cpu = seconds(self.constants.cpu_start / self.constants.core_share());
-        self.agenda.note(now + cpu, Due::Next(environment));
-    }
-
-    /// One request, or none where nothing is too old.
-    fn next(&mut self, environment: usize, now: Time) {
+    /// Asks for what is missing or too old. A copy that is too old is worth two seconds, and serves on after that.
+    fn prepare(&mut self, environment: usize, now: Time) {
         let this = &mut self.environments[environment];
-        let Some(run) = &mut this.run else { return };
-        if run.startup_ends.is_some_and(|ends| now >= ends) || (run.step == Step::Job && run.startup_ends.is_some()) {
-            // The start-up is over; the event that waited for it has a whole run before it.
-            run.startup_ends = None;
-            run.ends = now + seconds(self.constants.deadline);
-            run.tries = 0;
-            self.seen.starting.down(now);
-        }
-        match run.step {
-            Step::Token if this.token_due.is_some_and(|due| due > now) => {
-                self.go_on(environment, Step::Definitions, now);
-            }
-            Step::Token => {
-                self.seen.ssm.add(now);
-                let answer = now + seconds(self.constants.ssm_latency);
-                if self.ssm.take(now) {
-                    // The Secret belongs to the same wait.
-                    run.step = Step::Secret;
-                    run.tries = 0;
-                    self.agenda.note(answer, Due::Next(environment));
-                } else {
-                    self.seen.ssm_throttled.add(now);
-                    let wait = self.constants.ssm_backoff * 2_f64.powi(run.tries);
-                    let wait = wait.min(self.constants.ssm_backoff_most) * self.chance.share();
-                    run.tries += 1;
-                    self.again(environment, answer + seconds(wait));
-                }
-            }
-            Step::Definitions if this.definitions_due.is_some_and(|due| due > now) => {
-                self.go_on(environment, Step::Job, now);
-            }
-            Step::Secret | Step::Definitions | Step::Job => self.request(environment, now),
-        }
-    }
-
-    fn go_on(&mut self, environment: usize, step: Step, now: Time) {
-        if let Some(run) = &mut self.environments[environment].run {
-            run.step = step;
-            run.since = now;
-            run.tries = 0;
-        }
-        self.next(environment, now);
-    }
-
-    fn request(&mut self, environment: usize, now: Time) {
-        let half = seconds(self.constants.network / 2.0);
-        self.seen.requests.add(now);
-        match self.api_server.request(now + half) {
-            Fate::Refused(at) => {
-                self.seen.refused.add(at);
-                let wait = self.constants.retry_after + self.chance.share() * self.constants.retry_jitter;
-                self.again(environment, at + half + seconds(wait));
-            }
-            Fate::Done(at) => self.answered(environment, at, at + half),
-        }
-    }
-
-    /// The API server has done it; the answer is here at `now`.
-    fn answered(&mut self, environment: usize, done: Time, now: Time) {
-        let this = &mut self.environments[environment];
-        let Some(run) = &mut this.run else { return };
-        match run.step {
-            Step::Token => {}
-            Step::Secret => {
-                this.token_due = Some(now + seconds(self.constants.token_age));
-                run.step = Step::Definitions;
-                run.since = now;
-                run.tries = 0;
-            }
-            Step::Definitions => {
-                this.definitions_due = Some(now + seconds(self.constants.definitions_age));
-                run.step = Step::Job;
-                run.since = now;
-                run.tries = 0;
-            }
-            Step::Job => {
-                self.seen.created[run.job].get_or_insert(done);
-                self.agenda.note(now, Due::Over(environment, true));
-                return;
-            }
-        }
-        self.agenda.note(now, Due::Next(environment));
-    }
-
-    /// Another try at that time, if the run has so long; a look at what may be old has two seconds, and is given up after that.
-    fn again(&mut self, environment: usize, at: Time) {
-        let this = &mut self.environments[environment];
-        let Some(run) = &mut this.run else { return };
-        let given_up = run.since + seconds(self.constants.refresh);
-        let old_copy = match run.step {
-            Step::Token | Step::Secret => &mut this.token_due,
-            Step::Definitions => &mut this.definitions_due,
-            Step::Job => &mut None,
+        let Some(run) = &this.run else { return };
+        let refresh = run.until.min(now + seconds(self.constants.refresh));
+        let list = match this.definitions_due {
+            Some(due) if due > now => None,
+            Some(_) => Some(refresh),
+            None => Some(run.until),
         };
-        if let Some(due) = old_copy
-            && at > given_up
-        {
-            *due = given_up + seconds(self.constants.refresh_again);
-            run.step = if run.step == Step::Definitions { Step::Job } else { Step::Definitions };
-            run.since = given_up;
-            run.tries = 0;
-            self.agenda.note(given_up, Due::Next(environment));
-        } else if let Some(ends) = run.startup_ends
-            && at > ends
-        {
-            self.agenda.note(ends, Due::Next(environment));
-        } else if at > run.ends {
-            self.agenda.note(run.ends, Due::Over(environment, false));
+        let token = match this.token {
+            Token::Delivered(due) if due > now => None,
+            Token::Delivered(_) => Some((Request::Read, refresh)),
+            Token::Read => {
+                // If this fails, the token is read anew.
+                this.token = Token::Unknown;
+                Some((Request::Apply, run.until))
+            }
+            Token::Unknown => Some((Request::Read, run.until)),
+        };
+        this.lanes[DEFINITIONS] = list.map(|until| Ask::new(Request::List, until));
+        this.lanes[TOKEN] = token.map(|(request, until)| Ask::new(request, until));
+        if this.lanes.iter().all(Option::is_none) {
+            return self.prepared(environment, now);
+        }
+        for lane in [DEFINITIONS, TOKEN] {
+            self.send(environment, lane, now);
+        }
+    }
+
+    /// All that was asked for is there, or its old copy serves on.
+    fn prepared(&mut self, environment: usize, now: Time) {
+        let this = &mut self.environments[environment];
+        let Some(run) = &this.run else { return };
+        match (run.starting, this.token) {
+            (true, Token::Read) => {
+                this.token = Token::Unknown;
+                this.lanes[TOKEN] = Some(Ask::new(Request::Apply, run.until));
+                self.send(environment, TOKEN, now);
+            }
+            (true, _) => self.started(environment, now),
+            (false, _) if run.doomed => self.end(environment, false, now),
+            (false, _) => {
+                this.lanes[DEFINITIONS] = Some(Ask::new(Request::Post, run.until));
+                self.send(environment, DEFINITIONS, now);
+            }
+        }
+    }
+
+    /// The start-up is over, well or not; the event that waited for it has a whole run before it.
+    fn started(&mut self, environment: usize, now: Time) {
+        let until = now + seconds(self.constants.deadline);
+        let this = self.forget(environment);
+        let Some(run) = &mut this.run else { return };
+        (run.starting, run.until) = (false, until);
+        self.seen.starting.down(now);
+        self.prepare(environment, now);
+    }
+
+    /// Nobody waits any more for what was asked.
+    fn forget(&mut self, environment: usize) -> &mut Environment {
+        let this = &mut self.environments[environment];
+        this.turn += 1;
+        this.lanes = [None, None];
+        this
+    }
+
+    fn end(&mut self, environment: usize, well: bool, now: Time) {
+        self.forget(environment);
+        self.agenda.note(now, Due::Over(environment, well));
+    }
+
+    fn send(&mut self, environment: usize, lane: usize, now: Time) {
+        let Some(mut ask) = self.environments[environment].lanes[lane] else { return };
+        let (at, then) = match ask.request {
+            Request::Read => self.send_to_ssm(&mut ask, now),
+            _ => self.send_to_api_server(environment, &mut ask, now),
+        };
+        let this = &mut self.environments[environment];
+        this.lanes[lane] = Some(ask);
+        self.agenda.note(at, Due::Asked { environment, lane, turn: this.turn, then });
+    }
+
+    /// The SDK repeats what SSM throttled until the time is over.
+    fn send_to_ssm(&mut self, ask: &mut Ask, now: Time) -> (Time, Then) {
+        self.seen.ssm.add(now);
+        let answer = now + seconds(self.constants.ssm_latency);
+        let (at, then) = if self.ssm.take(now) {
+            (answer, Then::Answered)
         } else {
-            self.agenda.note(at, Due::Next(environment));
+            self.seen.ssm_throttled.add(now);
+            let longest = self.constants.ssm_backoff * 2_f64.powi(ask.pauses);
+            let pause = longest.min(self.constants.ssm_backoff_most) * self.chance.share();
+            ask.pauses += 1;
+            (answer + seconds(pause), Then::Send)
+        };
+        if at > ask.until { (ask.until, Then::Failed) } else { (at, then) }
+    }
+
+    /// A try has its own limit. What the function gives up is done all the same: Go's HTTP/1.1 server does not see that a client
+    /// went before it has read the request's body, which it does when the request's turn has come.
+    fn send_to_api_server(&mut self, environment: usize, ask: &mut Ask, now: Time) -> (Time, Then) {
+        let c = self.constants;
+        let half = seconds(c.network / 2.0);
+        let limit = now + seconds(c.api_try).min(ask.until.saturating_sub(now) / 2);
+        self.seen.requests.add(now);
+        let fate = self.api_server.request(now + half);
+        if let (Request::Post, Some(run)) = (ask.request, &mut self.environments[environment].run) {
+            let made = &mut self.seen.created[run.job];
+            run.exists = made.is_some();
+            if let (Fate::Done(at), None) = (fate, &made) {
+                *made = Some(at);
+            }
+        }
+        let (heard, pause) = match fate {
+            Fate::Done(at) if at + half <= limit => return (at + half, Then::Answered),
+            Fate::Refused(at) if at + half <= limit => {
+                self.seen.refused.add(at);
+                (at + half, seconds(c.retry_after) + self.pause(ask))
+            }
+            Fate::Done(_) | Fate::Refused(_) => {
+                self.seen.given_up.add(limit);
+                let first = !mem::replace(&mut ask.silent, true);
+                (limit, if first { 0 } else { self.pause(ask) })
+            }
+        };
+        // Not at the very moment that would do: the clock goes on while the function looks at it.
+        if heard + pause + seconds(c.api_try_least) >= ask.until {
+            (heard, Then::Failed)
+        } else {
+            (heard + pause, Then::Send)
+        }
+    }
+
+    fn pause(&mut self, ask: &mut Ask) -> Time {
+        let longest = self.constants.api_backoff * 2_f64.powi(ask.pauses);
+        ask.pauses += 1;
+        seconds((longest * self.chance.share()).min(self.constants.api_backoff_most))
+    }
+
+    fn answered(&mut self, environment: usize, lane: usize, now: Time) {
+        let this = &mut self.environments[environment];
+        let (Some(run), Some(ask)) = (&mut this.run, this.lanes[lane].take()) else { return };
+        match ask.request {
+            Request::Read if run.starting => this.token = Token::Read,
+            Request::Read => {
+                this.lanes[lane] = Some(Ask::new(Request::Apply, ask.until));
+                return self.send(environment, lane, now);
+            }
+            Request::Apply => this.token = Token::Delivered(now + seconds(self.constants.token_age)),
+            Request::List => this.definitions_due = Some(now + seconds(self.constants.definitions_age)),
+            Request::Post if run.exists => {
+                this.lanes[lane] = Some(Ask::new(Request::Look, run.until));
+                return self.send(environment, lane, now);
+            }
+            Request::Post | Request::Look => return self.end(environment, true, now),
+        }
+        if this.lanes.iter().all(Option::is_none) {
+            self.prepared(environment, now);
+        }
+    }
+
+    fn failed(&mut self, environment: usize, lane: usize, now: Time) {
+        let this = &mut self.environments[environment];
+        let (Some(run), Some(ask)) = (&mut this.run, this.lanes[lane].take()) else { return };
+        if run.starting {
+            self.seen.incomplete += 1;
+            return self.started(environment, now);
+        }
+        let again = now + seconds(self.constants.refresh_again);
+        match (ask.request, &mut this.token, &mut this.definitions_due) {
+            (Request::Read | Request::Apply, Token::Delivered(due), _) | (Request::List, _, Some(due)) => *due = again,
+            (Request::Read | Request::Apply, ..) => run.doomed = true,
+            (Request::List | Request::Post | Request::Look, ..) => return self.end(environment, false, now),
+        }
+        if this.lanes.iter().all(Option::is_none) {
+            self.prepared(environment, now);
         }
     }
 
@@ -345,5 +452,11 @@ impl Model<'_> {
         };
         self.seen.waiting.up(now);
         self.agenda.note(now + seconds(wait), Due::Event(run.job));
+    }
+}
+
+impl Ask {
+    fn new(request: Request, until: Time) -> Self {
+        Self { request, until, pauses: 0, silent: false }
     }
 }

@@ -114,7 +114,11 @@ pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
     };
     let panels = [
         (
-            vec![line(of(&|s| made[s - from]), 0, "Jobs made"), line(of(&|s| seen.refused.at(s)), 1, "429")],
+            vec![
+                line(of(&|s| made[s - from]), 0, "Jobs made"),
+                line(of(&|s| seen.refused.at(s)), 1, "429"),
+                line(of(&|s| seen.given_up.at(s)), 2, "given up"),
+            ],
             "per second",
         ),
         (vec![line(of(&|s| seen.waiting.at(s)), 0, "in Lambda's queue")], "events"),

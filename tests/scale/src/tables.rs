@@ -142,6 +142,8 @@ pub fn in_the_way(outcomes: &[Outcome]) -> String {
             seen.ssm.total(),
             seen.ssm_throttled.total(),
             seen.refused.total(),
+            seen.given_up.total(),
+            seen.incomplete,
         ];
         [outcome.name.to_owned()].into_iter().chain(counts.map(whole)).collect()
     });
@@ -154,6 +156,8 @@ pub fn in_the_way(outcomes: &[Outcome]) -> String {
         "SSM calls",
         "throttled",
         "429",
+        "given up",
+        "starts incomplete",
     ];
     table(&head, rows)
 }
