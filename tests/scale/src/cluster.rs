@@ -62,14 +62,13 @@ impl<'a> Cluster<'a> {
     /// Empty.
     pub fn new(constants: &'a Constants, day: &'a Day) -> Self {
         let controller = || Bucket::new(constants.controller_qps, constants.controller_burst);
-        let factor = constants.collector_factor;
         Self {
             constants,
             day,
             agenda: Agenda::default(),
             job_controller: controller(),
             ttl_controller: controller(),
-            collector: Bucket::new(constants.controller_qps * factor, constants.controller_burst * factor),
+            collector: Bucket::new(constants.controller_qps * constants.collector_factor, constants.controller_burst),
             seen: Seen::default(),
         }
     }

@@ -87,10 +87,11 @@ constants! {
     "How far the other jobs' rate swings around its mean, highest at 14:00", swing = 0.8, "of the mean", Input;
     "Median run of a job", job_median = 180.0, "s", Input;
     "Spread of the runs: sigma of their log-normal distribution", job_sigma = 1.15, "ln s", Input;
+    "Longest run of a job", job_longest = 21_600.0, "s", Ours("`template.yml`, JobActiveDeadlineSeconds");
     "Until a pod that was made runs: node, image, start", pod_start = 30.0, "s", Assumed("a node with room and the image on it");
 
-    "EventBridge, from event to target, p90", eventbridge_p90 = 0.080, "s", Cited("AWS architecture blog, February 2026, by way of a summary");
-    "The same, p99", eventbridge_p99 = 0.129, "s", Cited("AWS notice of November 2024, from memory");
+    "EventBridge, from event to target, p90", eventbridge_p90 = 0.080, "s", Cited("AWS architecture blog, by way of https://earezki.com/ai-news/2026-02-04-mastering-millisecond-latency-and-millions-of-events-the-event-driven-architecture-behind-the-amazon-key-suite/");
+    "The same, p99", eventbridge_p99 = 0.129, "s", Assumed("we remember it from a notice of AWS, and did not find that again");
     "EventBridge's invocations; more are delayed", eventbridge_rate = 18_750.0, "1/s", Cited("https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-quota.html (us-east-1, us-west-2, eu-west-1; elsewhere 750 to 4,500)");
 
     "Environments of the function: the account's quota, or `ReservedConcurrency`", concurrency = 1_000.0, "environments", Cited("https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html");
@@ -101,6 +102,7 @@ constants! {
     "Wait after the second", retry_second = 120.0, "s", ASYNC_ERRORS;
     "First wait of an event that finds no environment; doubles", throttle_first = 1.0, "s", ASYNC_ERRORS;
     "Longest such wait", throttle_most = 300.0, "s", ASYNC_ERRORS;
+    "Shortest share of such a wait; the longest is all of it", throttle_share = 0.5, "of the wait", Assumed("AWS names no jitter; without any, all events of a burst would come back at once");
     "Oldest event that Lambda still runs", event_age = 21_600.0, "s", Ours("`template.yml`, MaximumEventAgeInSeconds");
     "Memory of the function", memory = 256.0, "MB", Ours("`template.yml`, MemorySize");
     "Memory that comes with one whole core", core_memory = 1_769.0, "MB", Cited("https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html");
@@ -120,9 +122,9 @@ constants! {
     "First wait after SSM's throttling; doubles", ssm_backoff = 0.1, "s", SSM_RETRIES;
     "Longest such wait", ssm_backoff_most = 5.0, "s", SSM_RETRIES;
 
-    "Writes that the API server of the cluster finishes", api_rate = 200.0, "1/s", Measured("docs/performance.md, `make bench CLUSTER=real`: a bare client, one request at a time, everything on two cores");
+    "Writes that the API server of the cluster finishes; a read counts as one", api_rate = 270.0, "1/s", Measured("`make load`: a bare client, 32 connections, everything on two cores");
     "API servers", api_servers = 2.0, "servers", Cited("https://docs.aws.amazon.com/eks/latest/userguide/eks-architecture.html: at least two");
-    "Requests that one API server runs at once", api_inflight = 600.0, "requests", Cited("kube-apiserver, `--max-requests-inflight` 400 and `--max-mutating-requests-inflight` 200; EKS may give more");
+    "Requests that one API server runs at once", api_inflight = 600.0, "requests", Cited("https://kubernetes.io/docs/reference/command-line-tools-reference/kube-apiserver/: 400, and 200 that change something; EKS may give more");
     "Share of them that our requests get", api_shares = 20.0, "shares", SHARES;
     "Shares in all", api_shares_all = 245.0, "shares", SHARES;
     "Requests of one user that wait at one API server: six queues of 50", api_queue = 300.0, "requests", SHARES;
@@ -140,13 +142,13 @@ constants! {
     "Its requests at the end of a Job: pod, Event, two updates of the status", requests_to_end = 4.0, "requests", PER_JOB;
     "Requests of the TTL controller for one Job", requests_to_delete = 2.0, "requests", PER_JOB;
     "Requests of the garbage collector for one Job and its pod", requests_to_collect = 7.15, "requests", PER_JOB;
-    "What the garbage collector may ask, times the controllers' rate", collector_factor = 2.0, "times", Cited("kubernetes `cmd/kube-controller-manager/app/core.go`, from memory");
+    "What the garbage collector may ask, times the controllers' rate", collector_factor = 2.0, "times", Cited("kubernetes `cmd/kube-controller-manager/app/core.go`: `config.QPS *= 2`");
     "A finished Job is kept", job_ttl = 600.0, "s", Ours("`template.yml`, JobTtlSeconds");
     "A Job in etcd", job_bytes = 4_432.0, "bytes", PER_JOB;
     "A pod in etcd, without what a kubelet adds", pod_bytes = 3_785.0, "bytes", PER_JOB;
     "An Event in etcd", event_bytes = 766.0, "bytes", PER_JOB;
     "Events of one Job: 2 of the Job controller, the rest of scheduler and kubelet", events_per_job = 8.0, "Events", Assumed("scheduled, and pulled, created, started for two containers, less one");
-    "An Event is kept", event_ttl = 3_600.0, "s", Cited("kube-apiserver, `--event-ttl`");
+    "An Event is kept", event_ttl = 3_600.0, "s", Cited("https://kubernetes.io/docs/reference/command-line-tools-reference/kube-apiserver/, `--event-ttl`");
     "Size of etcd's database at which writes end", etcd_quota = 8.0, "GB", Cited("https://docs.aws.amazon.com/eks/latest/userguide/clusters.html");
 
     "agent-stack-k8s asks Buildkite every", stack_poll = 1.0, "s", STACK;

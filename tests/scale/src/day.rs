@@ -68,8 +68,8 @@ impl Day {
         }
         arrivals.sort_unstable();
         let mut chance = Chance::new(seed, 2);
-        let longest = 6.0 * 3600.0;
-        let run = |_| seconds(chance.log_normal(constants.job_median.ln(), constants.job_sigma).min(longest));
+        let run =
+            |_| seconds(chance.log_normal(constants.job_median.ln(), constants.job_sigma).min(constants.job_longest));
         Self { runs: (0..jobs).map(run).collect(), arrivals, bursts }
     }
 }

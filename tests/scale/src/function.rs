@@ -223,7 +223,8 @@ impl Model<'_> {
             self.seen.waiting.up(now);
             self.events[job].1 += 1;
             let wait = (self.constants.throttle_first * 2_f64.powi(throttles)).min(self.constants.throttle_most);
-            let wait = wait * (0.5 + self.chance.share() / 2.0);
+            let least = self.constants.throttle_share;
+            let wait = wait * (least + self.chance.share() * (1.0 - least));
             self.agenda.note(now + seconds(wait), Due::Event(job));
         }
     }

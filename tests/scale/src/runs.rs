@@ -28,6 +28,11 @@ pub const TO_THE_JOB: &[Setting] = &[
     Setting { name: "`ReservedConcurrency` 200", changes: &[("concurrency", 200.0)] },
     Setting { name: "`ReservedConcurrency` 50", changes: &[("concurrency", 50.0)] },
     Setting { name: "`ReservedConcurrency` 10", changes: &[("concurrency", 10.0)] },
+    Setting { name: "no jitter in Lambda's queue", changes: &[("throttle_share", 1.0)] },
+    Setting {
+        name: "… and `ReservedConcurrency` 50",
+        changes: &[("throttle_share", 1.0), ("concurrency", 50.0)],
+    },
     Setting { name: "a FlowSchema to `workload-low`", changes: &[("api_shares", 100.0)] },
     Setting { name: "1,000 writes/s", changes: &[("api_rate", 1_000.0)] },
     Setting {

@@ -213,13 +213,100 @@ fn agent_stack_k8s_makes_ten_jobs_a_second_and_keeps_25_in_flight() {
     assert_eq!(u64::from(seen.waiting.now()), 1_020 - made);
 }
 
+/// A file of this project.
+fn file(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What stands in backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
 #[test]
 fn every_number_has_a_source() {
+    let makefile = file("Makefile");
     for constant in Constants::ALL {
-        let source = match constant.origin {
-            Origin::Cited(source) | Origin::Measured(source) | Origin::Ours(source) | Origin::Assumed(source) => source,
-            Origin::Input => continue,
-        };
-        assert!(!source.is_empty(), "{}", constant.name);
+        let name = constant.name;
+        match constant.origin {
+            Origin::Cited(source) => {
+                let address = source.contains("https://");
+                let file = quoted(source).any(|path| Path::new(path).extension().is_some_and(|kind| kind == "go"));
+                assert!(address || file, "{name} names no address and no file: {source}");
+                assert!(!source.contains("from memory"), "{name} is an assumption: {source}");
+            }
+            // A target of the Makefile, or a program of this project.
+            Origin::Measured(source) => {
+                let command = quoted(source).next().unwrap_or_else(|| panic!("{name} names no command: {source}"));
+                match command.strip_prefix("make ") {
+                    Some(target) => assert!(makefile.contains(&format!("\n{target}:")), "{name}: {command}"),
+                    None => assert!(!file(command.split(' ').next().unwrap()).is_empty()),
+                }
+            }
+            Origin::Ours(source) => {
+                let path = quoted(source).next().unwrap_or_else(|| panic!("{name} names no file: {source}"));
+                assert!(!file(path).is_empty());
+            }
+            Origin::Assumed(why) => assert!(why.split(' ').count() > 2, "{name} is assumed for no reason"),
+            Origin::Input => {}
+        }
+    }
+}
+
+/// The number right behind a text that is there once.
+fn behind(text: &str, before: &str) -> f64 {
+    let [_, after] = text.split(before).collect::<Vec<_>>()[..] else { panic!("not there once: {before}") };
+    let digits = after.split(|other: char| !other.is_ascii_digit() && other != '.').next().unwrap();
+    digits.parse().unwrap_or_else(|_| panic!("no number behind {before}"))
+}
+
+/// Seconds of a `Duration` in a file of the function, behind a text that is there once.
+fn duration(path: &str, before: &str) -> f64 {
+    let text = file(path);
+    let units = [("secs", 1.0), ("millis", 1e-3), ("mins", 60.0)];
+    let before = units.map(|(unit, seconds)| (format!("{before}Duration::from_{unit}("), seconds));
+    let found = before.iter().find(|(before, _)| text.contains(before));
+    let (before, seconds) = found.unwrap_or_else(|| panic!("{path} has no {}", before[0].0));
+    behind(&text, before) * seconds
+}
+
+#[test]
+fn what_is_ours_is_what_the_function_and_its_template_say() {
+    let constant = |path: &str, name: &str| duration(path, &format!("const {name}: Duration = "));
+    let template = file("template.yml");
+    let parameter = |name: &str| {
+        let [_, after] = template.split(&format!("\n  {name}:\n")).collect::<Vec<_>>()[..] else { panic!("{name}") };
+        behind(after.split("\n\n").next().unwrap(), "Default: ")
+    };
+    let (aws, api_server) = ("src/aws.rs", "src/eks/api_server.rs");
+    // Between once and a hundred times this.
+    let pause = duration(api_server, "ExponentialBackoffMaker::new(") * 100.0;
+    assert!(file(api_server).contains("Duration::from_millis(1), PAUSE, 99.0,"));
+    assert_eq!(template.matches("MaximumEventAgeInSeconds: 21600\n").count(), 2);
+    let timeout = behind(&template, "\n      Timeout: ");
+    let ours = [
+        ("job_longest", parameter("JobActiveDeadlineSeconds")),
+        ("event_age", 21_600.0),
+        ("memory", behind(&template, "MemorySize: ")),
+        ("deadline", timeout - constant("src/deadline.rs", "RESERVE")),
+        ("startup", constant("src/main.rs", "START_TIMEOUT")),
+        ("token_age", constant("src/agent_token.rs", "AGE")),
+        ("definitions_age", constant("src/library.rs", "AGE")),
+        ("refresh", constant("src/refresh.rs", "TIMEOUT")),
+        ("refresh_again", constant("src/refresh.rs", "AGAIN")),
+        ("ssm_backoff", duration(aws, "with_initial_backoff(")),
+        ("ssm_backoff_most", constant(aws, "PAUSE")),
+        ("api_backoff", pause),
+        ("api_backoff_most", constant(api_server, "PAUSE")),
+        ("api_try", constant(api_server, "TRY")),
+        ("api_try_least", constant(api_server, "LEAST")),
+        ("job_ttl", parameter("JobTtlSeconds")),
+    ];
+    let all = Constants::ALL.iter().filter(|constant| matches!(constant.origin, Origin::Ours(_)));
+    for constant in all {
+        let said = ours.iter().find(|(name, _)| *name == constant.name);
+        let (name, said) = said.unwrap_or_else(|| panic!("nobody compares {}", constant.name));
+        assert!((constant.value - said).abs() < 1e-9, "{name} is {said}, and not {}", constant.value);
     }
 }
