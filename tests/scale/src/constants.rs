@@ -156,6 +156,7 @@ constants! {
     "Its jobs in flight at most; 0 for no limit", stack_in_flight = 25.0, "jobs", STACK;
     "Its requests to the API server", stack_qps = 10.0, "1/s", STACK;
     "How many of them at once after a pause", stack_burst = 20.0, "requests", STACK;
+    "Share of the API server that its service account gets", stack_shares = 100.0, "shares", Cited("kubernetes `staging/src/k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap/default.go`: `workload-low` has 100 of 245 shares, and queues as long");
     "Requests for one Job", stack_requests = 1.0, "requests", Cited("buildkite/agent-stack-k8s `internal/controller/scheduler/scheduler.go`; watches come on top");
 
     "One million requests of Lambda", price_requests = 0.20, "USD", Cited("https://docs.aws.amazon.com/whitepapers/latest/how-aws-pricing-works/lambda.html, list price");
@@ -179,6 +180,12 @@ impl Constants {
     /// Requests of our priority level that one API server runs at once.
     pub fn api_seats(&self) -> f64 {
         (self.api_inflight * self.api_shares / self.api_shares_all).ceil()
+    }
+
+    /// As agent-stack-k8s meets them: with its share of the API server.
+    #[must_use]
+    pub fn of_stack(&self) -> Self {
+        Self { api_shares: self.stack_shares, ..self.clone() }
     }
 
     /// Until an event of EventBridge reaches Lambda: mean and sigma of the logarithm, from the two percentiles.

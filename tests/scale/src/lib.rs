@@ -2,9 +2,9 @@
 //! day through agent-stack-k8s.
 //!
 //! ```text
-//! Day ──> Function ──> ApiServer          Jobs, with the time of each
+//! Day ──> Function ──> ApiServer ──>      Jobs, with the time of each
 //!            └─> Bucket (SSM)                │
-//! Day ──> Stack ───────────────────────> Cluster: pods, ends, TTL, etcd
+//! Day ──> Stack ──> ApiServer ─────────> Cluster: pods, ends, TTL, etcd
 //! ```
 //!
 //! Discrete events with a seed: the same seed and the same [`Constants`] give the same day, byte for byte. `docs/scale.md` shows

@@ -61,6 +61,10 @@ fn run(command: &Command) -> Result<(), Problem> {
         (setting.name, constants, cluster)
     });
     let stacks = runs::stacks(constants, &day);
+    let beside: Vec<_> = runs::BESIDE_THE_STACK
+        .iter()
+        .filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name))
+        .collect();
 
     let mut sections = vec![
         ("limits", tables::limits(constants, &day)),
@@ -68,7 +72,7 @@ fn run(command: &Command) -> Result<(), Problem> {
         ("in-the-way", tables::in_the_way(&outcomes)),
         ("costs", tables::costs(&outcomes)),
         ("cluster", tables::cluster(&mut clusters)),
-        ("agent-stack-k8s", tables::stacks(&day, ours, &stacks)),
+        ("agent-stack-k8s", tables::stacks(constants, &day, &beside, &stacks)),
     ];
     if !command.quick {
         let base = runs::end(constants, &day, seed);
@@ -102,7 +106,7 @@ fn run(command: &Command) -> Result<(), Problem> {
                     (4, "500 requests/s, JobTtlSeconds 60"),
                 ],
             ),
-            plots::stacks(ours, &stacks),
+            plots::stacks(&day, ours, &stacks),
         ];
         let write = |file: &Path, text: &str| {
             fs::write(file, text).map_err(|source| Problem::File { file: file.to_owned(), source })

@@ -14,12 +14,9 @@ use crate::{
     constants::Constants,
     day::{Day, LENGTH},
     runs::{Outcome, in_burst},
-    series::percentile,
+    series::{Level, percentile},
     stack,
 };
-
-/// What a log axis shows of nothing.
-const LEAST: f64 = 0.01;
 
 /// A picture: the name of its file, and the SVG.
 pub type Picture = (&'static str, String);
@@ -192,19 +189,17 @@ pub fn cluster(seen: &[(&'static str, Constants, cluster::Seen)], shown: &[(usiz
     ("cluster.svg", draw(plots, layout))
 }
 
-/// Jobs that wait, ours and of agent-stack-k8s.
-pub fn stacks(ours: &Outcome, stacks: &[(&'static str, stack::Seen)]) -> Picture {
-    let most = |level: &crate::series::Level, minute: usize| {
-        (minute * 60..minute * 60 + 60).map(|second| level.at(second)).fold(LEAST, f64::max).max(1.0)
+/// Jobs that wait for their Job, from their schedule on, ours and of agent-stack-k8s.
+pub fn stacks(day: &Day, ours: &Outcome, stacks: &[(&'static str, stack::Seen)]) -> Picture {
+    let waiting = |created: &[Option<Time>], place: usize, name: &str| {
+        let level = Level::of(&day.arrivals, created);
+        let most = |minute: usize| (minute * 60..minute * 60 + 60).map(|second| level.at(second)).fold(1.0, f64::max);
+        line((0..MINUTES).map(|minute| (hour(minute), most(minute))), place, name)
     };
-    let mut plots = vec![line(
-        (0..MINUTES).map(|minute| (hour(minute), most(&ours.seen.waiting, minute))),
-        0,
-        "agent-scheduler as deployed",
-    )];
+    let mut plots = vec![waiting(&ours.seen.created, 0, "agent-scheduler as deployed")];
     for (place, (name, seen)) in stacks.iter().enumerate() {
         let name = name.replace('`', "").replace('…', "agent-stack-k8s");
-        plots.push(line((0..MINUTES).map(|minute| (hour(minute), most(&seen.waiting, minute))), place + 1, &name));
+        plots.push(waiting(&seen.created, place + 1, &name));
     }
     let layout = hours(layout(&plots, "hour of the day", "jobs that wait for their Job (log)").with_log_y());
     ("agent-stack-k8s.svg", draw(plots, layout))

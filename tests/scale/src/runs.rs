@@ -29,10 +29,7 @@ pub const TO_THE_JOB: &[Setting] = &[
     Setting { name: "`ReservedConcurrency` 50", changes: &[("concurrency", 50.0)] },
     Setting { name: "`ReservedConcurrency` 10", changes: &[("concurrency", 10.0)] },
     Setting { name: "no jitter in Lambda's queue", changes: &[("throttle_share", 1.0)] },
-    Setting {
-        name: "… and `ReservedConcurrency` 50",
-        changes: &[("throttle_share", 1.0), ("concurrency", 50.0)],
-    },
+    Setting { name: "… and `ReservedConcurrency` 50", changes: &[("throttle_share", 1.0), ("concurrency", 50.0)] },
     Setting { name: "a FlowSchema to `workload-low`", changes: &[("api_shares", 100.0)] },
     Setting { name: "1,000 writes/s", changes: &[("api_rate", 1_000.0)] },
     Setting {
@@ -70,10 +67,13 @@ pub const STACKS: &[Setting] = &[
     Setting { name: "agent-stack-k8s as it comes", changes: &[] },
     Setting { name: "… `max-in-flight` 0", changes: &[("stack_in_flight", 0.0)] },
     Setting {
-        name: "… and 200 requests/s, 400 at once",
+        name: "… `max-in-flight` 0, 200 requests/s, 400 at once",
         changes: &[("stack_in_flight", 0.0), ("stack_qps", 200.0), ("stack_burst", 400.0)],
     },
 ];
+
+/// Which of the function's settings stand beside agent-stack-k8s.
+pub const BESIDE_THE_STACK: &[&str] = &["as deployed", "`ReservedConcurrency` 50"];
 
 impl Setting {
     /// On top of others.

@@ -55,6 +55,19 @@ impl Level {
         self.now = self.now.saturating_sub(1);
     }
 
+    /// Of things that came and went at these times. What did not go is there.
+    pub fn of(came: &[Time], went: &[Option<Time>]) -> Self {
+        let went = went.iter().flatten().map(|at| (*at, false));
+        let mut changes: Vec<_> = came.iter().map(|at| (*at, true)).chain(went).collect();
+        // Who comes and goes at one time was there.
+        changes.sort_unstable_by_key(|(at, came)| (*at, !came));
+        let mut level = Self::default();
+        for (at, came) in changes {
+            if came { level.up(at) } else { level.down(at) }
+        }
+        level
+    }
+
     /// How many there are.
     pub fn now(&self) -> u32 {
         self.now
@@ -107,6 +120,12 @@ mod tests {
         level.down(SECOND - 1);
         level.down(3 * SECOND);
         assert_eq!((0..5).map(|second| level.at(second)).collect::<Vec<_>>(), [2.0, 1.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_there_in_between() {
+        let level = Level::of(&[0, SECOND, SECOND], &[Some(2 * SECOND), None, Some(SECOND)]);
+        assert_eq!((0..4).map(|second| level.at(second)).collect::<Vec<_>>(), [1.0, 3.0, 2.0, 1.0]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The same day through agent-stack-k8s, which asks Buildkite for jobs and keeps so many in flight.
-
-use std::collections::VecDeque;
+//!
+//! Its client asks the same API server as the function, with another share of it.
 
 use crate::{
-    agenda::{Time, seconds},
+    agenda::{Agenda, Time, seconds},
+    api_server::{ApiServer, Fate},
     bucket::Bucket,
     cluster::{Cluster, Seen as InCluster, Step},
     constants::Constants,
     day::{Day, LENGTH},
-    series::Level,
 };
 
 /// What was seen until midnight.
@@ -16,64 +16,60 @@ use crate::{
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
     pub created: Vec<Option<Time>>,
-    /// Jobs that wait in Buildkite.
-    pub waiting: Level,
-    /// And in the cluster.
+    /// In the cluster.
     pub cluster: InCluster,
 }
 
 /// Runs the day, and ends at midnight: what waits then may wait for days.
 pub fn run(constants: &Constants, day: &Day) -> Seen {
-    let mut seen = Seen { created: vec![None; day.arrivals.len()], ..Seen::default() };
+    let mut created = vec![None; day.arrivals.len()];
     let mut cluster = Cluster::new(constants, day);
     let mut client = Bucket::new(constants.stack_qps, constants.stack_burst);
+    let mut api_server = ApiServer::new(&constants.of_stack());
+    let half = seconds(constants.network / 2.0);
     let poll = seconds(constants.stack_poll);
-    let mut known = VecDeque::new();
+    // The jobs that it has seen, each from when it may be asked for; and those that the API server is about to make.
+    let (mut known, mut made) = (Agenda::default(), Agenda::default());
     let mut in_flight = 0_u32;
-    let (mut scheduled, mut asked) = (0, 0);
+    let (mut scheduled, mut held, mut asked) = (0, 0, 0);
     while asked <= LENGTH {
-        while scheduled < day.arrivals.len() && day.arrivals[scheduled] <= asked {
-            seen.waiting.up(asked);
-            scheduled += 1;
-        }
+        scheduled += day.arrivals[scheduled..].partition_point(|at| *at <= asked);
         // It holds what it has seen, and each answer brings no more than fits on its pages.
-        let seen_before = known.back().map_or(next_unseen(&seen.created), |last| last + 1);
-        known.extend((seen_before..scheduled).take(page(constants)));
+        for job in (held..scheduled).take(page(constants)) {
+            known.note(asked, job);
+            held = job + 1;
+        }
         let until = asked + poll;
         let mut now = asked;
         loop {
             let room = constants.stack_in_flight == 0.0 || f64::from(in_flight) < constants.stack_in_flight;
-            let turn = (room && !known.is_empty()).then(|| client.when(now, constants.stack_requests));
-            let create = turn.filter(|at| *at < until);
-            let step = cluster.next_at().filter(|at| *at < until);
-            match (create, step) {
-                (Some(at), step) if step.is_none_or(|step| at < step) => {
-                    let Some(job) = known.pop_front() else { break };
-                    client.wait(at, constants.stack_requests);
-                    seen.waiting.down(at);
-                    seen.created[job] = Some(at);
-                    in_flight += 1;
+            let turn = known.next_at().filter(|_| room).map(|at| client.when(now.max(at), constants.stack_requests));
+            let next = [turn, made.next_at(), cluster.next_at()].map(|at| at.filter(|at| *at < until));
+            let Some(at) = next.into_iter().flatten().min() else { break };
+            now = now.max(at);
+            if next[1] == Some(at) {
+                if let Some((at, job)) = made.take() {
                     cluster.create(job, at);
-                    now = at;
                 }
-                (_, Some(at)) => {
-                    now = now.max(at);
-                    if let Some((_, Step::Finished)) = cluster.step() {
-                        in_flight -= 1;
+            } else if next[2] == Some(at) {
+                if let Some((_, Step::Finished)) = cluster.step() {
+                    in_flight -= 1;
+                }
+            } else if let Some((_, job)) = known.take() {
+                client.wait(at, constants.stack_requests);
+                match api_server.request(at + half) {
+                    Fate::Done(at) => {
+                        in_flight += 1;
+                        created[job] = Some(at);
+                        made.note(at, job);
                     }
+                    Fate::Refused(at) => known.note(at + half + seconds(constants.retry_after), job),
                 }
-                (_, None) => break,
             }
         }
         asked = until;
     }
-    seen.cluster = cluster.seen;
-    seen
-}
-
-/// It takes them in the order of their coming, so the first without a Job is the first that it has not seen.
-fn next_unseen(created: &[Option<Time>]) -> usize {
-    created.partition_point(Option::is_some)
+    Seen { created, cluster: cluster.seen }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of jobs")]

@@ -8,8 +8,8 @@ use crate::{
     constants::{Constants, Origin},
     cost::Cost,
     day::Day,
-    runs::{End, Outcome, Sensitivity, Times},
-    series::percentile,
+    runs::{End, Outcome, Sensitivity, Times, in_burst},
+    series::{Level, percentile},
     stack,
 };
 
@@ -205,17 +205,39 @@ pub fn cluster(seen: &mut [(&'static str, Constants, cluster::Seen)]) -> String 
 }
 
 /// agent-stack-k8s beside the function.
-pub fn stacks(day: &Day, ours: &Outcome, stacks: &[(&'static str, stack::Seen)]) -> String {
-    let row = |name: &str, created: &[Option<Time>], longest_queue: u32| {
+pub fn stacks(constants: &Constants, day: &Day, ours: &[&Outcome], stacks: &[(&'static str, stack::Seen)]) -> String {
+    let row = |name: &str, created: &[Option<Time>]| {
+        let most = Level::of(&day.arrivals, created).most();
         let made = created.iter().flatten().filter(|at| **at <= crate::day::LENGTH).count();
         let waiting = created.len() - made;
-        let [p50, p90, p99, _] = times(&Times::of(day, created, |_| true));
-        vec![name.to_owned(), whole(made as u64), whole(waiting as u64), whole(longest_queue.into()), p50, p90, p99]
+        let [p50, ..] = times(&Times::of(day, created, |_| true));
+        let [burst_p50, burst_p90, burst_p99, _] = times(&Times::of(day, created, in_burst(day, constants)));
+        vec![
+            name.to_owned(),
+            whole(made as u64),
+            whole(waiting as u64),
+            whole(most.into()),
+            p50,
+            burst_p50,
+            burst_p90,
+            burst_p99,
+        ]
     };
-    let rows = [row("agent-scheduler as deployed", &ours.seen.created, ours.seen.waiting.most())]
-        .into_iter()
-        .chain(stacks.iter().map(|(name, seen)| row(name, &seen.created, seen.waiting.most())));
-    table(&["scheduler", "Jobs by midnight", "waiting then", "waiting, most", "to the Job p50", "p90", "p99"], rows)
+    let ours = ours.iter().map(|ours| row(&format!("agent-scheduler, {}", ours.name), &ours.seen.created));
+    let rows = ours.chain(stacks.iter().map(|(name, seen)| row(name, &seen.created)));
+    table(
+        &[
+            "scheduler",
+            "Jobs by midnight",
+            "waiting then",
+            "waiting, most",
+            "all p50",
+            "burst p50",
+            "burst p90",
+            "burst p99",
+        ],
+        rows,
+    )
 }
 
 /// Half and double.
