@@ -18,6 +18,7 @@ pub mod constants;
 pub mod cost;
 pub mod day;
 pub mod function;
+pub mod page;
 pub mod plots;
 pub mod runs;
 pub mod series;

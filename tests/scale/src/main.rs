@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::Parser;
-use scale::{Constants, cluster::Cluster, day::Day, plots, runs, tables};
+use scale::{Constants, cluster::Cluster, day::Day, page, plots, runs, tables};
+
+/// The place that stays as it is with `--quick`.
+const SENSITIVITY: &str = "sensitivity";
 
 /// A day of a million jobs, on paper: what breaks first, which setting answers it, and what it costs.
 ///
@@ -21,7 +24,7 @@ struct Command {
     /// A folder for the pictures; none are drawn without it.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// A page to put the tables into, each between its `<!-- NAME -->` and `<!-- end -->`.
+    /// A page to put tables and values into, each between its `<!-- NAME -->` and `<!-- end -->`.
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
     /// Leaves out the sensitivity table, which takes most of the time.
@@ -46,7 +49,9 @@ enum Problem {
     #[error("cannot read or write {file}: {source}")]
     File { file: PathBuf, source: io::Error },
     #[error("{file} has no place for the table {name}: it needs <!-- {name} --> and <!-- end -->")]
-    NoPlace { file: PathBuf, name: &'static str },
+    NoPlace { file: PathBuf, name: String },
+    #[error("{file} has a place <!-- {name} -->, and nothing goes there")]
+    Unknown { file: PathBuf, name: String },
 }
 
 fn run(command: &Command) -> Result<(), Problem> {
@@ -66,24 +71,24 @@ fn run(command: &Command) -> Result<(), Problem> {
         .filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name))
         .collect();
 
-    let mut sections = vec![
-        ("limits", tables::limits(constants, &day)),
-        ("to-the-job", tables::to_the_job(&outcomes)),
-        ("in-the-way", tables::in_the_way(&outcomes)),
-        ("costs", tables::costs(&outcomes)),
-        ("cluster", tables::cluster(&mut clusters)),
-        ("agent-stack-k8s", tables::stacks(constants, &day, &beside, &stacks)),
-    ];
+    let mut made = tables::of_constants(constants, &day);
+    let mut table = |name: &str, table: String| made.push((name.to_owned(), table));
+    table("answer", tables::answer(&outcomes));
+    table("to-the-job", tables::to_the_job(&outcomes));
+    table("in-the-way", tables::in_the_way(&outcomes));
+    table("costs", tables::costs(&outcomes));
+    table("cluster", tables::cluster(&mut clusters));
+    table("agent-stack-k8s", tables::stacks(constants, &day, &beside, &stacks));
     if !command.quick {
         let base = runs::end(constants, &day, seed);
-        sections.push(("sensitivity", tables::sensitivity(&base, &runs::sensitivity(constants, &day, seed))));
+        table(SENSITIVITY, tables::sensitivity(&base, &runs::sensitivity(constants, &day, seed)));
     }
-    sections.push(("constants", tables::constants(&mut constants.clone())));
-    for (name, table) in &sections {
-        println!("{name}\n\n{table}");
+    for (name, made) in &made {
+        println!("{name}\n{made}");
     }
     if let Some(page) = &command.page {
-        put(page, &sections)?;
+        made.extend(tables::values(ours));
+        fill(page, &made)?;
     }
     if let Some(folder) = &command.out {
         let shown = [
@@ -119,17 +124,19 @@ fn run(command: &Command) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Puts each table into its place.
-fn put(page: &Path, sections: &[(&'static str, String)]) -> Result<(), Problem> {
-    let file = page.to_owned();
-    let at_file = |source| Problem::File { file: page.to_owned(), source };
-    let mut text = fs::read_to_string(page).map_err(at_file)?;
-    for (name, table) in sections {
-        let begin = format!("<!-- {name} -->\n");
-        let place = text.find(&begin).map(|at| at + begin.len());
-        let place = place.and_then(|from| Some(from..from + text[from..].find("<!-- end -->")?));
-        let Some(place) = place else { return Err(Problem::NoPlace { file, name }) };
-        text.replace_range(place, table);
+/// Fills each place of the page.
+fn fill(path: &Path, made: &[(String, String)]) -> Result<(), Problem> {
+    let at_file = |source| Problem::File { file: path.to_owned(), source };
+    let mut text = fs::read_to_string(path).map_err(at_file)?;
+    let known = |name: &str| name == SENSITIVITY || made.iter().any(|(known, _)| known == name);
+    if let Some(unknown) = page::names(&text).find(|name| !known(name)) {
+        return Err(Problem::Unknown { file: path.to_owned(), name: unknown.to_owned() });
     }
-    fs::write(page, text).map_err(at_file)
+    for (name, made) in made {
+        // A table without a place was forgotten; of the values the text takes what it needs.
+        if !page::put(&mut text, name, made) && made.contains('\n') {
+            return Err(Problem::NoPlace { file: path.to_owned(), name: name.clone() });
+        }
+    }
+    fs::write(path, text).map_err(at_file)
 }

@@ -44,7 +44,8 @@ fn number(value: f64) -> String {
 }
 
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut text = format!("| {} |\n|", head.join(" | "));
+    // A table begins below the name of its place.
+    let mut text = format!("\n| {} |\n|", head.join(" | "));
     for place in 0..head.len() {
         text.push_str(if place == 0 { " --- |" } else { " ---: |" });
     }
@@ -59,8 +60,46 @@ fn times(times: &Times) -> [String; 4] {
     [times.p50, times.p90, times.p99, times.most].map(duration)
 }
 
+/// What the numbers alone decide, each with its place in the page.
+pub fn of_constants(constants: &Constants, day: &Day) -> Vec<(String, String)> {
+    let burst = crate::agenda::seconds(constants.burst / constants.api_rate);
+    [
+        ("limits", limits(constants, day)),
+        ("constants", self::constants(&mut constants.clone())),
+        ("api rate", number(constants.api_rate)),
+        ("burst at the api rate", duration(burst)),
+    ]
+    .map(|(name, made)| (name.to_owned(), made))
+    .into()
+}
+
+/// Values for the text of the page, each with its place.
+pub fn values(as_deployed: &Outcome) -> Vec<(String, String)> {
+    let [p50, .., longest] = times(&as_deployed.all);
+    let [burst_p50, ..] = times(&as_deployed.burst);
+    [("p50", p50), ("burst p50", burst_p50), ("longest", longest)].map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// The settings that the answer is about, and what it says of them.
+pub fn answer(outcomes: &[Outcome]) -> String {
+    let chosen = ["as deployed", "`ReservedConcurrency` 50", "`ReservedConcurrency` 10", "SSM with higher throughput"];
+    let chosen = chosen.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name));
+    let rows = chosen.map(|outcome| {
+        let seen = &outcome.seen;
+        let [p50, _, p99, _] = times(&outcome.burst);
+        let counts = [seen.ssm_throttled.total(), seen.refused.total(), seen.given_up.total(), seen.incomplete];
+        let mut row = vec![outcome.name.to_owned(), p50, p99];
+        row.extend(counts.map(whole));
+        row.push(format!("{:.2}", outcome.cost.total()));
+        row
+    });
+    let head =
+        ["setting", "burst p50", "burst p99", "throttled by SSM", "429", "given up", "starts incomplete", "USD a day"];
+    table(&head, rows)
+}
+
 /// Every number and its source.
-pub fn constants(constants: &mut Constants) -> String {
+fn constants(constants: &mut Constants) -> String {
     let rows = Constants::ALL.iter().map(|constant| {
         let value = *(constant.field)(constants);
         let origin = match constant.origin {
@@ -77,11 +116,11 @@ pub fn constants(constants: &mut Constants) -> String {
             constant.name.replace('_', "-")
         )
     });
-    format!("| what | value | option | from |\n| --- | ---: | --- | --- |\n{}", rows.collect::<String>())
+    format!("\n| what | value | option | from |\n| --- | ---: | --- | --- |\n{}", rows.collect::<String>())
 }
 
 /// What each stage can do at most, beside what the day asks.
-pub fn limits(constants: &Constants, day: &Day) -> String {
+fn limits(constants: &Constants, day: &Day) -> String {
     let c = constants;
     let mean = c.jobs_per_day / 86_400.0;
     let event = c.cpu_event / c.core_share() + c.network + 1.0 / c.api_rate;

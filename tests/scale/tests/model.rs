@@ -8,7 +8,7 @@ use scale::{
     agenda::{SECOND, in_seconds},
     constants::Origin,
     day::Day,
-    function, runs, stack,
+    function, page, runs, stack, tables,
 };
 
 /// Some jobs, all in one burst at noon.
@@ -319,5 +319,16 @@ fn what_is_ours_is_what_the_function_and_its_template_say() {
         let said = ours.iter().find(|(name, _)| *name == constant.name);
         let (name, said) = said.unwrap_or_else(|| panic!("nobody compares {}", constant.name));
         assert!((constant.value - said).abs() < 1e-9, "{name} is {said}, and not {}", constant.value);
+    }
+}
+
+#[test]
+fn the_page_says_what_the_numbers_are() {
+    let page = file("docs/scale.md");
+    let constants = Constants::default();
+    for (name, made) in tables::of_constants(&constants, &Day::new(&constants, 1)) {
+        let mut now = page.clone();
+        assert!(page::put(&mut now, &name, &made), "docs/scale.md has no place for {name}");
+        assert!(now == page, "docs/scale.md has another {name}: `make scale` brings it up to date");
     }
 }
