@@ -109,7 +109,9 @@ struct Environment {
     site: Arc<Site>,
     function: Option<Function>,
     started: usize,
-    ended: usize,
+    killed: usize,
+    /// Those that ended, or did not start, though nobody killed them.
+    died: usize,
     lines: Vec<Value>,
 }
 
@@ -117,7 +119,8 @@ struct Environment {
 type Jobs = BTreeMap<String, String>;
 
 impl Load {
-    /// Prints rates, deliveries and Jobs; fails if a Job is missing, was made twice, or is for nobody.
+    /// Prints rates, deliveries and Jobs; fails if a Job is missing, was made twice, or is for nobody, if a function ended that
+    /// nobody killed, and if there was nothing to withstand.
     pub async fn run(self) -> Result<ExitCode, Problem> {
         let (_, event) = event_file::read(&self.event)?;
         let body = Arc::new(Body::of(&self.function, &event).await?);
@@ -209,7 +212,8 @@ impl Load {
 
         for environment in environments {
             sent.started += environment.started;
-            sent.ended += environment.ended;
+            sent.killed += environment.killed;
+            sent.died += environment.died;
             sent.took.extend(environment.stop().await.iter().filter_map(took));
         }
         let names: BTreeSet<_> = uuids.iter().map(|uuid| format!("buildkite-{uuid}")).collect();
@@ -323,7 +327,7 @@ impl Fate {
 
 impl Environment {
     fn new(site: &Arc<Site>) -> Self {
-        Self { site: Arc::clone(site), function: None, started: 0, ended: 0, lines: Vec::new() }
+        Self { site: Arc::clone(site), function: None, started: 0, killed: 0, died: 0, lines: Vec::new() }
     }
 
     /// Takes one invocation after the other until there are no more.
@@ -347,9 +351,9 @@ impl Environment {
             Some(function) => function,
             None => self.start()?,
         };
-        let ready = function.initialised().await.is_ok();
+        // Ready first: what is killed shall be at work.
+        let _ = function.initialised().await;
         let answer = match fate {
-            _ if !ready => None,
             Fate::Served => Some(function.invoke(payload).await),
             Fate::Hurried => Some(function.invoke_within(HURRY, payload).await),
             Fate::Killed(after) => tokio::select! {
@@ -360,8 +364,17 @@ impl Environment {
         let result = match answer {
             Some(Answer::Success(answer)) => Some(answer),
             Some(Answer::Error { .. }) => None,
-            Some(Answer::InitError { .. } | Answer::Exited(_) | Answer::TimedOut) | None => {
-                self.ended += 1;
+            ended => {
+                let on_purpose = match fate {
+                    Fate::Served => false,
+                    Fate::Hurried => matches!(ended, Some(Answer::TimedOut)),
+                    Fate::Killed(_) => ended.is_none(),
+                };
+                if on_purpose {
+                    self.killed += 1;
+                } else {
+                    self.died += 1;
+                }
                 self.lines.extend(function.kill().await.lines());
                 return Ok(None);
             }
@@ -411,7 +424,8 @@ struct Sent {
     time: Duration,
     took: Vec<Duration>,
     started: usize,
-    ended: usize,
+    killed: usize,
+    died: usize,
     jobs: usize,
     missing: Vec<String>,
     for_nobody: Vec<String>,
@@ -424,8 +438,10 @@ impl Sent {
     #[expect(clippy::cast_precision_loss, reason = "no figure has as many digits")]
     fn report(&self, load: &Load, posts: usize, bare: Duration, lab: &Lab) -> bool {
         let lines = lab.timeline.entries();
-        let faults =
-            lines.iter().filter(|entry| entry.what.contains("(on purpose)") || entry.what.contains("is made to wait"));
+        let faults = lines
+            .iter()
+            .filter(|entry| entry.what.contains("(on purpose)") || entry.what.contains("is made to wait"))
+            .count();
         let (events, processes) = (load.events, load.processes);
         println!(
             "{events} events in {} deliveries to {processes} functions at a time ({:?})\n",
@@ -443,8 +459,9 @@ impl Sent {
             );
         }
         println!("| requests to the API server | {} |", self.requests);
-        println!("| of them met a fault | {} |", faults.count());
-        println!("| processes started, and ended at work | {}, {} |", self.started, self.ended);
+        println!("| of them met a fault | {faults} |");
+        println!("| processes started, and killed at work | {}, {} |", self.started, self.killed);
+        println!("| processes that ended though nobody killed them | {} |", self.died);
         let mut left = self.items;
         let rounds = (1..=DELIVERIES).map(|round| format!("delivery {round}"));
         let rounds = rounds.chain((1..=RECEIVES).map(|round| format!("redrive, receive {round}")));
@@ -460,10 +477,21 @@ impl Sent {
         for name in self.missing.iter().chain(&self.for_nobody).chain(&self.changed) {
             println!("{name}");
         }
-        left == 0
-            && self.jobs == events
-            && self.missing.is_empty()
-            && self.for_nobody.is_empty()
-            && self.changed.is_empty()
+        let again = self.failed.iter().sum::<usize>();
+        let problems = [
+            (left > 0, "events were never done"),
+            (self.jobs != events, "there are not as many Jobs as events"),
+            (!self.missing.is_empty(), "Jobs are missing"),
+            (!self.for_nobody.is_empty(), "Jobs are for no event"),
+            (!self.changed.is_empty(), "Jobs are gone, or were made again"),
+            (self.died > 0, "functions ended though nobody killed them"),
+            (faults == 0, "no request met a fault: this run shows nothing"),
+            (self.killed == 0, "no function was killed: this run shows nothing"),
+            (again == 0, "no event came again: this run shows nothing"),
+        ];
+        for (_, problem) in problems.iter().filter(|(is_so, _)| *is_so) {
+            println!("\n{problem}");
+        }
+        problems.iter().all(|(is_so, _)| !is_so)
     }
 }
