@@ -107,10 +107,12 @@ load: release control-plane
 	cargo build --profile lab -p lab
 	@$(LAB) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
-## 100,000 warm events to one process, whose memory, descriptors and threads stay as they were; some minutes.
+## 100,000 warm events to one process, whose memory, descriptors and threads stay as they were; then with a trace id for each
+## event, as Lambda has them, of which glibc keeps each. Some minutes.
 soak: release
 	cargo build --profile lab -p lab
 	@$(LAB) soak --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
+	@$(LAB) soak --own-traces --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
 ## 200 functions that start at once, before an SSM that answers 40 calls a second, or 10,000; and with a reserved concurrency of 40.
 cold-starts: release
