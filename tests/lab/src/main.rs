@@ -14,6 +14,7 @@ mod throughput;
 use std::{error::Error, process::ExitCode};
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Stands in for Lambda, AWS and Kubernetes on this machine.
 #[derive(Parser)]
@@ -44,8 +45,17 @@ enum Command {
     Count(instructions::Count),
 }
 
+/// Hundreds of functions need more descriptors than a process has at first; as many as it may have cost nothing.
+fn allow_many_descriptors() -> nix::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    if let Err(problem) = allow_many_descriptors() {
+        eprintln!("lab: the limit of open files stays as it is: {problem}");
+    }
     let ended: Result<ExitCode, Box<dyn Error>> = match Command::parse() {
         Command::Run(run) => run.run().await.map_err(Into::into),
         Command::Serve(serve) => serve.run().await.map_err(Into::into),

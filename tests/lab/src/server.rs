@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{Router, body::Body, response::Response};
@@ -14,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+    time::sleep,
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tower::ServiceExt;
@@ -27,6 +29,9 @@ use crate::{
 
 /// Less than the first record of a TLS server has, and less than any answer of HTTP.
 const BREAK_OFF: usize = 60;
+
+/// When a connection could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// A running server; dropping it ends it and all its connections.
 pub(crate) struct Server {
@@ -93,7 +98,11 @@ impl Server {
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No descriptor is left, say; one will be soon.
+            sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         while connections.try_join_next().is_some() {}
         let ending = Ending::default();
         let mut tls = tls.clone();
