@@ -122,7 +122,7 @@ constants! {
     "First wait after SSM's throttling; doubles", ssm_backoff = 0.1, "s", SSM_RETRIES;
     "Longest such wait", ssm_backoff_most = 5.0, "s", SSM_RETRIES;
 
-    "Writes that the API server of the cluster finishes; a read counts as one", api_rate = 270.0, "1/s", Measured("`make load`: a bare client, 32 connections, everything on two cores");
+    "Writes that the API server of the cluster finishes; a read counts as one", api_rate = 470.0, "1/s", Measured("`make load`: a bare client, 32 connections, everything on two cores");
     "API servers", api_servers = 2.0, "servers", Cited("https://docs.aws.amazon.com/eks/latest/userguide/eks-architecture.html: at least two");
     "Requests that one API server runs at once", api_inflight = 600.0, "requests", Cited("https://kubernetes.io/docs/reference/command-line-tools-reference/kube-apiserver/: 400, and 200 that change something; EKS may give more");
     "Share of them that our requests get", api_shares = 20.0, "shares", SHARES;
@@ -130,10 +130,10 @@ constants! {
     "Requests of one user that wait at one API server: six queues of 50", api_queue = 300.0, "requests", SHARES;
     "Longest wait there", api_queue_wait = 15.0, "s", Cited("kubernetes `staging/src/k8s.io/apiserver/pkg/server/config.go`: a quarter of the request timeout of 60 s");
     "`Retry-After` of a 429", retry_after = 1.0, "s", FLOW_CONTROL;
-    "What the first pause of the function is a random share of, on top of that; doubles", api_backoff = 0.1, "s", Ours("`src/eks/api_server.rs`, Tries");
+    "What the first pause of the function is a random share of, on top of that; doubles", api_backoff = 0.1, "s", Ours("`src/eks/api_server.rs`, FIRST_PAUSE");
     "Longest such pause", api_backoff_most = 5.0, "s", Ours("`src/eks/api_server.rs`, PAUSE");
     "Longest try of the function, and never more than half of what is left", api_try = 10.0, "s", Ours("`src/eks/api_server.rs`, TRY");
-    "What must be left for another try, which has half of it", api_try_least = 1.0, "s", Ours("`src/eks/api_server.rs`, LEAST");
+    "What must be left for another try, which has half of it", api_try_least = 0.5, "s", Ours("`src/eks/api_server.rs`, LEAST");
     "To the API server and back", network = 0.002, "s", Assumed("within a region, TLS kept open");
 
     "Requests of the Job controller, and of the TTL controller", controller_qps = 20.0, "1/s", CONTROLLER_QPS;

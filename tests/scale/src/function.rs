@@ -386,9 +386,9 @@ impl Model<'_> {
     }
 
     fn pause(&mut self, ask: &mut Ask) -> Time {
-        let longest = self.constants.api_backoff * 2_f64.powi(ask.pauses);
+        let longest = (self.constants.api_backoff * 2_f64.powi(ask.pauses)).min(self.constants.api_backoff_most);
         ask.pauses += 1;
-        seconds((longest * self.chance.share()).min(self.constants.api_backoff_most))
+        seconds(longest * self.chance.share())
     }
 
     fn answered(&mut self, environment: usize, lane: usize, now: Time) {

@@ -67,8 +67,8 @@ pub const STACKS: &[Setting] = &[
     Setting { name: "agent-stack-k8s as it comes", changes: &[] },
     Setting { name: "… `max-in-flight` 0", changes: &[("stack_in_flight", 0.0)] },
     Setting {
-        name: "… `max-in-flight` 0, 200 requests/s, 400 at once",
-        changes: &[("stack_in_flight", 0.0), ("stack_qps", 200.0), ("stack_burst", 400.0)],
+        name: "… `max-in-flight` 0, 500 requests/s, 1,000 at once",
+        changes: &[("stack_in_flight", 0.0), ("stack_qps", 500.0), ("stack_burst", 1_000.0)],
     },
 ];
 
