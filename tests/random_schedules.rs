@@ -43,7 +43,7 @@ use tokio::{
 use uuid::Uuid;
 
 /// Some 20 s on two cores.
-const CASES: u32 = 250;
+const CASES: u32 = 400;
 
 const SCHEDULED: &str = include_str!("../events/job-scheduled.json");
 const NAMESPACE: &str = "buildkite";
@@ -61,9 +61,11 @@ const COPY_AGE: Duration = Duration::from_mins(1);
 /// How long the old one serves on when it could not be refreshed.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// What a fault may make of an event that is as it should be.
-const KINDS_OF_FAULTS: [&str; 6] =
-    ["AgentTokenUnavailable", "ClusterUnavailable", "Timeout", "Unauthorized", "Forbidden", "RejectedByApiServer"];
+/// The longest pause before the second try; it doubles with each. And the longest of all.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(5);
+/// With less than this nobody tries again.
+const LEAST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 struct Schedule {
@@ -122,8 +124,9 @@ enum Form {
     Broken,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
+    /// Of the API server.
     Anything,
     PostJob,
     GetJob,
@@ -193,39 +196,50 @@ fn misbehaviour() -> impl Strategy<Value = Step> {
             select(vec![Fault::Delay(time), Fault::DelayAfter(time)])
         })
     };
-    let broken = || {
-        select(vec![
-            Fault::Refuse,
-            Fault::CutHandshake,
-            Fault::Show(Certificate::Expired),
-            Fault::CutBefore,
-            Fault::CutAfter,
-            Fault::CutWithin,
-            Fault::ResetBefore,
-            Fault::ResetAfter,
-            Fault::Garbage,
-            Fault::Empty,
-        ])
-    };
+    let broken = vec![
+        Fault::Refuse,
+        Fault::CutBefore,
+        Fault::CutAfter,
+        Fault::CutWithin,
+        Fault::ResetBefore,
+        Fault::ResetAfter,
+        Fault::Garbage,
+        Fault::Empty,
+    ];
+    // There is none before SSM and EKS.
+    let of_tls = vec![Fault::CutHandshake, Fault::Show(Certificate::Expired)];
     let status = |codes: &[u16]| select(codes.to_vec()).prop_map(Fault::status);
     let conflict =
         |reason| Fault::Status(ErrorAnswer { code: 409, reason: Some(reason), message: None, retry_after: None });
     let throttled = select(vec![0, 1, 20, 3_600]).prop_map(|time| Fault::throttled(Duration::from_secs(time)));
-    let said = select(vec![conflict("AlreadyExists"), conflict("Conflict"), Fault::invalid("not like this")]);
+    // As RBAC says it.
+    let forbidden = Fault::Status(ErrorAnswer {
+        code: 403,
+        reason: Some("Forbidden"),
+        message: Some("it is forbidden: User \"function\" cannot do it".to_owned()),
+        retry_after: None,
+    });
+    let said = select(vec![
+        conflict("AlreadyExists"),
+        conflict("Conflict"),
+        Fault::invalid("not like this"),
+        forbidden.clone(),
+        forbidden,
+    ]);
     let of_kubernetes = prop_oneof![
         2 => wait(),
-        4 => broken(),
-        3 => status(&[401, 401, 403, 404, 408, 500, 502, 503, 504]),
+        4 => select([&*broken, &*of_tls].concat()),
+        3 => status(&[401, 401, 404, 408, 500, 502, 503, 503, 503, 504]),
         1 => throttled,
         1 => said,
     ];
     let of_aws = prop_oneof![
         wait(),
-        broken(),
+        select(broken),
         status(&[400, 403, 500, 503]),
         select(vec![Fault::access_denied(), Fault::throttling()])
     ];
-    let times = || select(vec![1, 1, 2, 3, usize::MAX]);
+    let times = || select(vec![1, 1, 2, 3, usize::MAX, usize::MAX]);
     prop_oneof![
         2 => (kubernetes, of_kubernetes, times()).prop_map(|(call, fault, times)| Step::Misbehave(call, fault, times)),
         1 => (aws, of_aws, times()).prop_map(|(call, fault, times)| Step::Misbehave(call, fault, times)),
@@ -266,10 +280,24 @@ enum Definition {
 struct Knowledge {
     copy: Option<(Instant, Templates)>,
     list_failed: Option<Instant>,
+    /// How a look at an unknown name may fail as one before did, each until then.
+    look_failed: Vec<(&'static str, Instant)>,
     delivered: Option<Instant>,
     delivery_failed: Option<Instant>,
     /// A delivery may have been given up on its way, by an event that turned out not to need it.
     given_up: bool,
+    /// What succeeded for sure: what came of it serves on if the same fails later.
+    succeeded: BTreeSet<Call>,
+}
+
+/// What the lab did wrong on purpose, and what it may make of an event that is as it should be.
+#[derive(Debug)]
+struct Trouble {
+    call: Call,
+    /// How an event may fail of it.
+    kinds: &'static [&'static str],
+    /// It helps to ask again.
+    passes: bool,
 }
 
 /// What came of one delivery.
@@ -285,6 +313,8 @@ enum Result {
 /// What the lab saw during a step.
 struct Seen {
     from: Instant,
+    /// How long there was.
+    time: Duration,
     entries: Vec<(Instant, Entry)>,
 }
 
@@ -296,6 +326,8 @@ struct World {
     events: Vec<Event>,
     /// Each agent token with the time from which SSM held it.
     tokens: Vec<(String, Instant)>,
+    /// What the lab was told to do wrong, and may still do.
+    faults: Vec<Fault>,
     /// When somebody else removed or wrote the Secret.
     touched: Option<Instant>,
     templates: Templates,
@@ -340,6 +372,19 @@ impl Kind {
 }
 
 impl Call {
+    /// By the lab's line; none for a connection.
+    fn of(what: &str) -> Option<Self> {
+        Some(match what.split([' ', '/']).next().unwrap_or_default() {
+            "POST" => Self::PostJob,
+            "PATCH" => Self::ApplySecret,
+            "GET" if what.contains("/podtemplates") => Self::ListTemplates,
+            "GET" => Self::GetJob,
+            "GetParameter" => Self::GetParameter,
+            "DescribeCluster" => Self::DescribeCluster,
+            _ => return None,
+        })
+    }
+
     fn when(self) -> When {
         match self {
             Self::Anything => When::any(),
@@ -403,8 +448,80 @@ impl Seen {
 
     /// Whether the Secret was found to be somebody else's.
     fn conflict(&self) -> bool {
-        self.has("PATCH", " -> 409")
+        self.entries.iter().any(|(_, entry)| entry.what.starts_with("PATCH") && status(&entry.what) == Some(409))
     }
+
+    /// Whether the lab gave garbage with a code of success for the Secret: that it is somebody else's nobody could know.
+    fn applied_unread(&self) -> bool {
+        let unread =
+            |what: &str| what.starts_with("PATCH") && misbehaved(what) && matches!(status(what), Some(200..=299));
+        self.entries.iter().any(|(_, entry)| unread(&entry.what))
+    }
+
+    /// What is left of the time.
+    fn left(&self) -> Duration {
+        self.time.saturating_sub(self.from.elapsed())
+    }
+}
+
+impl Trouble {
+    /// What a line of the lab's tells; `only_throttling` if a 400 of AWS is always a throttling, which the line does not tell.
+    fn of(Entry { actor, what, .. }: &Entry, only_throttling: bool) -> Vec<Self> {
+        if !misbehaved(what) {
+            return Vec::new();
+        }
+        let of_aws = matches!(actor, Actor::Ssm | Actor::Eks);
+        let calls = match Call::of(what) {
+            Some(call) => vec![call],
+            // Whatever would have been asked.
+            None if of_aws => vec![Call::GetParameter, Call::DescribeCluster],
+            None => vec![Call::Anything],
+        };
+        let troubles = calls.into_iter().filter_map(|call| {
+            let (kinds, passes) =
+                if of_aws { Self::of_aws(call, what, only_throttling) } else { Self::of_kubernetes(call, what)? };
+            Some(Self { call, kinds, passes })
+        });
+        troubles.collect()
+    }
+
+    fn of_kubernetes(call: Call, what: &str) -> Option<(&'static [&'static str], bool)> {
+        if what.contains(" made to wait ") {
+            return Some((&["Timeout"], true));
+        }
+        Some(match status(what) {
+            // What cannot be read. Of the answer to a request that makes something, only the status counts.
+            Some(200..=299) if matches!(call, Call::PostJob | Call::ApplySecret) => return None,
+            Some(200..=299) => (&["ClusterUnavailable"], false),
+            Some(401) => (&["Unauthorized"], true),
+            Some(403) => (&["Forbidden"], false),
+            Some(429 | 500..) => (&["ClusterUnavailable"], true),
+            Some(_) => (&["RejectedByApiServer"], false),
+            None => (&["ClusterUnavailable"], !what.contains("certificate")),
+        })
+    }
+
+    fn of_aws(call: Call, what: &str, only_throttling: bool) -> (&'static [&'static str], bool) {
+        let waited = what.contains(" made to wait ");
+        let kinds: &[_] = match call {
+            // So that there was no time for the others.
+            Call::DescribeCluster if waited => &["ClusterUnavailable", "AgentTokenUnavailable", "Timeout"],
+            Call::DescribeCluster => &["ClusterUnavailable"],
+            _ if waited => &["AgentTokenUnavailable", "Timeout"],
+            _ => &["AgentTokenUnavailable"],
+        };
+        let passes = match status(what) {
+            Some(400) => only_throttling,
+            Some(429 | 500..) | None => true,
+            Some(_) => waited,
+        };
+        (kinds, passes)
+    }
+}
+
+/// The status that the lab answered with, if it arrived.
+fn status(what: &str) -> Option<u16> {
+    what.rsplit_once(" -> ")?.1.split(' ').next()?.parse().ok()
 }
 
 /// Whether the lab did so on purpose.
@@ -412,28 +529,46 @@ fn misbehaved(what: &str) -> bool {
     what.contains("(on purpose)") || what.contains(" made to wait ")
 }
 
+/// Whether a look at the pod definitions may have failed of it; over a connection anything would have been asked.
+fn may_fail_list(what: &str) -> bool {
+    (what.contains("/podtemplates") || what.starts_with("connection ")) && misbehaved(what)
+}
+
 impl Knowledge {
     fn learn(&mut self, seen: &Seen, templates: &Templates, now: Instant) {
-        for (at, Entry { what, .. }) in &seen.entries {
-            // Whatever would have been asked.
-            let refused = what.starts_with("connection ");
-            if what.contains("/podtemplates") || refused {
-                if misbehaved(what) {
-                    self.list_failed = Some(now);
-                } else {
-                    self.copy = Some((*at, templates.clone()));
-                    self.list_failed = None;
-                }
+        let mut kinds = BTreeSet::new();
+        for (at, entry) in &seen.entries {
+            let what = &entry.what;
+            if entry.actor == Actor::Kubernetes {
+                self.succeeded.insert(Call::DescribeCluster);
+            }
+            if may_fail_list(what) {
+                self.list_failed = Some(now);
+                kinds.extend(Trouble::of(entry, false).iter().flat_map(|trouble| trouble.kinds));
+            } else if what.contains("/podtemplates") {
+                self.copy = Some((*at, templates.clone()));
+                self.list_failed = None;
+                kinds.clear();
             }
             if what.starts_with("PATCH") && (what.contains(" -> 200") || what.contains(" -> 201")) {
                 self.delivered = Some(*at);
                 self.delivery_failed = None;
                 self.given_up = false;
             }
+            let refused = what.starts_with("connection ");
             if (what.starts_with("PATCH") || what.starts_with("GetParameter") || refused) && misbehaved(what) {
                 self.delivery_failed = Some(now);
             }
         }
+        if seen.left() < LEAST {
+            kinds.insert("Timeout");
+        }
+        self.look_failed.extend(kinds.into_iter().map(|kind| (kind, now + AGAIN)));
+    }
+
+    /// Whether nothing of the cluster's is known that goes by that name.
+    fn lacks(&self, name: &str) -> bool {
+        name == "node" && self.copy.as_ref().is_none_or(|(_, templates)| !templates.contains_key(name))
     }
 
     /// Nothing is due, and nothing went wrong that might be tried again.
@@ -447,7 +582,7 @@ impl Knowledge {
 }
 
 impl World {
-    async fn new(described: bool) -> Self {
+    async fn new(described: bool) -> std::result::Result<Self, TestCaseError> {
         let lab = Lab::start().await;
         let tokens = vec![(lab.agent_token().to_owned(), Instant::now())];
         let scheduler = scheduler(&lab, described);
@@ -458,14 +593,15 @@ impl World {
             knowledge: Knowledge::default(),
             events: Vec::new(),
             tokens,
+            faults: Vec::new(),
             touched: None,
             templates: Templates::new(),
             images: 0,
             others: BTreeSet::new(),
             jobs: BTreeMap::new(),
         };
-        world.start().await;
-        world
+        world.start().await?;
+        Ok(world)
     }
 
     async fn take(&mut self, step: &Step) -> TestCaseResult {
@@ -485,10 +621,14 @@ impl World {
                 let events = indices.iter().filter_map(known).collect::<Vec<_>>();
                 self.redrive(&events).await?;
             }
-            Step::Misbehave(call @ (Call::GetParameter | Call::DescribeCluster), fault, times) => {
-                self.lab.aws.misbehave(call.when(), fault.clone(), *times);
+            Step::Misbehave(call, fault, times) => {
+                if matches!(call, Call::GetParameter | Call::DescribeCluster) {
+                    self.lab.aws.misbehave(call.when(), fault.clone(), *times);
+                } else {
+                    self.lab.kubernetes.misbehave(call.when(), fault.clone(), *times);
+                }
+                self.faults.push(fault.clone());
             }
-            Step::Misbehave(call, fault, times) => self.lab.kubernetes.misbehave(call.when(), fault.clone(), *times),
             Step::Behave => self.behave(),
             Step::Rotate => {
                 let token = format!("bkct_{}", self.tokens.len());
@@ -530,7 +670,7 @@ impl World {
                 settle().await;
                 advance(*age).await;
             }
-            Step::ColdStart => self.cold_start().await,
+            Step::ColdStart => self.cold_start().await?,
         }
         // A fault that refuses connections cuts those that idle.
         settle().await;
@@ -554,9 +694,10 @@ impl World {
         self.check_jobs()
     }
 
-    fn behave(&self) {
+    fn behave(&mut self) {
         self.lab.kubernetes.behave();
         self.lab.aws.behave();
+        self.faults.clear();
     }
 
     fn remove_secret(&mut self) {
@@ -570,16 +711,30 @@ impl World {
         self.jobs.remove(name);
     }
 
-    async fn cold_start(&mut self) {
+    async fn cold_start(&mut self) -> TestCaseResult {
         self.scheduler = scheduler(&self.lab, self.described);
         self.knowledge = Knowledge::default();
-        self.start().await;
+        self.start().await
     }
 
-    async fn start(&mut self) {
-        let (started, seen) = self.watch(self.scheduler.start(Deadline::after(START))).await;
-        self.learn(&seen);
-        self.knowledge.given_up = started.is_err();
+    async fn start(&mut self) -> TestCaseResult {
+        let (started, seen) = self.watch(START, self.scheduler.start(Deadline::after(START))).await;
+        self.check_clock(&seen)?;
+        if let Err(error) = &started {
+            let mut kinds = self.kinds_of_troubles(&seen, |call| {
+                (call != Call::DescribeCluster || self.described).then_some(seen.time)
+            });
+            if seen.conflict() {
+                kinds.push("RejectedByApiServer");
+            }
+            prop_assert!(kinds.contains(&error.kind()), "{}, expected {:?}: {:#?}", chain(error), kinds, seen);
+        }
+        self.learn(&seen, started.is_err());
+        if started.is_err() {
+            // The look may have been given up on its way, too.
+            self.knowledge.succeeded.remove(&Call::ListTemplates);
+        }
+        Ok(())
     }
 
     fn announce(&mut self, kind: Kind) -> usize {
@@ -592,7 +747,7 @@ impl World {
     async fn deliver(&mut self, index: usize, time: Duration) -> TestCaseResult {
         let before = self.lab.kubernetes.jobs();
         let (answer, seen) =
-            self.watch(self.scheduler.handle(&self.events[index].payload, Deadline::after(time))).await;
+            self.watch(time, self.scheduler.handle(&self.events[index].payload, Deadline::after(time))).await;
         let result = match &answer {
             Ok(Answer::Event { outcome: "created", .. }) => Result::Created,
             Ok(Answer::Event { outcome: "already-exists", .. }) => Result::AlreadyExists,
@@ -601,17 +756,19 @@ impl World {
             Err(error) => Result::Failed(Some((error.kind(), chain(error)))),
         };
         let fresh = self.knowledge.is_fresh(seen.from);
-        self.check_clock(&seen, time)?;
+        self.check_clock(&seen)?;
         self.check(index, &result, &seen, &before)?;
         if fresh && seen.is_quiet() {
             self.check_requests(index, &result, &seen)?;
         }
         let given_up = match self.events[index].kind {
-            Kind::ForUs(name) => self.definitions(name, &seen).iter().any(|definition| !definition.needs_token()),
+            Kind::ForUs(name) => {
+                let definitions = self.definitions(name, &seen);
+                definitions.is_empty() || definitions.iter().any(|definition| !definition.needs_token())
+            }
             _ => false,
         };
-        self.learn(&seen);
-        self.knowledge.given_up |= given_up;
+        self.learn(&seen, given_up);
         Ok(())
     }
 
@@ -624,8 +781,8 @@ impl World {
             json!({"messageId": id.to_string(), "eventSource": "aws:sqs", "body": body})
         });
         let batch = json!({"Records": records.collect::<Vec<_>>()}).to_string();
-        let (answer, seen) = self.watch(self.scheduler.handle(&batch, Deadline::after(INVOCATION))).await;
-        self.check_clock(&seen, INVOCATION)?;
+        let (answer, seen) = self.watch(INVOCATION, self.scheduler.handle(&batch, Deadline::after(INVOCATION))).await;
+        self.check_clock(&seen)?;
         let failed: BTreeSet<usize> = match &answer {
             Ok(Answer::Batch { failed }) => failed.iter().map(|message| message.id.parse::<usize>().unwrap()).collect(),
             other => return Err(TestCaseError::fail(format!("{other:?}"))),
@@ -634,13 +791,13 @@ impl World {
             let result = if failed.contains(&id) { Result::Failed(None) } else { Result::Served };
             self.check(*index, &result, &seen, &before)?;
         }
-        self.learn(&seen);
+        self.learn(&seen, false);
         Ok(())
     }
 
     /// Does the work, and notes what the lab does meanwhile, each thing with its time on the moved clock.
-    async fn watch<T>(&self, work: impl Future<Output = T>) -> (T, Seen) {
-        let mut seen = Seen { from: Instant::now(), entries: Vec::new() };
+    async fn watch<T>(&self, time: Duration, work: impl Future<Output = T>) -> (T, Seen) {
+        let mut seen = Seen { from: Instant::now(), time, entries: Vec::new() };
         let before = self.lab.timeline.entries().len();
         let mut work = pin!(work);
         let done = poll_fn(|context| {
@@ -653,15 +810,26 @@ impl World {
         (done, seen)
     }
 
-    fn learn(&mut self, seen: &Seen) {
-        self.knowledge.learn(seen, &self.templates, Instant::now());
+    fn learn(&mut self, seen: &Seen, given_up: bool) {
+        if seen.applied_unread() {
+            self.touched = Some(Instant::now());
+        }
+        let knowledge = &mut self.knowledge;
+        knowledge.learn(seen, &self.templates, Instant::now());
+        knowledge.given_up |= given_up;
+        if seen.listed() {
+            knowledge.succeeded.insert(Call::ListTemplates);
+        }
+        if !knowledge.given_up && knowledge.delivered.is_some_and(|at| at >= seen.from) {
+            knowledge.succeeded.extend([Call::GetParameter, Call::ApplySecret]);
+        }
     }
 
     /// There was an answer in time; at once, if nobody made us wait.
-    fn check_clock(&self, seen: &Seen, time: Duration) -> TestCaseResult {
-        let (took, lines) = (seen.from.elapsed(), self.lab.timeline.lines());
+    fn check_clock(&self, seen: &Seen) -> TestCaseResult {
+        let (time, took, lines) = (seen.time, seen.from.elapsed(), self.lab.timeline.lines());
         if seen.is_quiet() {
-            prop_assert_eq!(took, Duration::ZERO, "the clock went on before the sockets: {:#?}", lines);
+            prop_assert_eq!(took, Duration::ZERO, "it took time, and nobody made us wait: {:#?}", lines);
         }
         // The clock counts milliseconds.
         prop_assert!(took <= time + Duration::from_millis(2), "the answer took {:?} of {:?}: {:#?}", took, time, lines);
@@ -744,7 +912,9 @@ impl World {
     fn definitions(&self, name: &str, seen: &Seen) -> Vec<Definition> {
         let mut known = self.knowledge.clone();
         known.learn(seen, &self.templates, Instant::now());
-        let serves_on = known.list_failed.is_some_and(|at| seen.from.saturating_duration_since(at) < AGAIN);
+        let failed = known.list_failed.is_some_and(|at| seen.from.saturating_duration_since(at) < AGAIN);
+        // In a batch one event may look again after that, and another not.
+        let serves_on = failed || seen.entries.iter().any(|(_, entry)| may_fail_list(&entry.what));
         let copy = self.knowledge.copy.as_ref().filter(|(at, _)| seen.from - *at < COPY_AGE || serves_on);
         let copy = copy.map(|(_, templates)| templates);
         let cluster = seen.listed().then_some(&self.templates);
@@ -760,7 +930,7 @@ impl World {
             return Ok(());
         }
         let recent = |at: Instant| seen.from.saturating_duration_since(at) < TOKEN_AGE;
-        if self.touched.is_some_and(recent) {
+        if self.touched.is_some_and(recent) || seen.applied_unread() {
             return Ok(());
         }
         let secret = self.lab.kubernetes.secret(NAMESPACE, SECRET).map(|secret| secret["data"]["token"].clone());
@@ -787,27 +957,72 @@ impl World {
         before: &[Value],
     ) -> TestCaseResult {
         let definitions = self.definitions(name, seen);
-        let mut kinds: Vec<&str> = Vec::new();
-        for definition in &definitions {
-            match definition {
-                Definition::None(kind) => kinds.push(kind),
-                definition if definition.needs_token() && seen.conflict() => kinds.push("RejectedByApiServer"),
-                _ => {}
-            }
+        let needs_token = definitions.iter().any(Definition::needs_token);
+        // That there is none of that name is told after a look only.
+        let looked = seen.listed() && !self.templates.contains_key(name);
+        let missing = definitions.iter().filter_map(|definition| match definition {
+            Definition::None(kind) => (looked || *kind != "UnknownPodDefinition").then_some(*kind),
+            _ => None,
+        });
+        let mut kinds: Vec<&str> = missing.collect();
+        if needs_token && seen.conflict() {
+            kinds.push("RejectedByApiServer");
         }
         if before.iter().any(|job| job["metadata"]["name"] == event.job() && self.others.contains(&event.job())) {
             kinds.push("RejectedByApiServer");
         }
-        // A list that failed may answer for the next look at an unknown name, too.
-        let remembered = self.knowledge.list_failed.is_some_and(|at| seen.from - at < AGAIN)
-            && (definitions.is_empty() || kinds.contains(&"UnknownPodDefinition"));
-        if !seen.is_quiet() || remembered {
-            kinds.extend(KINDS_OF_FAULTS);
+        let lacks = self.knowledge.lacks(name);
+        if lacks {
+            let remembered = self.knowledge.look_failed.iter().filter(|(_, until)| seen.from < *until);
+            kinds.extend(remembered.map(|(kind, _)| kind));
         }
+        let of_batch = error.is_none();
+        kinds.extend(self.kinds_of_troubles(seen, |call| match call {
+            Call::ListTemplates if lacks => Some(seen.time),
+            Call::DescribeCluster if !self.described => None,
+            Call::GetParameter | Call::ApplySecret if !needs_token => None,
+            _ if self.knowledge.succeeded.contains(&call) => None,
+            // In a batch the token has half of the time. The rest is for the definitions that bring one.
+            Call::GetParameter | Call::ApplySecret | Call::Anything if of_batch => Some(seen.time / 2),
+            _ => Some(seen.time),
+        }));
         let told = format!("{name}: {error:?}, expected {kinds:?}: {seen:#?}");
         prop_assert!(!kinds.is_empty(), "a failure without a reason: {}", told);
         prop_assert!(error.is_none_or(|error| kinds.contains(&error.0)), "{}", told);
         Ok(())
+    }
+
+    /// The kinds of failure that follow from what the lab did wrong. `time` is how long it is worth to ask again; none if the event
+    /// does not depend on the answer.
+    ///
+    /// What passes is no reason to fail as long as there is time for another try.
+    fn kinds_of_troubles(&self, seen: &Seen, time: impl Fn(Call) -> Option<Duration>) -> Vec<&'static str> {
+        let is_refusal = |answer: &ErrorAnswer| answer.code == 400 && answer.reason != Some("ThrottlingException");
+        let only_throttling = !self.answers().any(is_refusal);
+        let troubles: Vec<_> = seen.entries.iter().flat_map(|(_, entry)| Trouble::of(entry, only_throttling)).collect();
+        let passing = troubles.iter().filter(|trouble| trouble.passes).count();
+        let doubled = 2_u32.saturating_pow(u32::try_from(passing).unwrap_or(u32::MAX).saturating_sub(1));
+        let throttled = seen.entries.iter().any(|(_, entry)| status(&entry.what) == Some(429));
+        let retry_after = self.answers().filter_map(|answer| answer.retry_after).max().filter(|_| throttled);
+        let needed = FIRST_PAUSE.saturating_mul(doubled).min(PAUSE) + retry_after.unwrap_or_default() + LEAST;
+        // A new token helps, unless it is refused, too.
+        let is_401 = |trouble: &&Trouble| trouble.kinds == ["Unauthorized"];
+        let refused_again = |call| troubles.iter().filter(is_401).filter(|trouble| trouble.call == call).count() > 1;
+        let follow = troubles.iter().filter(|trouble| {
+            time(trouble.call).is_some_and(|time| {
+                let is_up = time.saturating_sub(seen.from.elapsed()) < needed;
+                !trouble.passes || is_up || is_401(trouble) && refused_again(trouble.call)
+            })
+        });
+        follow.flat_map(|trouble| trouble.kinds).copied().collect()
+    }
+
+    /// The errors that the lab may have answered.
+    fn answers(&self) -> impl Iterator<Item = &ErrorAnswer> {
+        self.faults.iter().filter_map(|fault| match fault {
+            Fault::Status(answer) => Some(answer),
+            _ => None,
+        })
     }
 
     /// How often the API server is asked when everything is known already, and nobody else at all.
@@ -894,7 +1109,7 @@ fn scheduler(lab: &Lab, described: bool) -> Scheduler {
 fn run(schedule: &Schedule) -> TestCaseResult {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut world = World::new(schedule.described).await;
+        let mut world = World::new(schedule.described).await?;
         for step in &schedule.steps {
             world.take(step).await?;
         }
