@@ -12,7 +12,10 @@ use tokio::time::timeout_at;
 use tower::BoxError;
 
 use self::api_server::{Silence, Unsigned, WrongClock};
-pub use self::{api_server::connect, token::token};
+pub use self::{
+    api_server::{connect, over},
+    token::{Signer, token},
+};
 use crate::{
     aws::Tries,
     cause,
@@ -199,7 +202,7 @@ impl Cluster {
                 (endpoint.clone().unwrap_or(described.0), certificate_authority.clone().unwrap_or(described.1))
             }
         };
-        let signer = token::Signer::new(credentials.clone(), &config.region, &config.cluster);
+        let signer = Signer::new(credentials.clone(), &config.region, &config.cluster);
         let client = connect(&endpoint, certificate_authority, signer).map_err(Error::Client)?;
         Ok(Self::new(client, endpoint, config))
     }

@@ -17,7 +17,7 @@ use hyper_util::client::legacy::connect::capture_connection;
 use kube::client::{Body, middleware::BaseUriLayer};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tower::{
-    BoxError, ServiceBuilder,
+    BoxError, Service, ServiceBuilder, ServiceExt,
     retry::{
         Policy,
         backoff::{Backoff, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
@@ -52,8 +52,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// A clock that is so wrong is told; a token is good for a quarter of an hour.
 const SKEW: i64 = 60;
 
-type Http = https::Client<Body>;
-
 /// No answer, though there was a connection.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {} ms", .0.as_millis())]
@@ -86,7 +84,16 @@ pub(super) struct WrongClock(i64);
 
 /// A client for one API server. Its requests carry their [`Deadline`] as an extension.
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
-    let http = https::client(authority, Plain::Refused)?;
+    over(https::client(authority, Plain::Refused)?, endpoint, signer)
+}
+
+/// The same over anything that takes requests, such as a test.
+pub fn over<H, B>(http: H, endpoint: &Uri, signer: Signer) -> Result<kube::Client, BoxError>
+where
+    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    B: http_body::Body<Error: Into<BoxError>> + Send,
+    B::Data: Send,
+{
     let signer = Arc::new(signer);
     let tries = Tries::new(Arc::clone(&signer))?;
     let service = ServiceBuilder::new()
@@ -98,17 +105,21 @@ pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) 
 }
 
 /// One try. The answer is read to its end here, since it may break off anywhere.
-async fn once(http: Http, signer: Arc<Signer>, mut request: Request<Body>) -> Result<Response<Body>, BoxError> {
+async fn once<H, B>(http: H, signer: Arc<Signer>, mut request: Request<Body>) -> Result<Response<Body>, BoxError>
+where
+    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>>,
+    B: http_body::Body<Error: Into<BoxError>>,
+{
     request.headers_mut().insert(AUTHORIZATION, signer.authorization(SystemTime::now()).map_err(Unsigned)?);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
     let time = deadline(&request).map_or(TRY, |deadline| deadline.one_try(TRY));
     let connection = capture_connection(&mut request);
     let answer = async {
-        let (parts, body) = http.request(request).await?.into_parts();
+        let (parts, body) = http.oneshot(request).await.map_err(Into::into)?.into_parts();
         if parts.status.is_redirection() {
             return Err(Redirected(parts.status).into());
         }
-        Ok(Response::from_parts(parts, body.collect().await?.to_bytes().into()))
+        Ok(Response::from_parts(parts, body.collect().await.map_err(Into::into)?.to_bytes().into()))
     };
     match timeout(time, answer).await {
         Ok(answer) => answer,
@@ -257,7 +268,6 @@ mod tests {
 
     use aws_credential_types::Credentials;
     use http::response;
-    use tower::ServiceExt;
 
     use super::*;
 
