@@ -1,10 +1,11 @@
 //! Whatever answers as API server: to a read, to a Job, to the Secret, to the list of pod definitions.
+//!
+//! Our client is asked, with its signature, its tries and its time-outs, over a connection that is none.
 
 use std::{
-    convert::Infallible,
     error::Error,
-    future::ready,
-    str,
+    future::pending,
+    io,
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use agent_scheduler::{
     agent_token::AgentToken,
     chain,
     deadline::Deadline,
-    eks::{self, Cluster},
+    eks::{self, Cluster, Signer},
     library::Library,
     scheduler,
 };
@@ -25,10 +26,16 @@ use aws_smithy_runtime_api::client::{
 };
 use aws_smithy_types::{body::SdkBody, retry::RetryConfig};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{
+    HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, RETRY_AFTER},
+};
 use kube::client::Body;
 use serde_json::json;
-use tokio::runtime;
+use tokio::{
+    runtime,
+    time::{Instant, advance},
+};
 use tower::service_fn;
 
 use crate::{CONFIGS, manifest, pod_definition, told};
@@ -36,28 +43,33 @@ use crate::{CONFIGS, manifest, pod_definition, told};
 /// Occurs nowhere else, so a leak can be searched for.
 const TOKEN: &str = "bkct_planted0123456789";
 
-/// `data` is one answer or several, with `---` between them: a status, headers, an empty line, a body. The last one repeats.
+/// How long there is for each thing that is asked.
+const TIME: Duration = Duration::from_secs(58);
+
+/// `data` is one answer or several, with `---` between them: a status, headers, an empty line, a body; or `reset` or `silence`,
+/// which are none. The last one repeats.
 pub fn run(data: &[u8]) {
-    // Whatever waits does not take time.
+    // Nobody waits for what is paused, and until the deadline there are some dozen tries.
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime can be made").block_on(ask(data));
 }
 
 async fn ask(data: &[u8]) {
     let config = &CONFIGS[0];
-    let cluster = || Cluster::new(client(data), Uri::from_static("https://api.example"), config);
+    let cluster = || Cluster::new(client(data), endpoint(), config);
 
-    judge(cluster().get("/api/v1/namespaces/buildkite/podtemplates", deadline()).await.err());
-    let post = || Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
-    judge(cluster().send_json(post(), &json!({"kind": "Job"}), deadline()).await.err());
+    let path = "/api/v1/namespaces/buildkite/podtemplates";
+    judge(cluster().get(path, deadline().await).await.err());
+    let post = Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
+    judge(cluster().send_json(post, &json!({"kind": "Job"}), deadline().await).await.err());
 
     let agent_token = AgentToken::new(config, SSM.clone());
-    judge_of(agent_token.deliver(&cluster(), deadline()).await.err());
+    judge_of(agent_token.deliver(&cluster(), deadline().await).await.err());
 
     let (library, cluster) = (Library::compiled(), cluster());
     let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
     for name in ["default", "node", &name] {
-        match library.get(name, &cluster, deadline()).await {
+        match library.get(name, &cluster, deadline().await).await {
             Ok(definition) => {
                 let job = pod_definition::scheduled();
                 manifest::check(&job, Some("default"), &definition, config);
@@ -67,8 +79,10 @@ async fn ask(data: &[u8]) {
     }
 }
 
-fn deadline() -> Deadline {
-    Deadline::after(Duration::from_secs(58))
+/// Another one each time: the server tells by it what is asked from what is asked again.
+async fn deadline() -> Deadline {
+    advance(Duration::from_millis(1)).await;
+    Deadline::after(TIME)
 }
 
 fn judge(error: Option<eks::Error>) {
@@ -96,15 +110,82 @@ fn judge_of(error: Option<impl Error + Into<scheduler::Error>>) {
     }
 }
 
+fn endpoint() -> Uri {
+    Uri::from_static("https://api.example")
+}
+
 /// A client whose server gives these answers, one after the other.
 fn client(data: &[u8]) -> kube::Client {
-    let answers = Arc::new(Mutex::new(answers(data)));
-    let service = service_fn(move |_: Request<Body>| {
-        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = if answers.len() > 1 { answers.pop() } else { answers.last().cloned() };
-        ready(Ok::<_, Infallible>(response(&answer.unwrap_or_default())))
+    let server = Arc::new(Mutex::new(Server { answers: answers(data), last: None }));
+    let service = service_fn(move |request: Request<Body>| {
+        let answer = server.lock().unwrap_or_else(PoisonError::into_inner).answer(&request);
+        async move {
+            match answer {
+                Answer::Response(response) => Ok(response),
+                Answer::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+                Answer::Silence => pending().await,
+            }
+        }
     });
-    kube::Client::new(service, "")
+    let credentials = Credentials::new("AKID", "secret", None, None, "fuzz");
+    let signer = Signer::new(credentials, "us-east-1", "example-cluster");
+    eks::over(service, &endpoint(), signer).expect("a client can be made")
+}
+
+enum Answer {
+    Response(Response<Body>),
+    Reset,
+    Silence,
+}
+
+/// The API server, which looks at how it is asked again.
+struct Server {
+    /// The last one first.
+    answers: Vec<Vec<u8>>,
+    last: Option<Told>,
+}
+
+/// What was answered, and what may come of that.
+struct Told {
+    deadline: Instant,
+    /// When the client may come again; never, if it would be told the same.
+    again: Option<Instant>,
+    refused: bool,
+}
+
+impl Server {
+    fn answer(&mut self, request: &Request<Body>) -> Answer {
+        assert_eq!(request.uri().host(), endpoint().host(), "{}", request.uri());
+        assert!(request.headers().get(AUTHORIZATION).is_some_and(HeaderValue::is_sensitive), "it is not signed");
+        let deadline = request.extensions().get::<Deadline>().expect("each request has its deadline").instant();
+        let now = Instant::now();
+        assert!(now < deadline, "asked {:?} too late", now - deadline);
+        let last = self.last.take().filter(|last| last.deadline == deadline);
+        if let Some(last) = &last {
+            assert!(last.again.is_some_and(|again| again <= now), "asked again {:?} before the time", last.again);
+        }
+
+        let next = if self.answers.len() > 1 { self.answers.pop() } else { self.answers.last().cloned() };
+        let answer = Answer::read(&next.unwrap_or_default());
+        let refused = last.is_some_and(|last| last.refused);
+        let (again, refused) = match &answer {
+            Answer::Reset | Answer::Silence => (Some(now), refused),
+            Answer::Response(response) => match response.status().as_u16() {
+                401 => ((!refused).then_some(now), true),
+                300..=399 => (Some(now), refused),
+                429 | 500 | 502 | 503 | 504 => (Some(now + retry_after(response)), refused),
+                _ => (None, refused),
+            },
+        };
+        self.last = Some(Told { deadline, again, refused });
+        answer
+    }
+}
+
+/// What is none is no time.
+fn retry_after(response: &Response<Body>) -> Duration {
+    let text = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    Duration::from_secs(text.and_then(|text| text.parse::<u32>().ok()).unwrap_or_default().into())
 }
 
 /// The last one first.
@@ -118,6 +199,16 @@ fn answers(data: &[u8]) -> Vec<Vec<u8>> {
     }
     answers.reverse();
     answers
+}
+
+impl Answer {
+    fn read(answer: &[u8]) -> Self {
+        match answer.trim_ascii() {
+            b"reset" => Self::Reset,
+            b"silence" => Self::Silence,
+            _ => Self::Response(response(answer)),
+        }
+    }
 }
 
 fn response(answer: &[u8]) -> Response<Body> {
@@ -185,9 +276,31 @@ pub fn seeds() -> Vec<Vec<u8>> {
             "429\nretry-after: 1\n{}",
             status(429, "TooManyRequests", "slow down").split_once('\n').unwrap_or_default().1
         ),
+        "429\nretry-after: 30\n\n---\n503\n\n---\n201\n\n{}".to_owned(),
+        "401\ndate: Thu, 01 Jan 2026 00:00:00 GMT\n\n{}".to_owned(),
+        "302\nlocation: https://login.example/\n\n".to_owned(),
+        "reset\n---\nsilence\n---\n200\n\n{\"items\":[]}".to_owned(),
         "502\ncontent-type: text/html\n\n<html>bad gateway</html>".to_owned(),
         "200\n\n".to_owned(),
     ]
     .map(String::into_bytes)
     .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_asked_for_again() {
+        for first in ["429\nretry-after: 1", "503", "302", "401", "reset", "silence"] {
+            let data = format!("{first}\n---\n200\n\n{{}}");
+            let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            let answer = runtime.block_on(async {
+                let cluster = Cluster::new(client(data.as_bytes()), endpoint(), &CONFIGS[0]);
+                cluster.get("/version", deadline().await).await
+            });
+            assert_eq!(answer.unwrap(), json!({}), "{first}");
+        }
+    }
 }
