@@ -66,10 +66,7 @@ fn run(command: &Command) -> Result<(), Problem> {
         (setting.name, constants, cluster)
     });
     let stacks = runs::stacks(constants, &day);
-    let beside: Vec<_> = runs::BESIDE_THE_STACK
-        .iter()
-        .filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name))
-        .collect();
+    let beside = runs::named(&outcomes, runs::BESIDE_THE_STACK);
 
     let mut made = tables::of_constants(constants, &day);
     let mut table = |name: &str, table: String| made.push((name.to_owned(), table));

@@ -13,7 +13,7 @@ use crate::{
     cluster,
     constants::Constants,
     day::{Day, LENGTH},
-    runs::{Outcome, in_burst},
+    runs::{Outcome, in_burst, named},
     series::{Level, percentile},
     stack,
 };
@@ -149,8 +149,8 @@ pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
 
 /// How much of the bursts has its Job after so long, by setting.
 pub fn settings(day: &Day, outcomes: &[Outcome], shown: &[&str]) -> Picture {
-    let chosen = shown.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name));
-    let plots: Vec<_> = chosen
+    let plots: Vec<_> = named(outcomes, shown)
+        .into_iter()
         .enumerate()
         .map(|(place, outcome)| {
             let counts = in_burst(day, &outcome.constants);

@@ -127,6 +127,11 @@ pub struct Outcome {
     pub cost: Cost,
 }
 
+/// Those of the settings of these names, in the order of the names.
+pub fn named<'a>(outcomes: &'a [Outcome], names: &[&str]) -> Vec<&'a Outcome> {
+    names.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name)).collect()
+}
+
 /// Whether a job that comes then belongs to a burst, give or take the few others of those seconds.
 pub fn in_burst(day: &Day, constants: &Constants) -> impl Fn(Time) -> bool {
     let length = seconds(constants.burst_seconds);

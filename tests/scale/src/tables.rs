@@ -8,7 +8,7 @@ use crate::{
     constants::{Constants, Origin},
     cost::Cost,
     day::Day,
-    runs::{End, Outcome, Sensitivity, Times, in_burst},
+    runs::{End, Outcome, Sensitivity, Times, in_burst, named},
     series::{Level, percentile},
     stack,
 };
@@ -83,8 +83,7 @@ pub fn values(as_deployed: &Outcome) -> Vec<(String, String)> {
 /// The settings that the answer is about, and what it says of them.
 pub fn answer(outcomes: &[Outcome]) -> String {
     let chosen = ["as deployed", "`ReservedConcurrency` 50", "`ReservedConcurrency` 10", "SSM with higher throughput"];
-    let chosen = chosen.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name));
-    let rows = chosen.map(|outcome| {
+    let rows = named(outcomes, &chosen).into_iter().map(|outcome| {
         let seen = &outcome.seen;
         let [p50, _, p99, _] = times(&outcome.burst);
         let counts = [seen.ssm_throttled.total(), seen.refused.total(), seen.given_up.total(), seen.incomplete];
