@@ -437,11 +437,7 @@ impl Sent {
     /// Prints all, and tells whether each event has its Job.
     #[expect(clippy::cast_precision_loss, reason = "no figure has as many digits")]
     fn report(&self, load: &Load, posts: usize, bare: Duration, lab: &Lab) -> bool {
-        let lines = lab.timeline.entries();
-        let faults = lines
-            .iter()
-            .filter(|entry| entry.what.contains("(on purpose)") || entry.what.contains("is made to wait"))
-            .count();
+        let faults = lab.kubernetes.faults_met();
         let (events, processes) = (load.events, load.processes);
         println!(
             "{events} events in {} deliveries to {processes} functions at a time ({:?})\n",
