@@ -90,8 +90,7 @@ impl Soak {
             lab.forget();
         }
         function.stop().await;
-        let allowed_bytes = if self.own_traces { TRACE_BYTES } else { 0 };
-        Ok(if report(&samples, &waits, &within, allowed_bytes) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report(&samples, &waits, &within, self.own_traces) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -154,10 +153,11 @@ impl Sample {
 
 /// Prints all, and tells whether everything is as it was after the first block.
 #[expect(clippy::cast_precision_loss, reason = "no figure has as many digits")]
-fn report(samples: &[Sample], waits: &[Duration], within: &[Duration], allowed_bytes: u64) -> bool {
+fn report(samples: &[Sample], waits: &[Duration], within: &[Duration], own_traces: bool) -> bool {
     let [first, .., last] = samples else { return false };
     let most = |figure: fn(&Sample) -> u64| samples.iter().map(figure).max().unwrap_or_default();
-    let traces = if allowed_bytes == 0 { "one trace id for all" } else { "a trace id for each" };
+    let (traces, allowed_bytes) =
+        if own_traces { ("a trace id for each", TRACE_BYTES) } else { ("one trace id for all", 0) };
     println!("{} warm events to one process, {traces}\n", waits.len());
     println!("| after | {BLOCK} | {} | most |\n| --- | ---: | ---: | ---: |", samples.len() * BLOCK);
     let mb = |sample: fn(&Sample) -> u64| {
