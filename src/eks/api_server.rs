@@ -313,10 +313,8 @@ mod tests {
         assert!(pauses.iter().any(|pause| *pause > FIRST_PAUSE), "{pauses:?}");
     }
 
-    #[test]
-    fn no_two_requests_have_the_same_pauses_however_long_those_are() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let _entered = runtime.enter();
+    #[tokio::test(start_paused = true)]
+    async fn no_two_requests_have_the_same_pauses_however_long_those_are() {
         let tries = Tries::new(signer()).unwrap();
         let longest = |mut tries: Tries| -> Vec<_> { (0..20).map(|_| tries.pause()).skip(10).collect() };
         let (one, other) = (longest(tries.clone()), longest(tries.clone()));
