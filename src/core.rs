@@ -1,0 +1,17 @@
+//! The rooms that are functions of values: no client, no clock, no environment.
+//!
+//! They are a crate of their own, so that the build script checks `pod-definitions/` with the same rules as the function.
+
+pub mod buildkite {
+    //! What Buildkite says of a job.
+
+    pub mod event;
+    pub mod job;
+    pub mod rules;
+}
+pub mod json;
+pub mod pod {
+    //! What a job runs in.
+}
+pub mod stack;
+pub mod text;
