@@ -1,47 +1,33 @@
-//! What the operator set: the function's variables, read once at cold start.
+//! The settings of the function: its variables, read once at cold start.
 //!
-//! `template.yml` sets each from the parameter beside it; README has the table. An empty value counts as absent, since a
-//! SAM parameter that was left blank arrives as an empty string. Every problem is reported, not only the first one.
+//! `template.yml` sets each from the parameter of the same name and alone has the defaults: here a setting is required or
+//! optional. An empty value counts as absent, since a blank SAM parameter arrives as an empty string. Every problem is
+//! reported, not only the first one.
 
-use std::str::FromStr;
-
-use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Uri;
-use rustls::RootCertStore;
-use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
-use tower::BoxError;
 
-use crate::excerpt::excerpt;
+use crate::{
+    https::CertificateAuthority,
+    stack::{Stack, Tag},
+    text::excerpt,
+};
 
 /// The settings of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `BUILDKITE_QUEUE`: the queues whose jobs are ours, comma separated, at least one.
-    pub queues: Vec<String>,
-    /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token; `/buildkite/agent-token`.
+    /// What decides about jobs.
+    pub stack: Stack,
+    /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token.
     pub agent_token_parameter: String,
-    /// `BUILDKITE_AGENT_TAGS`: what a job may ask for beside its queue, `key=value`, comma separated; none.
-    pub agent_tags: Vec<Tag>,
-    /// `SERVE_JOBS_WITHOUT_QUEUE`: also take jobs that name no queue; `false`.
-    pub serve_jobs_without_queue: bool,
     /// `KUBERNETES_CLUSTER_IDENTIFIER`: the EKS cluster's name.
     pub cluster: String,
-    /// `KUBERNETES_NAMESPACE`: where the Jobs and the Secret live; `buildkite`.
-    pub namespace: String,
-    /// `KUBERNETES_API_SERVER_ENDPOINT`: `https://…`; asked of EKS when absent.
+    /// `KUBERNETES_API_SERVER_ENDPOINT`: `https://…`; read from EKS when absent.
     pub api_server_endpoint: Option<Uri>,
-    /// `KUBERNETES_CERTIFICATE_AUTHORITY_DATA`: base64 of PEM, as EKS shows it; asked of EKS when absent.
+    /// `KUBERNETES_CERTIFICATE_AUTHORITY_DATA`: base64 of PEM, as EKS shows it; read from EKS when absent.
     pub certificate_authority: Option<CertificateAuthority>,
-    /// `AGENT_TOKEN_SECRET_NAME`: the Kubernetes Secret that carries the agent token; `buildkite-agent-token`.
-    pub agent_token_secret: String,
-    /// `JOB_TTL_SECONDS`: how long a finished Job stays; 600. A delivery that comes later than that is not recognised as a
-    /// repetition; the agent that it starts is refused by Buildkite.
-    pub job_ttl_seconds: u32,
-    /// `JOB_ACTIVE_DEADLINE_SECONDS`: how long a Job may take, waiting for a node included; 21600.
-    pub job_active_deadline_seconds: u32,
-    /// `AWS_REGION`, which Lambda sets: where the parameter is read and whose STS judges the EKS token.
+    /// `AWS_REGION`, which Lambda sets: where the parameter is read and whose STS verifies the EKS token.
     pub region: String,
-    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: whose metrics they are.
+    /// `AWS_LAMBDA_FUNCTION_NAME`, which Lambda sets: a dimension of the metrics.
     pub function_name: String,
 }
 
@@ -50,83 +36,49 @@ impl Config {
     pub fn read(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader { var, problems: Vec::new() };
         let queues = reader.required("BUILDKITE_QUEUE", queues);
-        let agent_token_parameter = reader.optional("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", parameter_name);
+        let agent_token_parameter = reader.required("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", parameter_name);
         let agent_tags = reader.optional("BUILDKITE_AGENT_TAGS", tags);
-        let serve_jobs_without_queue = reader.optional("SERVE_JOBS_WITHOUT_QUEUE", boolean);
+        let serve_jobs_without_queue = reader.required("SERVE_JOBS_WITHOUT_QUEUE", boolean);
         let cluster = reader.required("KUBERNETES_CLUSTER_IDENTIFIER", cluster_name);
-        let namespace = reader.optional("KUBERNETES_NAMESPACE", namespace);
+        let namespace = reader.required("KUBERNETES_NAMESPACE", namespace);
         let api_server_endpoint = reader.optional("KUBERNETES_API_SERVER_ENDPOINT", endpoint);
         let certificate_authority = reader.optional("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", str::parse);
-        let agent_token_secret = reader.optional("AGENT_TOKEN_SECRET_NAME", secret_name);
-        let job_ttl_seconds = reader.optional("JOB_TTL_SECONDS", |value| seconds(value, 0));
-        let job_active_deadline_seconds = reader.optional("JOB_ACTIVE_DEADLINE_SECONDS", |value| seconds(value, 1));
+        let agent_token_secret = reader.required("AGENT_TOKEN_SECRET_NAME", secret_name);
+        let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", |value| seconds(value, 0));
+        let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", |value| seconds(value, 1));
         let region = reader.required("AWS_REGION", region);
         let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
 
         // A required value is absent only together with a problem.
-        let (Some(queues), Some(cluster), Some(region), Some(function_name), []) =
-            (queues, cluster, region, function_name, &*reader.problems)
-        else {
-            return Err(ConfigError { problems: reader.problems });
+        let read = || {
+            Some(Self {
+                stack: Stack {
+                    queues: queues?,
+                    agent_tags: agent_tags.unwrap_or_default(),
+                    serve_jobs_without_queue: serve_jobs_without_queue?,
+                    namespace: namespace?,
+                    agent_token_secret: agent_token_secret?,
+                    job_ttl_seconds: job_ttl_seconds?,
+                    job_active_deadline_seconds: job_active_deadline_seconds?,
+                },
+                agent_token_parameter: agent_token_parameter?,
+                cluster: cluster?,
+                api_server_endpoint,
+                certificate_authority,
+                region: region?,
+                function_name: function_name?,
+            })
         };
-        Ok(Self {
-            queues,
-            agent_token_parameter: agent_token_parameter.unwrap_or_else(|| "/buildkite/agent-token".to_owned()),
-            agent_tags: agent_tags.unwrap_or_default(),
-            serve_jobs_without_queue: serve_jobs_without_queue.unwrap_or(false),
-            cluster,
-            namespace: namespace.unwrap_or_else(|| "buildkite".to_owned()),
-            api_server_endpoint,
-            certificate_authority,
-            agent_token_secret: agent_token_secret.unwrap_or_else(|| "buildkite-agent-token".to_owned()),
-            job_ttl_seconds: job_ttl_seconds.unwrap_or(600),
-            job_active_deadline_seconds: job_active_deadline_seconds.unwrap_or(21_600),
-            region,
-            function_name,
-        })
+        let config = if reader.problems.is_empty() { read() } else { None };
+        config.ok_or(ConfigError { problems: reader.problems })
     }
 }
 
-/// One of the agent's tags, `key=value`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tag {
-    /// Left of the first `=`.
-    pub key: String,
-    /// All that is right of it, other `=` included.
-    pub value: String,
-}
-
-/// The certificates that may vouch for a server, and nobody else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateAuthority(pub Vec<TrustAnchor<'static>>);
-
-impl CertificateAuthority {
-    /// Reads one certificate or several, and fails where there is none.
-    pub fn from_pem(pem: &[u8]) -> Result<Self, BoxError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate?)?;
-        }
-        if roots.is_empty() { Err("it holds none".into()) } else { Ok(Self(roots.roots)) }
-    }
-}
-
-impl FromStr for CertificateAuthority {
-    type Err = &'static str;
-
-    /// Reads base64 of PEM, which is how EKS, kubeconfig and CloudFormation write it.
-    fn from_str(value: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "base64 of a PEM certificate, as `aws eks describe-cluster` shows it";
-        let pem = BASE64_STANDARD.decode(value).map_err(|_| EXPECTED)?;
-        Self::from_pem(&pem).map_err(|_| EXPECTED)
-    }
-}
-
-/// Everything that is wrong with the variables, one line each.
+/// All that is wrong with the settings, one line each.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .problems.join("; "))]
 pub struct ConfigError {
-    /// `NAME must be …, got …`
+    /// `Parameter (VARIABLE) must be …, got …`
     pub problems: Vec<String>,
 }
 
@@ -138,24 +90,46 @@ struct Reader<V> {
 impl<V: Fn(&str) -> Option<String>> Reader<V> {
     fn optional<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
         let value = (self.var)(name).filter(|value| !value.is_empty())?;
-        match parse(&value) {
-            Ok(parsed) => Some(parsed),
-            Err(expected) => {
-                self.problems.push(format!("{name} must be {expected}, got \"{}\"", excerpt(&value)));
-                None
-            }
-        }
+        let expected = match parse(&value) {
+            Ok(parsed) => return Some(parsed),
+            Err(expected) => expected,
+        };
+        let found = if looks_like_a_token(&value) {
+            "a value that looks like a Buildkite token, which is not shown here".to_owned()
+        } else {
+            format!("\"{}\"", excerpt(&value))
+        };
+        self.problems.push(format!("{} must be {expected}, got {found}", setting(name)));
+        None
     }
 
     fn required<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, &'static str> + Clone) -> Option<T> {
         if (self.var)(name).is_none_or(|value| value.is_empty()) {
-            // The empty string tells what is expected; nothing required may be empty.
+            // No required value may be empty, so that the empty text is answered with what is expected.
             let expected = parse("").err().unwrap_or("set");
-            self.problems.push(format!("{name} must be {expected}, but is not set"));
+            self.problems.push(format!("{} must be {expected}, but is not set", setting(name)));
             return None;
         }
         self.optional(name, parse)
     }
+}
+
+/// How an operator knows the setting: `JobTtlSeconds (JOB_TTL_SECONDS)`. What Lambda sets has no parameter.
+fn setting(variable: &str) -> String {
+    if variable.starts_with("AWS_") {
+        return variable.to_owned();
+    }
+    let words = variable.split('_').map(|word| format!("{}{}", &word[..1], word[1..].to_ascii_lowercase()));
+    format!("{} ({variable})", words.collect::<String>())
+}
+
+/// A word such as `bkct_…`, or the hexadecimal digits of an old agent token.
+fn looks_like_a_token(value: &str) -> bool {
+    let mut words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.any(|word| match word.split_once('_') {
+        Some((prefix, rest)) => (4..=5).contains(&prefix.len()) && prefix.starts_with("bk") && rest.len() >= 16,
+        None => word.len() >= 40 && word.bytes().all(|byte| byte.is_ascii_hexdigit()),
+    })
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
@@ -172,7 +146,7 @@ fn queues(value: &str) -> Result<Vec<String>, &'static str> {
 fn tags(value: &str) -> Result<Vec<Tag>, &'static str> {
     list(value)
         .map(|tag| match tag.split_once('=') {
-            Some(("queue", _)) => Err("tags without a queue, which BUILDKITE_QUEUE names"),
+            Some(("queue", _)) => Err("tags without queue=, which BuildkiteQueue sets"),
             Some((key, value)) if !key.is_empty() && !value.is_empty() => {
                 Ok(Tag { key: key.to_owned(), value: value.to_owned() })
             }
@@ -188,6 +162,8 @@ fn boolean(value: &str) -> Result<bool, &'static str> {
 /// A name, a path from the root, or the ARN of a parameter that another account shares.
 fn parameter_name(value: &str) -> Result<String, &'static str> {
     let ok = value.bytes().all(|byte| byte.is_ascii_graphic())
+        && !value.is_empty()
+        && !looks_like_a_token(value)
         && (!value.contains('/') || value.starts_with('/') || value.starts_with("arn:"));
     ok.then(|| value.to_owned())
         .ok_or("the name of an SSM parameter, with a leading / if it is a path, such as /buildkite/agent-token")
@@ -222,11 +198,11 @@ fn endpoint(value: &str) -> Result<Uri, &'static str> {
     ok.then_some(uri).ok_or(EXPECTED)
 }
 
-/// Kubernetes keeps both numbers in an int32.
-fn seconds(value: &str, least: u32) -> Result<u32, &'static str> {
+/// Kubernetes stores both numbers as int32.
+fn seconds(value: &str, min: u32) -> Result<u32, &'static str> {
     match value.parse() {
-        Ok(seconds) if (least..=i32::MAX.cast_unsigned()).contains(&seconds) => Ok(seconds),
-        _ if least == 0 => Err("a whole number of seconds"),
+        Ok(seconds) if (min..=i32::MAX.cast_unsigned()).contains(&seconds) => Ok(seconds),
+        _ if min == 0 => Err("a whole number of seconds"),
         _ => Err("a whole number of seconds, at least 1"),
     }
 }
@@ -239,8 +215,8 @@ fn function_name(value: &str) -> Result<String, &'static str> {
     is_word(value, 140, b"-_").then(|| value.to_owned()).ok_or("the name of the Lambda function")
 }
 
-fn is_word(value: &str, longest: usize, also: &[u8]) -> bool {
-    (1..=longest).contains(&value.len())
+fn is_word(value: &str, max: usize, also: &[u8]) -> bool {
+    (1..=max).contains(&value.len())
         && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
 }
 
@@ -255,23 +231,32 @@ fn is_dns_label(value: &str) -> bool {
 /// Settings for the tests of other rooms.
 #[cfg(test)]
 pub(crate) mod fixtures {
+    use serde_json::Value;
+
     use super::*;
 
-    const REQUIRED: [(&str, &str); 4] = [
-        ("BUILDKITE_QUEUE", "default"),
-        ("KUBERNETES_CLUSTER_IDENTIFIER", "example-cluster"),
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
-    ];
-
+    /// The function's variables as `template.yml` sets them where every parameter has its default, with these on top.
     pub(crate) fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let template: Value = serde_saphyr::from_str(include_str!("../template.yml")).unwrap();
+        let properties = &template["Resources"]["AgentScheduler"]["Properties"];
+        let without_default = [("BuildkiteQueue", "default"), ("KubernetesClusterIdentifier", "example-cluster")];
+        let by_lambda = [("AWS_REGION", "us-east-1"), ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler")];
         Config::read(|name| {
-            let mut found = variables.iter().chain(&REQUIRED).filter(|(key, _)| *key == name);
-            found.next().map(|(_, value)| (*value).to_owned())
+            let given = |values: &[(&str, &str)], name| {
+                values.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
+            let default = || {
+                // `!Ref Parameter`, of which the parser keeps the name.
+                let parameter = properties["Environment"]["Variables"][name].as_str()?;
+                given(&without_default, parameter).or_else(|| match &template["Parameters"][parameter]["Default"] {
+                    Value::String(text) => Some(text.clone()),
+                    number => Some(number.to_string()),
+                })
+            };
+            given(variables, name).or_else(default).or_else(|| given(&by_lambda, name))
         })
     }
 
-    /// What is required, and `variables` on top.
     pub(crate) fn config(variables: &[(&str, &str)]) -> Config {
         read(variables).unwrap()
     }
@@ -279,26 +264,17 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+
     use super::{fixtures::read, *};
 
     #[test]
-    fn only_the_queue_and_the_cluster_are_required() {
-        let config = read(&[]).unwrap();
-        assert_eq!(config.queues, ["default"]);
-        assert_eq!(config.agent_token_parameter, "/buildkite/agent-token");
-        assert_eq!(config.namespace, "buildkite");
-        assert_eq!(config.agent_token_secret, "buildkite-agent-token");
-        assert_eq!((config.job_ttl_seconds, config.job_active_deadline_seconds), (600, 21_600));
-        assert_eq!((config.api_server_endpoint, config.certificate_authority), (None, None));
-        assert!(!config.serve_jobs_without_queue);
-        assert!(config.agent_tags.is_empty());
-    }
-
-    #[test]
-    fn an_empty_value_counts_as_absent() {
-        let blank =
-            ["KUBERNETES_NAMESPACE", "JOB_TTL_SECONDS", "KUBERNETES_API_SERVER_ENDPOINT"].map(|name| (name, ""));
-        assert_eq!(read(&blank), read(&[]));
+    fn the_template_sets_all_that_is_required() {
+        let Config { stack, agent_token_parameter, api_server_endpoint, certificate_authority, .. } = read(&[]).unwrap();
+        assert_eq!(stack.namespace, "buildkite");
+        assert_eq!(agent_token_parameter, "/buildkite/agent-token");
+        assert_eq!((api_server_endpoint, certificate_authority), (None, None));
+        assert!(!stack.serve_jobs_without_queue && stack.agent_tags.is_empty());
     }
 
     #[test]
@@ -309,9 +285,9 @@ mod tests {
             ("SERVE_JOBS_WITHOUT_QUEUE", "true"),
         ])
         .unwrap();
-        assert_eq!(config.queues, ["linux", "gpu"]);
-        assert_eq!(config.agent_tags[1], Tag { key: "flags".to_owned(), value: "a=b".to_owned() });
-        assert!(config.serve_jobs_without_queue);
+        assert_eq!(config.stack.queues, ["linux", "gpu"]);
+        assert_eq!(config.stack.agent_tags[1], Tag { key: "flags".to_owned(), value: "a=b".to_owned() });
+        assert!(config.stack.serve_jobs_without_queue);
     }
 
     #[test]
@@ -319,9 +295,19 @@ mod tests {
         let problems =
             Config::read(|name| (name == "JOB_TTL_SECONDS").then(|| "ten minutes".to_owned())).unwrap_err().problems;
         let expected = [
-            "BUILDKITE_QUEUE must be one queue key or several, comma separated, each of 1 to 100 letters, digits, - and _, but is not set",
-            "KUBERNETES_CLUSTER_IDENTIFIER must be the name of an EKS cluster: 1 to 100 letters, digits, - and _, not its ARN, but is not set",
-            "JOB_TTL_SECONDS must be a whole number of seconds, got \"ten minutes\"",
+            "BuildkiteQueue (BUILDKITE_QUEUE) must be one queue key or several, comma separated, each of 1 to 100 letters, \
+             digits, - and _, but is not set",
+            "BuildkiteAgentTokenParameterPath (BUILDKITE_AGENT_TOKEN_PARAMETER_PATH) must be the name of an SSM parameter, with \
+             a leading / if it is a path, such as /buildkite/agent-token, but is not set",
+            "ServeJobsWithoutQueue (SERVE_JOBS_WITHOUT_QUEUE) must be true or false, but is not set",
+            "KubernetesClusterIdentifier (KUBERNETES_CLUSTER_IDENTIFIER) must be the name of an EKS cluster: 1 to 100 letters, \
+             digits, - and _, not its ARN, but is not set",
+            "KubernetesNamespace (KUBERNETES_NAMESPACE) must be a Kubernetes namespace: at most 63 lower-case letters, digits \
+             and -, but is not set",
+            "AgentTokenSecretName (AGENT_TOKEN_SECRET_NAME) must be the name of a Kubernetes Secret: at most 253 lower-case \
+             letters, digits, - and ., but is not set",
+            "JobTtlSeconds (JOB_TTL_SECONDS) must be a whole number of seconds, got \"ten minutes\"",
+            "JobActiveDeadlineSeconds (JOB_ACTIVE_DEADLINE_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "AWS_REGION must be an AWS region, such as us-east-1, but is not set",
             "AWS_LAMBDA_FUNCTION_NAME must be the name of the Lambda function, but is not set",
         ];
@@ -356,8 +342,17 @@ mod tests {
         for (name, value) in cases {
             let error = read(&[(name, value)]).expect_err(name);
             assert_eq!(error.problems.len(), 1, "{name}={value}");
-            assert!(error.problems[0].starts_with(&format!("{name} must be ")), "{error}");
+            assert!(error.problems[0].contains(&format!("{name}) must be ")), "{error}");
             assert!(error.problems[0].ends_with(&format!("got \"{}\"", excerpt(value))), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_token_in_place_of_the_parameters_path_is_refused_and_not_shown() {
+        let digits = "0123456789abcdef".repeat(4);
+        for token in [&format!("bkct_{digits}"), &format!("/buildkite/bkcqt_{digits}"), &digits] {
+            let error = read(&[("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", token)]).unwrap_err().to_string();
+            assert!(error.contains("looks like a Buildkite token") && !error.contains("0123"), "{error}");
         }
     }
 

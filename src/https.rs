@@ -1,30 +1,36 @@
 //! The one TLS stack: rustls with aws-lc-rs, HTTP/1.1, for AWS and for the API server alike.
 //!
 //! Neither the SDK's client nor kube's is used. The SDK's reads the system's certificates file by file when it is made, half of
-//! a cold start; kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
+//! a cold start. kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
 //! cluster, a tenth of the binary.
 
-use std::{sync::Arc, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy::{
+        self,
+        connect::{HttpConnector, capture_connection},
+    },
     rt::TokioExecutor,
 };
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use tower::BoxError;
+use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
+use tokio::time::timeout;
+use tower::{BoxError, Service, ServiceExt};
 
-use crate::config::CertificateAuthority;
-
-/// Until there is a connection, TLS not counted.
+/// Until there is a connection, without TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the other side may leave unacknowledged what was sent, as it does if the connection is gone and nobody said so:
-/// a NAT gateway forgets one that idles, and Lambda may have kept the function frozen meanwhile.
+/// How long the server may leave sent data unacknowledged. A connection can vanish without a word: a NAT gateway forgets an
+/// idle one, and Lambda may have frozen the function meanwhile.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a connection is kept that nobody uses: less than the 90 s of an API server, and than any load balancer's limit.
+/// How long an idle connection is kept: less than the 90 s of an API server, and than the limit of any load balancer.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A client that keeps its connections.
@@ -39,7 +45,48 @@ pub enum Plain {
     Refused,
 }
 
-/// A client that trusts `authority` and nobody else.
+/// The certificates that are trusted to sign a server's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateAuthority(pub Vec<TrustAnchor<'static>>);
+
+/// A connection, but no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} ms", .0.as_millis())]
+pub struct NoAnswer(Duration);
+
+/// No connection.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {} ms", .0.as_millis())]
+struct NoConnection(Duration);
+
+/// A redirection, which none of our APIs sends, and which must not pass for a success.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}, which is not an answer of an API")]
+struct Redirected(StatusCode);
+
+impl CertificateAuthority {
+    /// Reads one certificate or several; fails if there is none.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, BoxError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate?)?;
+        }
+        if roots.is_empty() { Err("there is no certificate in it".into()) } else { Ok(Self(roots.roots)) }
+    }
+}
+
+impl FromStr for CertificateAuthority {
+    type Err = &'static str;
+
+    /// Reads base64 of PEM, which is how EKS, kubeconfig and CloudFormation write it.
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "base64 of a PEM certificate, as `aws eks describe-cluster` shows it";
+        let pem = BASE64_STANDARD.decode(value).map_err(|_| EXPECTED)?;
+        Self::from_pem(&pem).map_err(|_| EXPECTED)
+    }
+}
+
+/// A client that trusts `authority` alone.
 pub fn client<Body>(authority: CertificateAuthority, plain: Plain) -> Result<Client<Body>, BoxError>
 where
     Body: http_body::Body<Data: Send> + Send,
@@ -64,4 +111,30 @@ where
     // So that a request which fails on a kept connection, after a freeze, is repeated on a new one and not on the next dead one.
     client.pool_max_idle_per_host(1);
     Ok(client.build(https.enable_http1().wrap_connector(tcp)))
+}
+
+/// Sends a request once, and reads the answer to its end, since it may break off anywhere.
+pub async fn send<H, Sent, Received, Answer>(
+    http: H,
+    mut request: Request<Sent>,
+    time: Duration,
+) -> Result<Response<Answer>, BoxError>
+where
+    H: Service<Request<Sent>, Response = Response<Received>, Error: Into<BoxError>>,
+    Received: http_body::Body<Error: Into<BoxError>>,
+    Answer: From<bytes::Bytes>,
+{
+    let connection = capture_connection(&mut request);
+    let answer = async {
+        let (parts, body) = http.oneshot(request).await.map_err(Into::into)?.into_parts();
+        if parts.status.is_redirection() {
+            return Err(Redirected(parts.status).into());
+        }
+        Ok(Response::from_parts(parts, body.collect().await.map_err(Into::into)?.to_bytes().into()))
+    };
+    match timeout(time, answer).await {
+        Ok(answer) => answer,
+        Err(_) if connection.connection_metadata().is_none() => Err(NoConnection(time).into()),
+        Err(_) => Err(NoAnswer(time).into()),
+    }
 }

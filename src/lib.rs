@@ -3,51 +3,46 @@
 //! One event in, one Kubernetes Job out:
 //!
 //! ```text
-//! JSON --event--> ScheduledJob --query_rules--> for us? --no--> Outcome::Ignored
-//!                                                 | yes
-//!   library --> PodDefinition --job::build--> Job --eks client--> POST jobs
-//!                                                   |      |         |
-//!                                               Created  AlreadyExists  Error
+//! payload --lambda--> Trigger --event--> ScheduledJob --rules--> for us? --no--> Outcome::Ignored
+//!                                                         | yes
+//!     definitions --> PodDefinition --for_step, job::build--> Job --cluster--> POST jobs
+//!                                                                    |      |         |
+//!                                                                Created  AlreadyExists  Error --report--> answer, log, metrics
 //! ```
 //!
-//! The same event may come back in a message of the [`failure_queue`], several at once.
+//! The same event may come back in a message of the failure queue, several at once.
 //!
-//! The middle ([`event`], [`failure_queue`], [`query_rules`], [`pod_definition`], [`quantity`], [`overrides`], [`job`], [`metrics`]) is
-//! functions of values: no client, no clock, no environment. The edge ([`deadline`], [`https`], [`aws`], [`agent_token`], [`library`], [`refresh`],
-//! [`eks`]) asks and sends, and [`scheduler`] walks an event through all of it once.
+//! Each room uses those below it:
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`lambda`] | payload to [`lambda::Trigger`], and its answer |
+//! | [`scheduler`] | one job: match, build, create |
+//! | [`report`] | what became of a job: answer, log line, metrics |
+//! | [`definitions`], [`agent_token`] | the compiled definitions and the cluster's; the token and how a pod gets it |
+//! | [`kubernetes`] | the API server: one function per request, the client, what a refusal means |
+//! | [`aws`] | SSM, EKS, the EKS token |
+//! | [`kept`], [`retry`], [`https`] | a value with an age; the one retry policy; the one TLS stack |
+//! | [`config`], [`deadline`], [`clock`] | the settings; an invocation's time; the clocks and randomness |
+//! | [`buildkite`], [`pod`], [`stack`], [`json`], [`text`] | pure, in the crate `agent-scheduler-core`: the job and its rules; what it runs in; the settings that decide about jobs |
 
 pub mod agent_token;
 pub mod aws;
+pub mod clock;
 pub mod config;
 pub mod deadline;
-pub mod eks;
-pub mod event;
-mod excerpt;
-pub mod failure_queue;
+pub mod definitions;
 pub mod https;
-pub mod job;
-pub mod library;
-pub mod metrics;
-pub mod overrides;
-pub mod pod_definition;
-pub mod quantity;
-pub mod query_rules;
-pub mod refresh;
+pub mod kept;
+pub mod kubernetes;
+pub mod lambda;
+pub mod report;
+pub mod retry;
 pub mod scheduler;
 
 use std::{error::Error, io};
 
-/// An error and its causes, the outermost first, as one text.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
+pub use agent_scheduler_core::{buildkite, json, pod, stack, text};
 
 /// The first cause of that type. An `io::Error` does not give what it wraps as its source, so it is asked for that.
 pub(crate) fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {

@@ -1,8 +1,8 @@
-//! The Lambda function's start-up: logs, settings, clients, and then one event after the other.
+//! The start-up of the Lambda function: logs, settings, clients, and then one invocation after the other.
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
-use agent_scheduler::{aws, chain, config::Config, deadline::Deadline, scheduler::Scheduler};
+use agent_scheduler::{aws, config::Config, deadline::Deadline, lambda, scheduler::Scheduler, text::chain};
 use http::Request;
 use lambda_runtime::{
     Diagnostic, LambdaEvent, service_fn,
@@ -17,18 +17,18 @@ use lambda_runtime_api_client::{PooledClient, body::Body};
 use serde_json::value::RawValue;
 use tower::BoxError;
 
-/// Lambda stops an init at 10 s, and then starts it again within the first event's time.
+/// Lambda stops an init after 10 s, and then starts it again within the first event's time.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-// One event at a time, so one thread: what runs side by side waits for the network.
+// One event at a time, so one thread: tasks that run side by side wait for the network.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     logs();
     let served = match scheduler().await {
         Ok(scheduler) => serve(&scheduler).await,
         Err(error) => {
-            if let Err(unheard) = report_init_error(&*error).await {
-                tracing::error!(error = chain(&*unheard), "Lambda could not be told");
+            if let Err(unreported) = report_init_error(&*error).await {
+                tracing::error!(error = chain(&*unreported), "cannot report the error to Lambda");
             }
             Err(error)
         }
@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What has to be right before there can be a first event: the settings, and nothing that another try could mend.
+/// What must be right before the first event: the settings. All else may pass, and the first event tries it again.
 async fn scheduler() -> Result<Scheduler, BoxError> {
     let config = Config::read(|name| env::var(name).ok())?;
     let credentials = aws::credentials().await?;
@@ -52,20 +52,19 @@ async fn scheduler() -> Result<Scheduler, BoxError> {
 
 async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {
     if let Err(error) = scheduler.start(Deadline::after(START_TIMEOUT)).await {
-        // The first event tries again, and fails with the reason if that is no use.
+        // The first event tries again, and reports the error if that fails too.
         tracing::warn!(error_type = error.kind(), error = chain(&error), "start-up is not complete");
     }
-    // The raw event: one that is none shall fail in our words, not in those of the runtime.
+    // Take the payload raw, so that input that is not an event fails with our error, not the runtime's.
     lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
-        scheduler
-            .handle(event.payload.get(), Deadline::of_invocation(event.context.deadline()))
+        lambda::handle(scheduler, event.payload.get(), Deadline::of_invocation(event.context.deadline()))
             .await
             .map_err(|error| Diagnostic { error_type: error.kind().to_owned(), error_message: chain(&error) })
     }))
     .await
 }
 
-/// Tells Lambda why there will be no function: an operator finds the text where any other error of the function is.
+/// Reports to Lambda why the function cannot start: an operator finds the text with the function's other errors.
 async fn report_init_error(error: &(dyn Error + Send + Sync)) -> Result<(), BoxError> {
     let diagnostic = Diagnostic { error_type: "InvalidConfig".to_owned(), error_message: chain(error) };
     let request = Request::post("/2018-06-01/runtime/init/error")
@@ -77,10 +76,10 @@ async fn report_init_error(error: &(dyn Error + Send + Sync)) -> Result<(), BoxE
 
 /// Lines on standard output, in the format and from the level that the function's logging settings ask for.
 ///
-/// The libraries never say more than warnings: at a finer level they print whole events and the answer of SSM.
+/// Libraries log warnings and errors only: at a finer level they print whole events and the answer of SSM.
 fn logs() {
     let level = match env::var("AWS_LAMBDA_LOG_LEVEL").as_deref() {
-        // Lambda knows one level more.
+        // A level of Lambda's own.
         Ok("FATAL") => LevelFilter::ERROR,
         Ok(level) => level.parse().unwrap_or(LevelFilter::INFO),
         Err(_) => LevelFilter::INFO,
@@ -89,12 +88,12 @@ fn logs() {
         .with_target("agent_scheduler", level)
         // Its span gives every line the request's id.
         .with_target("lambda_runtime", level.min(LevelFilter::INFO))
-        // Repeats every error that the scheduler has told; a panic is told by Rust itself.
+        // It repeats every error that is reported already; Rust itself reports a panic.
         .with_target("lambda_runtime::layers::panic", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN));
     let lines = fmt::layer().with_target(false);
     if env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json")) {
-        // With its time: Lambda takes a line without one for INFO, whatever it says.
+        // With its time: Lambda takes a line without one for INFO, whatever its level.
         registry().with(filter).with(lines.json().flatten_event(true).with_span_list(false)).init();
     } else {
         registry().with(filter).with(lines.without_time()).init();

@@ -1,28 +1,210 @@
-//! What CloudWatch counts: a line of JSON for each event, of which CloudWatch Logs makes metrics.
+//! What became of a job: the answer to Lambda, the log line and the metrics.
 //!
-//! Shape: <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
-//! Each new value of a dimension is a metric that somebody pays for, so a queue is only ever named if it is ours.
+//! The metrics are a line of JSON that CloudWatch Logs turns into metrics. Shape:
+//! <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
+//! Each new value of a dimension is a metric that costs money, so only a queue of the stack is a value.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    io::{Write, stdout},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Serialize, Serializer};
+use tokio::time::Instant;
 
-/// What became of an event, as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// `JobsCreated`, and `TimeToJob` if it is known when the job was announced.
-    Created {
-        /// The event's time.
-        announced: Option<SystemTime>,
-    },
-    /// `JobsExisting`.
-    Existing,
-    /// `JobsIgnored`.
-    Ignored,
-    /// `JobsIgnored`, and `JobsUnserved` for all queues in one: nobody will ever serve it, and one alarm shall tell.
-    Unserved,
-    /// `JobsFailed`.
-    Failed,
+use crate::{
+    buildkite::{job::ScheduledJob, rules::Mismatch},
+    clock,
+    pod::job,
+    text::excerpt,
+};
+
+/// What became of a job, but for a failure: that is an error, so that Lambda retries it and then sends the event to the failure
+/// queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is a Job now.
+    Created,
+    /// An earlier delivery of the same event created the Job.
+    AlreadyExists,
+    /// Nothing to do here.
+    Ignored(Reason),
+}
+
+/// Why a job is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// A step that no agent runs.
+    #[error("a job of type \"{}\" needs no agent", excerpt(.0))]
+    NoScript(String),
+    /// A job for others.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+}
+
+/// A failure, as alarms and operators see it.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// One of the table in docs/troubleshooting.md; it never changes its spelling.
+    pub error_type: &'static str,
+    /// What failed and what to do.
+    pub text: String,
+}
+
+/// The answer to Lambda; absent fields are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// `created`, `already-exists` or `ignored`.
+    pub outcome: &'static str,
+    /// The name of the Kubernetes Job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// The namespace of that Job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The report on one job.
+pub struct Report<'a> {
+    /// The job.
+    pub job: &'a ScheduledJob,
+    /// The stack's queue that the job is for.
+    pub queue: Option<&'a str>,
+    /// The name of its pod definition.
+    pub definition: &'a str,
+    /// When the work on it began.
+    pub began: Instant,
+    /// A dimension of the metrics.
+    pub function_name: &'a str,
+}
+
+impl Answer {
+    /// To an event or a job that is left alone.
+    pub fn ignored(reason: &impl ToString) -> Self {
+        Self { outcome: "ignored", reason: Some(reason.to_string()), ..Self::default() }
+    }
+
+    /// To a job.
+    pub fn of(outcome: &Outcome, job: &ScheduledJob, namespace: &str) -> Self {
+        match outcome {
+            Outcome::Ignored(reason) => Self::ignored(reason),
+            Outcome::Created | Outcome::AlreadyExists => Self {
+                outcome: outcome.name(),
+                job: Some(job::name(job.uuid)),
+                namespace: Some(namespace.to_owned()),
+                reason: None,
+            },
+        }
+    }
+}
+
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::AlreadyExists => "already-exists",
+            Self::Ignored(_) => "ignored",
+        }
+    }
+
+    /// The job waits until the step or the stack's tags change: worth a warning and an alarm.
+    fn is_unserved(&self) -> bool {
+        matches!(self, Self::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. })))
+    }
+}
+
+impl Report<'_> {
+    /// Writes the log line and the metrics.
+    pub fn write(&self, result: Result<&Outcome, &Failure>) {
+        let now = clock::wall();
+        let age = self.job.time.and_then(|time| age(time, now));
+        self.log(result, age);
+        write_metrics(&metrics(result, age), self.queue, self.function_name, now);
+    }
+
+    fn log(&self, result: Result<&Outcome, &Failure>, age: Option<Duration>) {
+        macro_rules! line {
+            ($level:ident, $message:literal, $($result:tt)*) => {
+                tracing::$level!(
+                    job = %self.job.uuid,
+                    pipeline = self.job.pipeline.as_deref().map(excerpt).as_deref(),
+                    build = self.job.build_number,
+                    queue = self.queue,
+                    definition = &*excerpt(self.definition),
+                    age = age.map(|age| age.as_secs()),
+                    milliseconds = self.began.elapsed().as_secs_f64() * 1_000.0,
+                    $($result)*,
+                    $message
+                )
+            };
+        }
+        match result {
+            Ok(outcome @ Outcome::Ignored(reason)) if outcome.is_unserved() => {
+                line!(warn, "event handled", outcome = outcome.name(), %reason);
+            }
+            Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "event handled", outcome = outcome.name(), %reason),
+            Ok(outcome) => line!(info, "event handled", outcome = outcome.name()),
+            Err(Failure { error_type, text }) => line!(error, "event failed", error_type, error = text),
+        }
+    }
+}
+
+/// Logs and counts an event whose job cannot be read.
+pub fn event_failed(Failure { error_type, text }: &Failure, function_name: &str) {
+    tracing::error!(error_type, error = text, "event failed");
+    write_metrics(&[Metric::one("JobsFailed")], None, function_name, clock::wall());
+}
+
+/// Logs an event that announces something other than a job.
+pub fn event_ignored(reason: &str) {
+    tracing::info!(outcome = "ignored", reason, "event handled");
+}
+
+/// The age of an event. An event may wait in the failure queue for 14 days; an older one is a sample, and its age says nothing.
+fn age(time: SystemTime, now: SystemTime) -> Option<Duration> {
+    const MAX: Duration = Duration::from_hours(14 * 24);
+    Some(now.duration_since(time).unwrap_or_default()).filter(|age| *age <= MAX)
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+    #[serde(skip)]
+    value: u128,
+    #[serde(skip)]
+    dimensions: &'static [&'static str],
+}
+
+const BY_QUEUE: &[&str] = &["FunctionName", "Queue"];
+const BY_FUNCTION: &[&str] = &["FunctionName"];
+
+impl Metric {
+    const fn one(name: &'static str) -> Self {
+        Self { name, unit: "Count", value: 1, dimensions: BY_QUEUE }
+    }
+}
+
+fn metrics(result: Result<&Outcome, &Failure>, age: Option<Duration>) -> Vec<Metric> {
+    let count = match result {
+        Ok(Outcome::Created) => "JobsCreated",
+        Ok(Outcome::AlreadyExists) => "JobsExisting",
+        Ok(Outcome::Ignored(_)) => "JobsIgnored",
+        Err(_) => "JobsFailed",
+    };
+    let mut metrics = vec![Metric::one(count)];
+    if let (Ok(Outcome::Created), Some(age)) = (result, age) {
+        let value = age.as_millis();
+        metrics.push(Metric { name: "TimeToJob", unit: "Milliseconds", value, dimensions: BY_QUEUE });
+    }
+    if result.is_ok_and(Outcome::is_unserved) {
+        metrics.push(Metric { dimensions: BY_FUNCTION, ..Metric::one("JobsUnserved") });
+    }
+    metrics
 }
 
 #[derive(Serialize)]
@@ -33,17 +215,17 @@ struct Line<'a> {
     function_name: &'a str,
     queue: &'a str,
     #[serde(flatten, serialize_with = "values")]
-    values: &'a [Directive<'a>],
+    values: &'a [Metric],
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Metadata<'a> {
     timestamp: u128,
-    cloud_watch_metrics: &'a [Directive<'a>],
+    cloud_watch_metrics: Vec<Directive<'a>>,
 }
 
-/// Which of the line's values are metrics, and which of its texts their dimensions.
+/// Metrics of the same dimensions.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Directive<'a> {
@@ -52,35 +234,19 @@ struct Directive<'a> {
     metrics: &'a [Metric],
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Metric {
-    name: &'static str,
-    unit: &'static str,
-    #[serde(skip)]
-    value: u128,
+fn values<S: Serializer>(metrics: &&[Metric], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(metrics.iter().map(|metric| (metric.name, metric.value)))
 }
 
-/// The line, with its end.
-pub fn line(count: Count, queue: Option<&str>, function_name: &str, now: SystemTime) -> Vec<u8> {
-    let of_queue: &[Metric] = match count {
-        Count::Created { announced: Some(time) } => {
-            let value = milliseconds(time, now);
-            &[one("JobsCreated"), Metric { name: "TimeToJob", unit: "Milliseconds", value }]
-        }
-        Count::Created { announced: None } => &[one("JobsCreated")],
-        Count::Existing => &[one("JobsExisting")],
-        Count::Ignored | Count::Unserved => &[one("JobsIgnored")],
-        Count::Failed => &[one("JobsFailed")],
-    };
-    let directives = [
-        Directive::new(&["FunctionName", "Queue"], of_queue),
-        Directive::new(&["FunctionName"], const { &[one("JobsUnserved")] }),
-    ];
-    let directives = if count == Count::Unserved { &directives[..] } else { &directives[..1] };
-    let timestamp = milliseconds(UNIX_EPOCH, now);
-    let aws = Metadata { timestamp, cloud_watch_metrics: directives };
-    let line = Line { aws, function_name, queue: queue.unwrap_or("none"), values: directives };
+fn line(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) -> Vec<u8> {
+    let directives = metrics.chunk_by(|one, other| one.dimensions == other.dimensions).map(|metrics| Directive {
+        namespace: "AgentScheduler",
+        dimensions: [metrics[0].dimensions],
+        metrics,
+    });
+    let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let aws = Metadata { timestamp, cloud_watch_metrics: directives.collect() };
+    let line = Line { aws, function_name, queue: queue.unwrap_or("none"), values: metrics };
     // Room for any line with names of usual length.
     let mut json = Vec::with_capacity(512);
     serde_json::to_writer(&mut json, &line).expect("numbers and texts are JSON");
@@ -88,30 +254,13 @@ pub fn line(count: Count, queue: Option<&str>, function_name: &str, now: SystemT
     json
 }
 
-impl<'a> Directive<'a> {
-    fn new(dimensions: &'static [&'static str], metrics: &'a [Metric]) -> Self {
-        Self { namespace: "AgentScheduler", dimensions: [dimensions], metrics }
-    }
-}
-
-const fn one(name: &'static str) -> Metric {
-    Metric { name, unit: "Count", value: 1 }
-}
-
-/// From one time to another; nothing if the clock says that the other one was earlier.
-fn milliseconds(from: SystemTime, to: SystemTime) -> u128 {
-    to.duration_since(from).unwrap_or_default().as_millis()
-}
-
-fn values<S: Serializer>(directives: &&[Directive], serializer: S) -> Result<S::Ok, S::Error> {
-    let metrics = directives.iter().flat_map(|directive| directive.metrics);
-    serializer.collect_map(metrics.map(|metric| (metric.name, metric.value)))
+/// A line that cannot be written is no reason to fail, as with the log.
+fn write_metrics(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) {
+    let _ = stdout().write_all(&line(metrics, queue, function_name, now));
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// 2026-01-15T10:00:05.081Z
@@ -119,13 +268,13 @@ mod tests {
         UNIX_EPOCH + Duration::from_millis(1_768_471_205_081)
     }
 
-    fn text(count: Count, queue: Option<&str>) -> String {
-        String::from_utf8(line(count, queue, "agent-scheduler", now())).unwrap()
+    fn text(result: Result<&Outcome, &Failure>, time: Option<SystemTime>, queue: Option<&str>) -> String {
+        let metrics = metrics(result, time.and_then(|time| age(time, now())));
+        String::from_utf8(line(&metrics, queue, "agent-scheduler", now())).unwrap()
     }
 
     #[test]
     fn a_line_is_as_cloudwatch_specifies_it() {
-        let announced = Some(now() - Duration::from_millis(81));
         let expected = concat!(
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
             r#""Dimensions":[["FunctionName","Queue"]],"#,
@@ -133,11 +282,13 @@ mod tests {
             r#""FunctionName":"agent-scheduler","Queue":"default","JobsCreated":1,"TimeToJob":81}"#,
             "\n"
         );
-        assert_eq!(text(Count::Created { announced }, Some("default")), expected);
+        let announced = now() - Duration::from_millis(81);
+        assert_eq!(text(Ok(&Outcome::Created), Some(announced), Some("default")), expected);
     }
 
     #[test]
-    fn a_tag_that_nobody_has_is_counted_for_all_queues_too() {
+    fn a_tag_that_no_agent_has_is_also_counted_for_all_queues() {
+        let unserved = Outcome::Ignored(Mismatch::UnservedTag { tag: "os=plan9".to_owned() }.into());
         let expected = concat!(
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
             r#""Dimensions":[["FunctionName","Queue"]],"Metrics":[{"Name":"JobsIgnored","Unit":"Count"}]},"#,
@@ -146,21 +297,25 @@ mod tests {
             r#""FunctionName":"agent-scheduler","Queue":"gpu","JobsIgnored":1,"JobsUnserved":1}"#,
             "\n"
         );
-        assert_eq!(text(Count::Unserved, Some("gpu")), expected);
+        assert_eq!(text(Ok(&unserved), None, Some("gpu")), expected);
     }
 
     #[test]
-    fn each_outcome_has_a_metric_of_its_own() {
-        let behind = Some(now() + Duration::from_secs(3));
+    fn each_outcome_has_its_own_metric() {
+        let ignored = Outcome::Ignored(Reason::NoScript("manual".to_owned()));
+        let failure = Failure { error_type: "Timeout", text: String::new() };
+        let ahead = Some(now() + Duration::from_secs(3));
+        let sample = Some(now() - Duration::from_hours(15 * 24));
         let cases = [
-            (Count::Created { announced: None }, r#""JobsCreated":1}"#),
-            (Count::Created { announced: behind }, r#""JobsCreated":1,"TimeToJob":0}"#),
-            (Count::Existing, r#""JobsExisting":1}"#),
-            (Count::Ignored, r#""JobsIgnored":1}"#),
-            (Count::Failed, r#""JobsFailed":1}"#),
+            (Ok(&Outcome::Created), None, r#""JobsCreated":1}"#),
+            (Ok(&Outcome::Created), ahead, r#""JobsCreated":1,"TimeToJob":0}"#),
+            (Ok(&Outcome::Created), sample, r#""JobsCreated":1}"#),
+            (Ok(&Outcome::AlreadyExists), None, r#""JobsExisting":1}"#),
+            (Ok(&ignored), None, r#""JobsIgnored":1}"#),
+            (Err(&failure), None, r#""JobsFailed":1}"#),
         ];
-        for (count, end) in cases {
-            let line = text(count, None);
+        for (result, time, end) in cases {
+            let line = text(result, time, None);
             assert!(line.ends_with(&format!("\"Queue\":\"none\",{end}\n")), "{line}");
         }
     }

@@ -1,48 +1,38 @@
-//! How the function speaks to AWS: with what Lambda gives it in variables, and trusting the roots that are compiled in.
+//! AWS: how the function authenticates, and which roots it trusts.
 //!
-//! The SDK's loader is not used: it looks for profiles and for credentials in places that a function does not have.
+//! The SDK's loader is not used: it searches for profiles and credentials in places that a function does not have.
 
-use std::{
-    error::Error as StdError,
-    fs,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod attempts;
+pub mod eks;
+pub mod eks_token;
+pub mod ssm;
+
+use std::{fs, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
-    timeout::TimeoutConfig,
 };
 use aws_credential_types::{
     Credentials,
     provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError},
 };
-use aws_sdk_ssm::config::retry::{RetryPartition, TokenBucket};
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn},
-    interceptors::{Intercept, context::FinalizerInterceptorContextRef, dyn_dispatch_hint},
     orchestrator::{HttpRequest, HttpResponse},
-    result::{ConnectorError, SdkError},
-    runtime_components::RuntimeComponents,
+    result::ConnectorError,
 };
-use aws_smithy_types::{body::SdkBody, config_bag::ConfigBag, error::metadata::ProvideErrorMetadata};
-use tokio::time::timeout_at;
+use aws_smithy_types::body::SdkBody;
 use tower::BoxError;
 
 use crate::{
-    cause, chain,
-    config::CertificateAuthority,
-    deadline::Deadline,
-    https::{self, Plain},
+    cause,
+    https::{self, CertificateAuthority, Plain},
 };
 
-/// One try of a request.
-const TRY: Duration = Duration::from_secs(5);
+/// The maximum of all pauses between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest pause between two tries.
-const PAUSE: Duration = Duration::from_secs(5);
-
-/// The variables that name a file of roots to trust instead, for a network whose proxy opens TLS.
+/// The variables that name a file of roots to trust instead, for a network whose proxy decrypts TLS.
 const ROOTS_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// Roots that cannot be used.
@@ -54,25 +44,25 @@ pub struct RootsError {
     source: BoxError,
 }
 
-/// The credentials of the function's role: Lambda gives them in variables, and they last as long as this environment does.
+/// The credentials of the function's role: Lambda puts them into variables, and they last as long as this environment.
 pub async fn credentials() -> Result<Credentials, CredentialsError> {
     EnvironmentVariableCredentialsProvider::new().provide_credentials().await
 }
 
-/// What the clients of SSM and EKS are made from.
+/// The common configuration of the clients of SSM and EKS.
 pub fn sdk_config(
     region: &str,
     credentials: Credentials,
     var: impl Fn(&str) -> Option<String>,
 ) -> Result<SdkConfig, BoxError> {
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
-    // As many tries as there is time for: a thousand cold starts at once wait for SSM, which gives 40 answers a second by default.
-    // Not `u32::MAX`: the SDK sums up what so many pauses would take. Not the adaptive mode: after one throttling its pauses have
-    // no jitter and reach ten seconds, and with 200 starts the last waited twice as long.
+    // As many attempts as there is time for: a thousand cold starts at once wait for SSM, which answers 40 calls a second by
+    // default. Not `u32::MAX`: the SDK adds up the pauses. Not the adaptive mode: after one throttling its pauses have no jitter
+    // and reach ten seconds, and with 200 starts the last one waited twice as long.
     let retries = RetryConfig::standard()
         .with_max_attempts(1_000)
         .with_initial_backoff(Duration::from_millis(100))
-        .with_max_backoff(PAUSE);
+        .with_max_backoff(MAX_PAUSE);
     let mut config = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))
@@ -83,23 +73,6 @@ pub fn sdk_config(
     config.set_use_fips(var("AWS_USE_FIPS_ENDPOINT").map(|value| value == "true"));
     config.set_use_dual_stack(var("AWS_USE_DUALSTACK_ENDPOINT").map(|value| value == "true"));
     Ok(config.build())
-}
-
-/// The client of SSM.
-pub fn ssm(config: &SdkConfig) -> aws_sdk_ssm::Client {
-    let config = aws_sdk_ssm::config::Builder::from(config).retry_partition(unlimited_retries());
-    aws_sdk_ssm::Client::from_conf(config.build())
-}
-
-/// The client of EKS.
-pub fn eks(config: &SdkConfig) -> aws_sdk_eks::Client {
-    let config = aws_sdk_eks::config::Builder::from(config).retry_partition(unlimited_retries());
-    aws_sdk_eks::Client::from_conf(config.build())
-}
-
-/// The SDK would give a process some hundred retries for good: after two bad minutes it would never try again.
-fn unlimited_retries() -> RetryPartition {
-    RetryPartition::custom("agent-scheduler").token_bucket(TokenBucket::unlimited()).build()
 }
 
 fn roots(var: impl Fn(&str) -> Option<String>) -> Result<CertificateAuthority, RootsError> {
@@ -116,76 +89,7 @@ fn http_client(roots: CertificateAuthority) -> Result<SharedHttpClient, BoxError
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
-/// The tries that the SDK makes of one request: how long, and what is left to tell of them.
-#[derive(Clone, Debug)]
-pub struct Tries {
-    deadline: Deadline,
-    last_failure: Arc<Mutex<Option<String>>>,
-}
-
-/// A request that got no answer that helps.
-#[derive(Debug)]
-pub struct Failure {
-    /// The service's name for it.
-    pub code: Option<String>,
-    /// What the SDK says.
-    pub source: BoxError,
-}
-
-impl Tries {
-    /// As many as there is time for.
-    pub fn until(deadline: Deadline) -> Self {
-        Self { deadline, last_failure: Arc::default() }
-    }
-
-    /// For one try.
-    pub fn timeouts(&self) -> TimeoutConfig {
-        TimeoutConfig::builder().operation_attempt_timeout(self.deadline.one_try(TRY)).build()
-    }
-
-    /// The answer that comes in time; else why the last try failed.
-    pub async fn answer<T, E>(
-        &self,
-        sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    ) -> Result<T, Failure>
-    where
-        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
-    {
-        match timeout_at(self.deadline.instant(), sent).await {
-            Ok(answer) => answer.map_err(|error| Failure {
-                code: error.code().map(str::to_owned),
-                source: error.into_source().unwrap_or_else(Into::into),
-            }),
-            Err(late) => {
-                let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-                Err(Failure { code: None, source: last.map_or_else(|| late.into(), Into::into) })
-            }
-        }
-    }
-}
-
-#[dyn_dispatch_hint]
-impl Intercept for Tries {
-    fn name(&self) -> &'static str {
-        "Tries"
-    }
-
-    fn read_after_attempt(
-        &self,
-        context: &FinalizerInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        if let Some(Err(error)) = context.output_or_error() {
-            let text = error.as_operation_error().map_or_else(|| chain(error), |error| chain(error));
-            tracing::warn!(error = text, "a request to AWS failed");
-            *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-        }
-        Ok(())
-    }
-}
-
-/// hyper, as the SDK wants to see it.
+/// Our client, as the SDK's interface.
 #[derive(Clone, Debug)]
 struct Connector(https::Client<SdkBody>);
 
@@ -196,7 +100,7 @@ impl HttpConnector for Connector {
             let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let response = client.request(request).await.map_err(|error| match cause(&error) {
                 Some(rustls::Error::InvalidCertificate(_)) => ConnectorError::other(error.into(), None),
-                // An I/O error is what the SDK tries again.
+                // The SDK retries I/O errors.
                 _ => ConnectorError::io(error.into()),
             })?;
             let response = response.map(SdkBody::from_body_1_x);

@@ -1,0 +1,220 @@
+//! What went wrong between us and the API server, in words that name the correction.
+
+use http::Uri;
+use kube::core::Status;
+use tower::BoxError;
+
+use super::{
+    client::{Unsigned, WrongClock},
+    cluster::Cluster,
+};
+use crate::{aws::eks, cause, https::NoAnswer, text::message};
+
+/// The user, and the group, that the function's role is mapped to.
+pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
+
+/// Why a request to the cluster failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Endpoint and CA are not known.
+    #[error(transparent)]
+    Eks(#[from] eks::Error),
+    /// TLS cannot be set up, no token be signed, or no request be built, whatever the cluster.
+    #[error("cannot build a request to the API server")]
+    Client(#[source] BoxError),
+    /// The CA does not vouch for the server that answers at the endpoint.
+    #[error(
+        "the API server at {endpoint} shows a certificate that is not trusted; compare KubernetesApiServerEndpoint and \
+         KubernetesCertificateAuthorityData with the output of `aws eks describe-cluster --name {cluster}`"
+    )]
+    Certificate {
+        /// As configured, or as EKS shows it.
+        endpoint: Uri,
+        /// As configured.
+        cluster: String,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
+    /// No connection, or none that lasted until the answer, in all attempts.
+    #[error(
+        "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
+    )]
+    Unreachable {
+        /// As configured, or as EKS shows it.
+        endpoint: Uri,
+        /// How it failed.
+        source: BoxError,
+    },
+    /// Connected, and no answer in time, in all attempts.
+    #[error("the API server at {endpoint} did not answer before the deadline")]
+    Timeout {
+        /// As configured, or as EKS shows it.
+        endpoint: Uri,
+    },
+    /// Not an answer of an API server.
+    #[error("the answer of the API server at {endpoint} cannot be read")]
+    Garbage {
+        /// As configured, or as EKS shows it.
+        endpoint: Uri,
+        /// What is wrong with it.
+        source: Box<kube::Error>,
+    },
+    /// 429 and 5xx in all attempts.
+    #[error("the API server cannot serve the request now: {code} {message}")]
+    Overloaded {
+        /// HTTP status.
+        code: u16,
+        /// The API server's words.
+        message: String,
+    },
+    /// 401, also with a new token.
+    #[error(
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
+         {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is the cluster's name and \
+         that the clock is right"
+    )]
+    Unauthorized {
+        /// As configured.
+        cluster: String,
+    },
+    /// 401, and the function's clock, which dates the token, is wrong.
+    #[error(
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401), and {skew}; a token is valid for \
+         15 min by the right clock"
+    )]
+    WrongClock {
+        /// As configured.
+        cluster: String,
+        /// How wrong it is.
+        skew: String,
+    },
+    /// 403 by RBAC.
+    #[error(
+        "the function lacks a permission in the cluster: {message}; grant it with \
+         `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
+         no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
+    )]
+    Forbidden {
+        /// The API server's words, which name verb and resource.
+        message: String,
+        /// As configured.
+        namespace: String,
+    },
+    /// 404 for the namespace.
+    #[error(
+        "the cluster has no namespace {namespace:?}; create it with `kubectl create namespace {namespace}`, or set KubernetesNamespace"
+    )]
+    NoNamespace {
+        /// As configured.
+        namespace: String,
+    },
+    /// Any other refusal, which a repetition would meet again.
+    #[error("the API server rejects it: {} {}", .0.code, .0.message)]
+    Rejected(Box<Status>),
+}
+
+impl Error {
+    /// The type of the failure: [`crate::scheduler::Error::kind`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Eks(_)
+            | Self::Client(_)
+            | Self::Certificate { .. }
+            | Self::Unreachable { .. }
+            | Self::Garbage { .. }
+            | Self::Overloaded { .. } => "ClusterUnavailable",
+            Self::Timeout { .. } => "Timeout",
+            Self::Unauthorized { .. } | Self::WrongClock { .. } => "Unauthorized",
+            Self::Forbidden { .. } => "Forbidden",
+            Self::NoNamespace { .. } | Self::Rejected(_) => "RejectedByApiServer",
+        }
+    }
+
+    /// An attempt may have been carried out all the same; this error says nothing of the attempts before the last one.
+    pub fn is_uncertain(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Garbage { .. } | Self::Overloaded { .. })
+    }
+
+    /// The API server already has an object of that name.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.is_already_exists())
+    }
+
+    /// Another field manager owns a field that was to be applied.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.is_conflict() && !status.is_already_exists())
+    }
+}
+
+impl Cluster {
+    pub(super) fn explain(&self, error: kube::Error) -> Error {
+        match error {
+            kube::Error::Api(status) => self.explain_status(status),
+            kube::Error::Service(error) => self.explain_failure(error),
+            kube::Error::HyperError(error) => self.explain_failure(error.into()),
+            error => Error::Garbage { endpoint: self.endpoint.clone(), source: Box::new(error) },
+        }
+    }
+
+    fn explain_failure(&self, error: BoxError) -> Error {
+        let endpoint = self.endpoint.clone();
+        if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
+            Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
+        } else if let Some(skew) = cause::<WrongClock>(&*error) {
+            Error::WrongClock { cluster: self.name.clone(), skew: skew.to_string() }
+        } else if cause::<Unsigned>(&*error).is_some() {
+            Error::Client(error)
+        } else if cause::<NoAnswer>(&*error).is_some() {
+            Error::Timeout { endpoint }
+        } else {
+            Error::Unreachable { endpoint, source: error }
+        }
+    }
+
+    fn explain_status(&self, mut status: Box<Status>) -> Error {
+        // A proxy before the API server may answer a page, which kube then takes for the message.
+        status.message = message(&status.message).into_owned();
+        match status.code {
+            // JSON of something else, which kube takes for an empty status.
+            0 => Error::Garbage { endpoint: self.endpoint.clone(), source: Box::new(kube::Error::Api(status)) },
+            401 => Error::Unauthorized { cluster: self.name.clone() },
+            // A quota and an admission webhook answer 403 too, and no role corrects those.
+            403 if status.message.contains(": User \"") && status.message.contains("\" cannot ") => {
+                Error::Forbidden { message: status.message, namespace: self.namespace.clone() }
+            }
+            404 if status.message.starts_with("namespaces ") => {
+                Error::NoNamespace { namespace: self.namespace.clone() }
+            }
+            code @ (429 | 500..) => Error::Overloaded { code, message: status.message },
+            _ => Error::Rejected(status),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{Request, Response, StatusCode};
+    use kube::client::Body;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::{config::fixtures::config, deadline::Deadline, text::chain};
+
+    /// The answer of a proxy before the API server.
+    #[tokio::test]
+    async fn json_that_is_not_a_status_is_not_a_refusal() {
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE] {
+            let service = service_fn(move |_: Request<Body>| async move {
+                let body = Body::from(br#"{"error": "upstream"}"#.to_vec());
+                Ok::<_, BoxError>(Response::builder().status(status).body(body).unwrap())
+            });
+            let client = kube::Client::new(service, "");
+            let cluster = Cluster::new(client, Uri::from_static("https://example"), &config(&[]));
+            let error = cluster.pod_templates(Deadline::after(Duration::from_secs(10))).await.unwrap_err();
+            assert_eq!(error.kind(), "ClusterUnavailable");
+            assert!(chain(&error).starts_with("the answer of the API server at https://example/ cannot be read"));
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The cluster's API server: what we ask it, how, and what its refusals mean.
+
+mod client;
+mod cluster;
+mod error;
+
+pub use self::{
+    client::over,
+    cluster::Cluster,
+    error::{Error, SUBJECT},
+};

@@ -1,0 +1,208 @@
+//! The one retry policy of our HTTP APIs: what is worth another attempt, and when. The requests must be safe to repeat.
+//!
+//! - No answer: the connection may have died while it was idle, which shows only when it is used. Once at once, then after a
+//!   pause. The pool keeps a single idle connection, so the second attempt is made on a new one.
+//! - 429 and those 5xx that may pass: after a pause, and not before `Retry-After`.
+//!
+//! Never when no time is left for it.
+
+use std::{error::Error, mem, time::Duration};
+
+use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use tokio::time::sleep;
+use tower::BoxError;
+
+use crate::{
+    cause, clock,
+    deadline::Deadline,
+    text::{chain, excerpt},
+};
+
+/// An attempt makes sense with this much time or more; it gets half of it.
+const MIN_TIME_FOR_RETRY: Duration = Duration::from_millis(500);
+
+/// The maximum of the first pause; each further one is up to twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The maximum of all pauses, unless the server asks for a longer one.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// An error that another attempt would meet again.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Final(pub BoxError);
+
+/// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one.
+///
+/// `attempt` gets the time that it may take, at most `max_attempt`.
+pub async fn send<B>(
+    api: &str,
+    deadline: Deadline,
+    max_attempt: Duration,
+    mut attempt: impl AsyncFnMut(Duration) -> Result<Response<B>, BoxError>,
+) -> Result<Response<B>, BoxError> {
+    let mut pauses = Pauses::default();
+    let mut broken = false;
+    loop {
+        let result = attempt(deadline.attempt(max_attempt)).await;
+        let pause = match &result {
+            Ok(response) if may_pass(response.status()) => pauses.next() + retry_after(response.headers()),
+            Ok(_) => return result,
+            Err(error) if is_final(&**error) => return result,
+            Err(_) if !mem::replace(&mut broken, true) => Duration::ZERO,
+            Err(_) => pauses.next(),
+        };
+        if deadline.left() < pause + MIN_TIME_FOR_RETRY {
+            return result;
+        }
+        let problem = match &result {
+            Ok(response) => response.status().to_string(),
+            Err(error) => chain(&**error),
+        };
+        let (problem, milliseconds) = (excerpt(&problem), pause.as_millis());
+        if pause.is_zero() {
+            tracing::debug!(%problem, "retry of a request to {api} at once");
+        } else {
+            tracing::warn!(%problem, milliseconds, "retry of a request to {api} after a pause");
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Full jitter: a random share of a maximum that doubles. With equal pauses all functions of a burst would come back at once.
+#[derive(Default)]
+struct Pauses(u32);
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        let max = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.0)).min(MAX_PAUSE);
+        self.0 += 1;
+        max.mul_f64(clock::random())
+    }
+}
+
+fn may_pass(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// A bad certificate will not change, either.
+fn is_final(error: &(dyn Error + 'static)) -> bool {
+    matches!(cause(error), Some(rustls::Error::InvalidCertificate(_))) || error.is::<Final>()
+}
+
+/// In whole seconds.
+fn retry_after(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    Duration::from_secs(seconds.unwrap_or_default().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::response;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    type Answer = Result<response::Builder, BoxError>;
+
+    const MAX_ATTEMPT: Duration = Duration::from_secs(10);
+
+    /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.
+    async fn ask(answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
+        let (began, mut sent) = (Instant::now(), Vec::new());
+        let answer = send("the server", Deadline::after(Duration::from_secs(30)), MAX_ATTEMPT, async |_| {
+            let answer = answers[sent.len().min(answers.len() - 1)];
+            sent.push(began.elapsed());
+            answer().map(|answer| answer.body(()).unwrap())
+        });
+        let answer = answer.await.map(|answer| answer.status());
+        (answer, sent)
+    }
+
+    fn status(code: u16) -> response::Builder {
+        Response::builder().status(code)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_and_end_in_time() {
+        let (answer, sent) = ask(&[|| Ok(status(503))]).await;
+        assert_eq!(answer.unwrap(), 503);
+        assert!(*sent.last().unwrap() < Duration::from_secs(30), "{sent:?}");
+        let pauses: Vec<_> = sent.windows(2).map(|sent| sent[1].saturating_sub(sent[0])).collect();
+        assert!(pauses.len() >= 8, "{pauses:?}");
+        for (n, pause) in (0..).zip(&pauses) {
+            let max = (FIRST_PAUSE * 2_u32.pow(n)).min(MAX_PAUSE);
+            assert!(*pause <= max + Duration::from_millis(1), "pause {n} of {pauses:?}");
+        }
+        assert!(pauses.iter().any(|pause| *pause > FIRST_PAUSE), "{pauses:?}");
+    }
+
+    #[test]
+    fn no_two_requests_have_the_same_pauses_however_long_those_are() {
+        let long = || {
+            let mut pauses = Pauses::default();
+            (0..20).map(|_| pauses.next()).skip(10).collect::<Vec<_>>()
+        };
+        let (one, other) = (long(), long());
+        assert_ne!(one, other);
+        assert!(one.windows(2).all(|pauses| pauses[0] != pauses[1]), "{one:?}");
+        assert!(one.iter().all(|pause| *pause <= MAX_PAUSE), "{one:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_may_pass_is_followed_by_another_attempt() {
+        let answers: [fn() -> Answer; 6] = [
+            || Ok(status(429)),
+            || Ok(status(500)),
+            || Ok(status(502)),
+            || Ok(status(503)),
+            || Ok(status(504)),
+            || Err("reset".into()),
+        ];
+        for answer in answers {
+            let (answer, sent) = ask(&[answer, || Ok(status(201))]).await;
+            assert_eq!((answer.unwrap().as_u16(), sent.len()), (201, 2));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_kept() {
+        let (answer, sent) = ask(&[|| Ok(status(429).header(RETRY_AFTER, "7")), || Ok(status(201))]).await;
+        assert_eq!(answer.unwrap(), 201);
+        assert!((Duration::from_secs(7)..Duration::from_millis(7_102)).contains(&sent[1]), "{sent:?}");
+
+        let (answer, sent) = ask(&[|| Ok(status(429).header(RETRY_AFTER, "4294967295"))]).await;
+        assert_eq!((answer.unwrap().as_u16(), sent.len()), (429, 1), "there is no time for that");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_connection_is_replaced_at_once() {
+        let (answer, sent) = ask(&[|| Err("reset".into()), || Ok(status(201))]).await;
+        assert_eq!(answer.unwrap(), 201);
+        assert!(sent[1].saturating_sub(sent[0]) <= Duration::from_millis(1), "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_final() {
+        for refusal in [
+            || Ok(status(400)),
+            || Ok(status(401)),
+            || Ok(status(403)),
+            || Ok(status(404)),
+            || Ok(status(409)),
+            || Ok(status(422)),
+            || Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired).into()),
+            || Err(Final("no key".into()).into()),
+        ] {
+            let (_, sent) = ask(&[refusal]).await;
+            assert_eq!(sent.len(), 1);
+        }
+    }
+}
