@@ -194,3 +194,221 @@ fn hint(code: Option<&str>) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use aws_credential_types::Credentials;
+    use aws_smithy_runtime_api::client::{
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+        orchestrator::HttpRequest,
+    };
+    use aws_smithy_types::body::SdkBody;
+    use http::{Response, StatusCode};
+    use serde_json::{Value, json};
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+    use crate::{
+        aws,
+        config::fixtures::config,
+        kept::{REFRESH_PAUSE, REFRESH_TIMEOUT},
+        kubernetes::fake::ApiServer,
+        text::chain,
+    };
+
+    /// What SSM answers: a value, or the code of an error, or nothing at all; and how often it was asked.
+    #[derive(Clone, Debug, Default)]
+    struct FakeSsm(Arc<Mutex<(Option<Result<String, &'static str>>, usize)>>);
+
+    impl HttpConnector for FakeSsm {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            assert_eq!(request.headers().get("x-amz-target"), Some("AmazonSSM.GetParameter"));
+            let asked: Value = serde_json::from_slice(request.body().bytes().unwrap()).unwrap();
+            assert_eq!(asked, json!({"Name": "/buildkite/agent-token", "WithDecryption": true}));
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.1 += 1;
+            let (status, body) = match &state.0 {
+                Some(Ok(value)) => {
+                    let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/buildkite/agent-token";
+                    (200, json!({"Parameter": {"ARN": arn, "Value": value}}))
+                }
+                Some(Err(code)) => (400, json!({"__type": code, "Message": "no such thing"})),
+                None => return HttpConnectorFuture::new(std::future::pending()),
+            };
+            let answer = Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
+            HttpConnectorFuture::ready(Ok(answer.try_into().unwrap()))
+        }
+    }
+
+    /// An agent token between SSM and the API server.
+    struct Scene {
+        ssm: FakeSsm,
+        api_server: ApiServer,
+        agent_token: AgentToken,
+    }
+
+    impl Scene {
+        fn holding(value: &str) -> Self {
+            let ssm = FakeSsm::default();
+            let connector = SharedHttpConnector::new(ssm.clone());
+            let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
+            let sdk = aws::sdk_config("us-east-1", credentials, |_| None).unwrap().into_builder();
+            let sdk = sdk.http_client(http_client_fn(move |_, _| connector.clone())).build();
+            let agent_token = AgentToken::new(&config(&[]), Ssm::new(&sdk));
+            let api_server = ApiServer::answering(StatusCode::OK, json!({"kind": "PartialObjectMetadata"}));
+            let scene = Self { ssm, api_server, agent_token };
+            scene.ssm_answers(Some(Ok(value)));
+            scene
+        }
+
+        fn ssm_answers(&self, answer: Option<Result<&str, &'static str>>) {
+            self.ssm.0.lock().unwrap_or_else(PoisonError::into_inner).0 =
+                answer.map(|answer| answer.map(str::to_owned));
+        }
+
+        fn reads(&self) -> usize {
+            self.ssm.0.lock().unwrap_or_else(PoisonError::into_inner).1
+        }
+
+        async fn apply(&self) -> Result<(), Arc<Error>> {
+            self.agent_token.apply(&self.api_server.cluster(), Deadline::after(Duration::from_secs(58))).await
+        }
+
+        /// The values that were applied, in base64.
+        fn applied(&self) -> Vec<String> {
+            let requests = self.api_server.requests();
+            requests.iter().map(|request| request.body["data"]["token"].as_str().unwrap().to_owned()).collect()
+        }
+    }
+
+    /// Base64 of `bkct_1` and `bkct_2`.
+    const FIRST: &str = "YmtjdF8x";
+    const SECOND: &str = "YmtjdF8y";
+
+    #[tokio::test(start_paused = true)]
+    async fn the_secret_is_applied_once() {
+        let scene = Scene::holding("bkct_1\n");
+        scene.agent_token.read_ahead(Deadline::after(Duration::from_secs(5))).await.unwrap();
+        for _ in 0..3 {
+            scene.apply().await.unwrap();
+        }
+        assert_eq!((scene.applied(), scene.reads()), (vec![FIRST.to_owned()], 1));
+        let request = &scene.api_server.requests()[0];
+        let uri = "/api/v1/namespaces/buildkite/secrets/buildkite-agent-token?&fieldManager=agent-scheduler%3A";
+        assert!(request.method == "PATCH" && request.uri.starts_with(uri), "{request:?}");
+        assert_eq!(request.body["metadata"]["labels"][MANAGED_BY_LABEL], MANAGER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_was_read_ahead_long_ago_is_read_again() {
+        let scene = Scene::holding("bkct_1");
+        scene.agent_token.read_ahead(Deadline::after(Duration::from_secs(5))).await.unwrap();
+        scene.ssm_answers(Some(Ok("bkct_2")));
+        advance(MAX_AGE).await;
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [SECOND]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_of_five_minutes_is_applied_again_changed_or_not() {
+        let scene = Scene::holding("bkct_1");
+        scene.apply().await.unwrap();
+        scene.ssm_answers(Some(Ok("bkct_2")));
+        advance(MAX_AGE.saturating_sub(Duration::from_secs(1))).await;
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST]);
+        advance(Duration::from_secs(1)).await;
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST, SECOND]);
+        advance(MAX_AGE).await;
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST, SECOND, SECOND], "the Secret may have been deleted");
+        assert_eq!(scene.reads(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_cannot_be_read_leaves_the_secret_as_it_is_and_is_read_again_soon() {
+        let scene = Scene::holding("bkct_1");
+        scene.apply().await.unwrap();
+        for failure in [None, Some(Err("AccessDeniedException"))] {
+            scene.ssm_answers(failure);
+            advance(MAX_AGE).await;
+            let began = Instant::now();
+            scene.apply().await.unwrap();
+            assert!(began.elapsed() <= REFRESH_TIMEOUT + Duration::from_millis(1), "{:?}", began.elapsed());
+        }
+        scene.ssm_answers(Some(Ok("bkct_2")));
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST]);
+        advance(REFRESH_PAUSE).await;
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST, SECOND]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_failure_names_the_correction_and_the_next_event_tries_again() {
+        let scene = Scene::holding("bkct_1");
+        let cases = [
+            ("ParameterNotFound", "; create it with `aws ssm put-parameter --type SecureString`, or set Buildkite"),
+            ("AccessDeniedException", "; allow the function's role ssm:GetParameter on it, "),
+        ];
+        for (code, hint) in cases {
+            scene.ssm_answers(Some(Err(code)));
+            let error = chain(&*scene.apply().await.unwrap_err());
+            let start = "cannot read the agent token from SSM parameter /buildkite/agent-token in us-east-1";
+            assert!(error.starts_with(&format!("{start}{hint}")), "{error}");
+            assert!(error.contains(code) && error.contains("no such thing"), "{error}");
+        }
+        scene.ssm_answers(Some(Ok(" \n")));
+        let error = scene.apply().await.unwrap_err().to_string();
+        assert!(error.contains("/buildkite/agent-token in us-east-1 is empty"), "{error}");
+        scene.ssm_answers(Some(Ok("bkct_1")));
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST]);
+    }
+
+    /// Each for a minute, and the last as often as the first.
+    #[tokio::test(start_paused = true)]
+    async fn a_throttled_read_is_retried_by_every_event() {
+        let scene = Scene::holding("bkct_1");
+        scene.ssm_answers(Some(Err("ThrottlingException")));
+        for event in 0..12 {
+            let before = scene.reads();
+            let error = chain(&*scene.apply().await.unwrap_err());
+            assert!(error.contains("ThrottlingException"), "{error}");
+            assert!(scene.reads() - before > 10, "{} by event {event}", scene.reads() - before);
+        }
+        scene.ssm_answers(Some(Ok("bkct_1")));
+        scene.apply().await.unwrap();
+        assert_eq!(scene.applied(), [FIRST]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_of_another_parameter_is_a_conflict_at_the_first_write_and_at_a_refresh() {
+        let scene = Scene::holding("bkct_1");
+        let message = r#"Apply failed with 1 conflict: conflict with "agent-scheduler:other": .data.token"#;
+        for _ in 0..2 {
+            scene.api_server.refuse(StatusCode::CONFLICT, "Conflict", message);
+            let error = scene.apply().await.unwrap_err();
+            assert!(error.is_conflict(), "{error}");
+            let text = chain(&*error);
+            for words in ["set AgentTokenSecretName", "`kubectl delete secret buildkite-agent-token ", message] {
+                assert!(text.contains(words), "{words} is not in: {text}");
+            }
+            scene.api_server.answer(StatusCode::OK, json!({}));
+            scene.apply().await.unwrap();
+            advance(MAX_AGE).await;
+        }
+    }
+
+    #[test]
+    fn stacks_that_read_one_parameter_share_a_field_manager() {
+        let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/a";
+        assert_eq!(field_manager(arn), field_manager(arn));
+        assert_ne!(field_manager(arn), field_manager(&arn.replace("1111", "2222")));
+        assert_ne!(field_manager(&format!("{arn}:1")), field_manager(&format!("{arn}:2")));
+        assert!(field_manager(arn).len() <= 128);
+    }
+}

@@ -216,8 +216,7 @@ fn function_name(value: &str) -> Result<String, &'static str> {
 }
 
 fn is_word(value: &str, max: usize, also: &[u8]) -> bool {
-    (1..=max).contains(&value.len())
-        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
+    (1..=max).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
 }
 
 fn is_dns_label(value: &str) -> bool {
@@ -270,7 +269,8 @@ mod tests {
 
     #[test]
     fn the_template_sets_all_that_is_required() {
-        let Config { stack, agent_token_parameter, api_server_endpoint, certificate_authority, .. } = read(&[]).unwrap();
+        let Config { stack, agent_token_parameter, api_server_endpoint, certificate_authority, .. } =
+            read(&[]).unwrap();
         assert_eq!(stack.namespace, "buildkite");
         assert_eq!(agent_token_parameter, "/buildkite/agent-token");
         assert_eq!((api_server_endpoint, certificate_authority), (None, None));

@@ -148,3 +148,134 @@ async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, kube
 fn name(manifest: &Value) -> String {
     manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::json;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{buildkite::rules::DEFAULT_DEFINITION, kubernetes::fake::ApiServer, text::chain};
+
+    /// An item of a list; its image tells it from others.
+    fn template(name: &str, image: &str) -> Value {
+        json!({
+            "metadata": {"name": name},
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": image}]}},
+        })
+    }
+
+    fn deadline() -> Deadline {
+        Deadline::after(Duration::from_secs(10))
+    }
+
+    async fn get(definitions: &Definitions, name: &str, api_server: &ApiServer) -> Result<Arc<PodDefinition>, Error> {
+        definitions.get(name, &api_server.cluster(), deadline()).await
+    }
+
+    async fn image(definitions: &Definitions, name: &str, api_server: &ApiServer) -> String {
+        get(definitions, name, api_server).await.unwrap().agent()["image"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_definitions_of_the_folder_are_compiled_and_usable() {
+        let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[]));
+        for (name, definition) in &definitions.compiled {
+            assert!(definition.is_ok(), "{name}: {definition:?}");
+        }
+        for name in [DEFAULT_DEFINITION, "fargate"] {
+            assert_eq!(get(&definitions, name, &api_server).await.unwrap().name(), name);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_definition_of_the_cluster_wins_over_the_compiled_one_of_its_name() {
+        let api_server = ApiServer::holding(&[template("default", "theirs:1")]);
+        let definitions = Definitions::compiled();
+        assert_eq!(image(&definitions, "default", &api_server).await, "theirs:1");
+        assert_eq!(get(&definitions, "fargate", &api_server).await.unwrap().name(), "fargate");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_definition_that_was_replaced_is_used_for_a_minute() {
+        let api_server = ApiServer::holding(&[template("node", "node:1")]);
+        let definitions = Definitions::compiled();
+        assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
+        api_server.hold(&[template("node", "node:2")]);
+        advance(MAX_AGE.saturating_sub(Duration::from_secs(1))).await;
+        assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(image(&definitions, "node", &api_server).await, "node:2");
+        assert_eq!(api_server.requests().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_name_is_listed_again_unless_the_list_is_younger_than_the_question() {
+        let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[]));
+        definitions.refresh(&api_server.cluster(), deadline()).await.unwrap();
+        api_server.hold(&[template("node", "node:1")]);
+        advance(Duration::from_millis(1)).await;
+        for _ in 0..2 {
+            assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
+            assert_eq!(api_server.requests().len(), 2);
+        }
+        advance(MAX_AGE).await;
+        assert!(get(&definitions, "go", &api_server).await.is_err());
+        assert_eq!(api_server.requests().len(), 3, "the first list of this question is young enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_error_of_an_unknown_name_lists_the_known_ones() {
+        let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[]));
+        let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate; add \"nodejs\" to \
+             pod-definitions/, or `kubectl apply` a PodTemplate of that name to namespace buildkite"
+        );
+        api_server.hold(&[template("go", "go:1"), template("node", "node:1")]);
+        advance(Duration::from_millis(1)).await;
+        let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
+        assert!(error.contains("fargate, or for go, node, the PodTemplates of namespace buildkite;"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_definition_fails_only_its_own_jobs_and_hides_the_compiled_one() {
+        let mut broken = template("default", "theirs:1");
+        broken["template"]["spec"]["restartPolicy"] = json!("Always");
+        let api_server = ApiServer::holding(&[broken, template("node", "node:1")]);
+        let definitions = Definitions::compiled();
+        assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
+        let error = get(&definitions, "default", &api_server).await.unwrap_err().to_string();
+        let expected =
+            "PodTemplate default in namespace buildkite: template.spec.restartPolicy must be Never, is \"Always\"";
+        assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_names_wait_once_for_an_api_server_that_hangs_and_known_ones_use_the_old_list() {
+        let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[template("node", "node:1")]));
+        definitions.refresh(&api_server.cluster(), deadline()).await.unwrap();
+        api_server.hang();
+        advance(Duration::from_millis(1)).await;
+        let began = Instant::now();
+        for name in ["a", "b", "c"] {
+            assert_eq!(get(&definitions, name, &api_server).await.unwrap_err().kind(), "Timeout");
+        }
+        assert_eq!(began.elapsed().as_secs(), 10);
+        assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_list_a_failure_is_an_error_even_for_a_compiled_definition() {
+        let (definitions, api_server) = (Definitions::compiled(), ApiServer::default());
+        api_server.refuse(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "not now");
+        let error = get(&definitions, "default", &api_server).await.unwrap_err();
+        assert_eq!(error.kind(), "ClusterUnavailable");
+        let text = "cannot list the pod definitions of namespace buildkite: the API server cannot serve";
+        assert!(chain(&error).starts_with(text), "{}", chain(&error));
+        api_server.hold(&[]);
+        assert_eq!(get(&definitions, "default", &api_server).await.unwrap().name(), "default");
+    }
+}

@@ -54,11 +54,7 @@ impl<T: Clone, E: Error> Kept<T, E> {
 
     /// The value. If it is too old, it is refreshed; if that fails, the old one stays in use. A first read that fails is an
     /// error, and the next caller tries again.
-    pub async fn get(
-        &self,
-        deadline: Deadline,
-        read: impl AsyncFnOnce(Deadline) -> Result<T, E>,
-    ) -> Result<T, Arc<E>> {
+    pub async fn get(&self, deadline: Deadline, read: impl AsyncFnOnce(Deadline) -> Result<T, E>) -> Result<T, Arc<E>> {
         let has_value = self.state().value.is_some();
         let deadline = if has_value { deadline.within(REFRESH_TIMEOUT) } else { deadline };
         self.fresh(self.max_age, deadline, read).await.or_else(|error| self.state().old().ok_or(error))
@@ -165,7 +161,12 @@ mod tests {
         }
 
         /// A read that takes `time` and then gives `outcome`, or the number of the read.
-        async fn read(&self, time: Duration, outcome: Result<(), Failure>, deadline: Deadline) -> Result<usize, Failure> {
+        async fn read(
+            &self,
+            time: Duration,
+            outcome: Result<(), Failure>,
+            deadline: Deadline,
+        ) -> Result<usize, Failure> {
             let number = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
             sleep(time.min(deadline.left())).await;
             outcome.map(|()| number)
@@ -177,9 +178,9 @@ mod tests {
         }
 
         async fn fresh(&self, max_age: Duration, outcome: Result<(), Failure>) -> Result<usize, Failure> {
-            let read = self.kept.fresh(max_age, ten_seconds(), async |deadline| {
-                self.read(Duration::ZERO, outcome, deadline).await
-            });
+            let read = self
+                .kept
+                .fresh(max_age, ten_seconds(), async |deadline| self.read(Duration::ZERO, outcome, deadline).await);
             read.await.map_err(|error| *error)
         }
 
@@ -245,8 +246,7 @@ mod tests {
             let source = Source::new();
             let second = Duration::from_secs(1);
             let began = Instant::now();
-            let answers =
-                join!(source.get(second, outcome), source.get(second, outcome), source.get(second, outcome));
+            let answers = join!(source.get(second, outcome), source.get(second, outcome), source.get(second, outcome));
             let expected = outcome.map(|()| 1);
             assert_eq!(answers, (expected, expected, expected));
             assert_eq!((source.reads(), began.elapsed()), (1, second));

@@ -35,12 +35,15 @@ pub struct Final(pub BoxError);
 /// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one.
 ///
 /// `attempt` gets the time that it may take, at most `max_attempt`.
-pub async fn send<B>(
+pub async fn send<B, Attempt>(
     api: &str,
     deadline: Deadline,
     max_attempt: Duration,
-    mut attempt: impl AsyncFnMut(Duration) -> Result<Response<B>, BoxError>,
-) -> Result<Response<B>, BoxError> {
+    mut attempt: impl FnMut(Duration) -> Attempt,
+) -> Result<Response<B>, BoxError>
+where
+    Attempt: Future<Output = Result<Response<B>, BoxError>>,
+{
     let mut pauses = Pauses::default();
     let mut broken = false;
     loop {
@@ -105,6 +108,8 @@ fn retry_after(headers: &HeaderMap) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use http::response;
     use tokio::time::Instant;
 
@@ -117,10 +122,10 @@ mod tests {
     /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.
     async fn ask(answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
         let (began, mut sent) = (Instant::now(), Vec::new());
-        let answer = send("the server", Deadline::after(Duration::from_secs(30)), MAX_ATTEMPT, async |_| {
-            let answer = answers[sent.len().min(answers.len() - 1)];
+        let answer = send("the server", Deadline::after(Duration::from_secs(30)), MAX_ATTEMPT, |_| {
+            let answer = answers[sent.len().min(answers.len() - 1)]();
             sent.push(began.elapsed());
-            answer().map(|answer| answer.body(()).unwrap())
+            ready(answer.map(|answer| answer.body(()).unwrap()))
         });
         let answer = answer.await.map(|answer| answer.status());
         (answer, sent)

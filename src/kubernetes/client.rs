@@ -49,9 +49,9 @@ pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) 
 /// The same over any HTTP service, such as a test's.
 pub fn over<H, B>(http: H, endpoint: &Uri, signer: Signer) -> kube::Client
 where
-    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
-    B: http_body::Body<Error: Into<BoxError>> + Send,
-    B::Data: Send,
+    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send>,
+    H: Clone + Send + Sync + 'static,
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
     let signer = Arc::new(signer);
     let service = ServiceBuilder::new()
@@ -61,36 +61,42 @@ where
     kube::Client::new(service, "")
 }
 
-/// Repeats are safe: a Job has its name, and a Secret is applied. A 401 is retried once with a new token: the API server may have
-/// forgotten ours, or its clock be ahead.
+/// Repeats are safe: a Job has its name, and a Secret is applied. A 401 is repeated once with a new token: the API server may have
+/// forgotten ours, or its clock may be ahead.
 async fn send<H, B>(http: H, signer: Arc<Signer>, request: Request<Body>) -> Result<Response<Body>, BoxError>
 where
     H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: http_body::Body<Error: Into<BoxError>>,
 {
     let deadline = *request.extensions().get::<Deadline>().ok_or("the request has no deadline")?;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let body = body.collect_bytes().await?;
+    parts.headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     let mut token_is_new = false;
-    retry::send("the API server", deadline, ATTEMPT_TIMEOUT, async |time| {
-        loop {
+    loop {
+        let attempt = |time| {
             let mut request = Request::from_parts(parts.clone(), Body::from(body.clone()));
-            let authorization = signer.authorization(clock::wall()).map_err(|error| Final(Unsigned(error).into()))?;
-            request.headers_mut().insert(AUTHORIZATION, authorization);
-            request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
-            let response = https::send(http.clone(), request, time).await?;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                return Ok(response);
+            let (http, signer) = (http.clone(), Arc::clone(&signer));
+            async move {
+                let authorization = signer.authorization(clock::wall());
+                let authorization = authorization.map_err(|error| Final(Unsigned(error).into()))?;
+                request.headers_mut().insert(AUTHORIZATION, authorization);
+                https::send(http, request, time).await
             }
-            if mem::replace(&mut token_is_new, true) {
-                let wrong = wrong_clock(response.headers(), clock::wall());
-                return wrong.map_or(Ok(response), |wrong| Err(Final(wrong.into()).into()));
-            }
-            tracing::debug!("the API server refuses the EKS token; retry with a new one");
-            signer.expire();
+        };
+        let response = retry::send("the API server", deadline, ATTEMPT_TIMEOUT, attempt).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
         }
-    })
-    .await
+        if mem::replace(&mut token_is_new, true) {
+            return match wrong_clock(response.headers(), clock::wall()) {
+                Some(wrong) => Err(wrong.into()),
+                None => Ok(response),
+            };
+        }
+        tracing::debug!("the API server refuses the EKS token; retry with a new one");
+        signer.expire();
+    }
 }
 
 fn wrong_clock(headers: &HeaderMap, now: SystemTime) -> Option<WrongClock> {
@@ -120,7 +126,8 @@ mod tests {
         });
         let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
         let signer = Arc::new(Signer::new(credentials, "us-east-1", "example-cluster"));
-        let request = Request::get("/").extension(Deadline::after(Duration::from_secs(30))).body(Body::empty()).unwrap();
+        let request =
+            Request::get("/").extension(Deadline::after(Duration::from_secs(30))).body(Body::empty()).unwrap();
         let answer = send(server, signer, request).await.map(|answer| answer.status());
         let tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (answer, tokens)

@@ -86,6 +86,11 @@ impl Cluster {
         Self { client, name: config.cluster.clone(), namespace: config.stack.namespace.clone(), endpoint }
     }
 
+    /// The namespace of Jobs and Secret.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Creates a Job. Its uid, if the answer can be read: the Job is there in any case.
     pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Option<String>, Error> {
         // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.

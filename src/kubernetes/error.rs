@@ -195,23 +195,16 @@ impl Cluster {
 mod tests {
     use std::time::Duration;
 
-    use http::{Request, Response, StatusCode};
-    use kube::client::Body;
-    use tower::service_fn;
+    use http::StatusCode;
+    use serde_json::json;
 
-    use super::*;
-    use crate::{config::fixtures::config, deadline::Deadline, text::chain};
+    use crate::{deadline::Deadline, kubernetes::fake::ApiServer, text::chain};
 
     /// The answer of a proxy before the API server.
     #[tokio::test]
     async fn json_that_is_not_a_status_is_not_a_refusal() {
         for status in [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE] {
-            let service = service_fn(move |_: Request<Body>| async move {
-                let body = Body::from(br#"{"error": "upstream"}"#.to_vec());
-                Ok::<_, BoxError>(Response::builder().status(status).body(body).unwrap())
-            });
-            let client = kube::Client::new(service, "");
-            let cluster = Cluster::new(client, Uri::from_static("https://example"), &config(&[]));
+            let cluster = ApiServer::answering(status, json!({"error": "upstream"})).cluster();
             let error = cluster.pod_templates(Deadline::after(Duration::from_secs(10))).await.unwrap_err();
             assert_eq!(error.kind(), "ClusterUnavailable");
             assert!(chain(&error).starts_with("the answer of the API server at https://example/ cannot be read"));

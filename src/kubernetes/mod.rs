@@ -3,6 +3,8 @@
 mod client;
 mod cluster;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 
 pub use self::{
     client::over,
