@@ -19,7 +19,7 @@ LAB = $(CARGO_TARGET_DIR)/lab/lab
 SHORT = $(CARGO_TARGET_DIR)/debug/lab
 SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
 
-.PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions load soak cold-starts scale release lint valgrind
+.PHONY: run test test-quick test-scripts test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions load soak cold-starts scale release lint valgrind
 
 ## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
 ## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
@@ -38,7 +38,7 @@ test: test-quick instructions control-plane faketime
 	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
 	@$(SHORT) soak --events 3000 $(SHORT_EVENT)
 	@$(SHORT) cold-starts --starts 40 --calls 10 --reserved 10 $(SHORT_EVENT)
-	$(MAKE) test-hooks
+	$(MAKE) test-scripts
 	$(MAKE) test-deployment
 
 # The programs of a Kubernetes control plane: built once per machine.
@@ -50,13 +50,14 @@ faketime:
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
-## The hooks, the start and the downloads of pod-definitions/elastic-ci-stack/agent, with bats and shellcheck; jq and git, too.
-test-hooks:
-	@( for tool in bats shellcheck jq git; do command -v $$tool || exit 1; done ) >/dev/null \
-		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck jq git; } \
-		|| { echo "install bats (1.5 or newer), shellcheck, jq and git" >&2; exit 1; }
-	shellcheck --external-sources $(HOOKS) tests/elastic-ci-stack/*
-	bats tests/elastic-ci-stack
+## The scripts of src/pod and of pod-definitions/elastic-ci-stack/agent, with bats and shellcheck; busybox, jq and git, too.
+test-scripts:
+	@( for tool in bats shellcheck busybox jq git; do command -v $$tool || exit 1; done ) >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck busybox jq git; } \
+		|| { echo "install bats (1.5 or newer), shellcheck, busybox, jq and git" >&2; exit 1; }
+	shellcheck --external-sources $(HOOKS) tests/elastic-ci-stack/* tests/pod/*
+	shellcheck --shell=sh src/pod/*.sh
+	bats tests/elastic-ci-stack tests/pod
 
 ## The tests of template.yml, of `sam build`, `sam local invoke`, `cargo lambda` and `sam deploy`. Those of `sam local invoke`
 ## need Docker, and are skipped without it: TESTS=tests/deployment/test_local_invoke.py runs them alone.

@@ -1,16 +1,7 @@
 //! Compiles `pod-definitions/` into the function, as JSON, so that a cold start parses no YAML.
 //!
-//! Each is checked here as the function checks it: a definition that no job can run in fails the build.
-
-#[expect(dead_code, reason = "the function uses more of it")]
-#[path = "src/excerpt.rs"]
-mod excerpt;
-#[expect(dead_code, reason = "the function uses more of it")]
-#[path = "src/pod_definition.rs"]
-mod pod_definition;
-#[expect(dead_code, reason = "the function uses more of it")]
-#[path = "src/quantity.rs"]
-mod quantity;
+//! Each is checked here as the function checks it: a definition that no job can run in fails the build. All problems of all
+//! files are printed.
 
 use std::{
     collections::BTreeMap,
@@ -21,12 +12,16 @@ use std::{
     process::ExitCode,
 };
 
-use self::pod_definition::PodDefinition;
+use agent_scheduler_core::pod::definition::PodDefinition;
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=pod-definitions");
     match compile() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
+        Ok(problems) => {
+            eprintln!("{}", problems.join("\n"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -34,22 +29,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn compile() -> Result<(), Box<dyn Error>> {
-    let mut files: Vec<(String, String)> = Vec::new();
-    let mut names = BTreeMap::new();
+/// Writes the definitions, or returns what is wrong with them.
+fn compile() -> Result<Vec<String>, Box<dyn Error>> {
+    let (mut files, mut names, mut problems) = (Vec::new(), BTreeMap::new(), Vec::new());
     for path in paths()? {
-        let (file, name, json) = read(&path)?;
-        if let Some(other) = names.insert(name.clone(), file.clone()) {
-            return Err(format!(
-                "{file}: metadata.name is {name}, and so is that of {other}; give one of them another"
-            )
-            .into());
+        let file = path.display().to_string();
+        match read(&path, &file) {
+            Ok((name, json)) => {
+                if let Some(other) = names.insert(name.clone(), file.clone()) {
+                    problems.push(format!("{file}: metadata.name is {name}, as in {other}; rename one of them"));
+                }
+                files.push((file, json));
+            }
+            Err(found) => problems.extend(found.into_iter().map(|problem| format!("{file}: {problem}"))),
         }
-        files.push((file, json));
     }
     let out = PathBuf::from(env::var("OUT_DIR")?).join("pod_definitions.rs");
     fs::write(out, format!("&{files:?}"))?;
-    Ok(())
+    Ok(problems)
 }
 
 /// `NAME.yaml`, or `NAME/pod-template.yaml` for a definition that has an image, IAM or overlays of its own beside it.
@@ -67,10 +64,12 @@ fn paths() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     Ok(paths)
 }
 
-/// The file's path, its definition's name, and what it says.
-fn read(path: &Path) -> Result<(String, String, String), Box<dyn Error>> {
-    let file = path.display().to_string();
-    let manifest = serde_saphyr::from_str(&fs::read_to_string(path)?).map_err(|error| format!("{file}: {error}"))?;
-    let definition = PodDefinition::parse(&file, &manifest)?;
-    Ok((file, definition.name().to_owned(), manifest.to_string()))
+/// The name of a file's definition, and what the file says; or what is wrong with it.
+fn read(path: &Path, file: &str) -> Result<(String, String), Vec<String>> {
+    let text = fs::read_to_string(path).map_err(|error| vec![error.to_string()])?;
+    let manifest = serde_saphyr::from_str(&text).map_err(|error| vec![error.to_string()])?;
+    match PodDefinition::parse(file, &manifest) {
+        Ok(definition) => Ok((definition.name().to_owned(), manifest.to_string())),
+        Err(invalid) => Err(invalid.problems.iter().map(ToString::to_string).collect()),
+    }
 }

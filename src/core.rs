@@ -11,7 +11,16 @@ pub mod buildkite {
 }
 pub mod json;
 pub mod pod {
-    //! What a job runs in.
+    //! What a job runs in: the pod definition that its step chose, what the step changes in it, and the Job around it.
+
+    mod check;
+    pub mod definition;
+    mod duration;
+    mod field;
+    mod image;
+    pub mod job;
+    pub mod quantity;
+    mod resources;
 }
 pub mod stack;
 pub mod text;

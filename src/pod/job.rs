@@ -4,20 +4,18 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
-use serde::{Serialize, Serializer};
-use serde_json::{Map, Value, json};
+use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::{
-    config::Config,
-    event::ScheduledJob,
-    pod_definition::{AGENT, PodDefinition},
-};
+use super::definition::{AGENT, PodDefinition, variable};
+use crate::{buildkite::job::ScheduledJob, stack::Stack};
 
-/// The label, on Job and pod, that tells which Buildkite job they are for.
+/// The label, on Job and pod, that says which Buildkite job they are for.
 pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 
-/// The label, on all that this function makes, that tells who made it.
+/// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
 /// The value of [`MANAGED_BY_LABEL`].
@@ -26,12 +24,24 @@ pub const MANAGER: &str = "agent-scheduler";
 /// The key of the agent token in its Secret.
 pub const TOKEN_KEY: &str = "token";
 
-/// The most bytes of an annotation that an event tells, far more than a branch has. Kubernetes takes 256 KiB for all annotations
-/// of an object, and most of that is the definition's.
-const LONGEST_ANNOTATION: usize = 4 * 1024;
+/// The most bytes of an annotation whose value comes from an event, far more than a branch has. Kubernetes takes 256 KiB for all
+/// annotations of an object, and most of that is the definition's.
+const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
-/// The agent's own exit code when Buildkite refuses it the job: another agent has it, or it was cancelled.
-const JOB_REFUSED: i32 = 27;
+/// What becomes of the Job when its pod fails. The first rule that matches counts.
+static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
+    // The agent's exit code if Buildkite refuses it the job: another agent has it, or it was cancelled.
+    let (container_name, operator, values) = (Some(AGENT.to_owned()), "In".to_owned(), vec![27]);
+    let refused = batch::PodFailurePolicyOnExitCodesRequirement { container_name, operator, values };
+    // A drain, a preemption or a spot reclaim: made again, and not counted.
+    let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
+    let disrupted = batch::PodFailurePolicyOnPodConditionsPattern { type_, status };
+    let rule = |action: &str, on_exit_codes, conditions: Option<_>| {
+        let on_pod_conditions = conditions.map(|condition| vec![condition]);
+        batch::PodFailurePolicyRule { action: action.to_owned(), on_exit_codes, on_pod_conditions }
+    };
+    batch::PodFailurePolicy { rules: vec![rule("FailJob", Some(refused), None), rule("Ignore", None, Some(disrupted))] }
+});
 
 /// Name of the Kubernetes Job that runs a Buildkite job.
 ///
@@ -43,119 +53,47 @@ pub fn name(job: Uuid) -> String {
 
 /// The Job, ready to be sent: borrowed from what it is built of, and serialised in one pass.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Job<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    metadata: ObjectMeta<'a>,
-    spec: JobSpec<'a>,
-}
+pub struct Job<'a>(Part<'a>);
 
 #[derive(Debug, Serialize)]
-struct ObjectMeta<'a> {
-    name: String,
-    namespace: &'a str,
-    labels: Strings<'a>,
-    annotations: Strings<'a>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JobSpec<'a> {
-    backoff_limit: u32,
-    active_deadline_seconds: u32,
-    ttl_seconds_after_finished: u32,
-    pod_failure_policy: PodFailurePolicy,
-    template: PodTemplateSpec<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct PodTemplateSpec<'a> {
-    metadata: PodMeta<'a>,
-    spec: PodSpec<'a>,
-    #[serde(flatten)]
-    others: Others<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct PodMeta<'a> {
-    labels: Strings<'a>,
-    annotations: Strings<'a>,
-    #[serde(flatten)]
-    others: Others<'a>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodSpec<'a> {
-    restart_policy: &'static str,
-    containers: [Agent<'a>; 1],
-    #[serde(flatten)]
-    others: Others<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct Agent<'a> {
-    env: Vec<EnvVar<'a>>,
-    #[serde(flatten)]
-    others: Others<'a>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(untagged, rename_all_fields = "camelCase")]
-enum EnvVar<'a> {
+#[serde(untagged)]
+enum Part<'a> {
     Theirs(&'a Value),
-    Plain { name: &'static str, value: String },
-    Secret { name: &'static str, value_from: EnvVarSource<'a> },
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EnvVarSource<'a> {
-    secret_key_ref: SecretKeySelector<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct SecretKeySelector<'a> {
-    name: &'a str,
-    key: &'static str,
+    Variable(Box<core::EnvVar>),
+    Policy(&'static batch::PodFailurePolicy),
+    Number(u32),
+    Text(Cow<'a, str>),
+    Strings(Strings<'a>),
+    List(Vec<Part<'a>>),
+    Object(Object<'a>),
 }
 
 /// Labels or annotations.
 type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
 
-/// The fields of an object of the definition that we leave as they are: all but those that stand beside it.
+/// An object of the definition, with fields of ours in place of its own.
 #[derive(Debug)]
-struct Others<'a> {
-    object: Option<&'a Map<String, Value>>,
-    but: &'static [&'static str],
+struct Object<'a> {
+    theirs: Option<&'a Map<String, Value>>,
+    ours: Vec<(&'static str, Part<'a>)>,
 }
 
-impl Serialize for Others<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let fields = self.object.into_iter().flatten();
-        serializer.collect_map(fields.filter(|(name, _)| !self.but.contains(&name.as_str())))
-    }
+/// `theirs` is null where the definition has no such object.
+fn object<'a, const N: usize>(theirs: &'a Value, ours: [(&'static str, Part<'a>); N]) -> Part<'a> {
+    Part::Object(Object { theirs: theirs.as_object(), ours: ours.into() })
 }
 
-/// What becomes of the Job when its pod fails.
-#[derive(Debug)]
-struct PodFailurePolicy;
-
-impl Serialize for PodFailurePolicy {
+impl Serialize for Object<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        static RULES: LazyLock<Value> = LazyLock::new(|| {
-            let refused = json!({ "containerName": AGENT, "operator": "In", "values": [JOB_REFUSED] });
-            // Lost to a drain, a preemption or a spot reclaim: made again, and not counted.
-            let disrupted = json!([{ "type": "DisruptionTarget", "status": "True" }]);
-            json!({
-                "rules": [
-                    { "action": "FailJob", "onExitCodes": refused },
-                    { "action": "Ignore", "onPodConditions": disrupted },
-                ],
-            })
-        });
-        RULES.serialize(serializer)
+        let mut map = serializer.serialize_map(None)?;
+        for (name, part) in &self.ours {
+            map.serialize_entry(name, part)?;
+        }
+        let is_ours = |name: &str| self.ours.iter().any(|(ours, _)| *ours == name);
+        for (name, value) in self.theirs.into_iter().flatten().filter(|(name, _)| !is_ours(name)) {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
     }
 }
 
@@ -164,89 +102,75 @@ pub fn build<'a>(
     job: &'a ScheduledJob,
     queue: Option<&'a str>,
     definition: &'a PodDefinition,
-    config: &'a Config,
+    stack: &'a Stack,
 ) -> Job<'a> {
+    let text = |text: &'a str| Part::Text(text.into());
     let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
+    let both = || [("labels", Part::Strings(labels.clone())), ("annotations", Part::Strings(annotations.clone()))];
     let template = definition.template();
-    let (metadata, spec) = (&template["metadata"], &template["spec"]);
-    let agent = definition.agent();
-    let env = env(agent, job, queue, definition, config);
-    let agent = Agent { env, others: Others { object: agent.as_object(), but: &["env"] } };
-    Job {
-        api_version: "batch/v1",
-        kind: "Job",
-        metadata: ObjectMeta {
-            name: name(job.uuid),
-            namespace: &config.namespace,
-            labels: labels.clone(),
-            annotations: annotations.clone(),
-        },
-        spec: JobSpec {
-            // A second agent could not acquire the job anyway.
-            backoff_limit: 0,
-            active_deadline_seconds: config.job_active_deadline_seconds,
-            ttl_seconds_after_finished: config.job_ttl_seconds,
-            pod_failure_policy: PodFailurePolicy,
-            template: PodTemplateSpec {
-                metadata: PodMeta {
-                    labels,
-                    annotations,
-                    others: Others { object: metadata.as_object(), but: &["labels", "annotations"] },
-                },
-                spec: PodSpec {
-                    restart_policy: "Never",
-                    containers: [agent],
-                    others: Others { object: spec.as_object(), but: &["restartPolicy", "containers"] },
-                },
-                others: Others { object: template.as_object(), but: &["metadata", "spec"] },
-            },
-        },
-    }
+    let agent = object(definition.agent(), [("env", Part::List(env(job, queue, definition, stack)))]);
+    let pod = [
+        ("metadata", object(&template["metadata"], both())),
+        (
+            "spec",
+            object(&template["spec"], [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))]),
+        ),
+    ];
+    let [labels, annotations] = both();
+    let metadata =
+        [("name", Part::Text(name(job.uuid).into())), ("namespace", text(&stack.namespace)), labels, annotations];
+    let spec = [
+        // A second agent could not acquire the job anyway.
+        ("backoffLimit", Part::Number(0)),
+        ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
+        ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
+        ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
+        ("template", object(template, pod)),
+    ];
+    let (metadata, spec) = (object(&Value::Null, metadata), object(&Value::Null, spec));
+    Job(object(
+        &Value::Null,
+        [("apiVersion", text("batch/v1")), ("kind", text("Job")), ("metadata", metadata), ("spec", spec)],
+    ))
 }
 
-/// Tells the agent which job to take, with which token and under which tags. A variable of ours stands where the definition
-/// has one of its name, so that what refers to it still does.
-fn env<'a>(
-    agent: &'a Value,
-    job: &ScheduledJob,
-    queue: Option<&str>,
-    definition: &PodDefinition,
-    config: &'a Config,
-) -> Vec<EnvVar<'a>> {
-    let theirs = agent["env"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let named = |name: &str| theirs.iter().position(|variable| variable["name"] == name);
-    let mut env: Vec<_> = theirs.iter().map(EnvVar::Theirs).collect();
-    let mut set = |name, variable| match named(name) {
-        Some(place) => env[place] = variable,
-        None => env.push(variable),
+/// What the agent's container sets: which job to take, with which token and under which tags. A variable of ours takes the place
+/// of the definition's variable of that name, so that what refers to it still does.
+fn env<'a>(job: &ScheduledJob, queue: Option<&str>, definition: &'a PodDefinition, stack: &Stack) -> Vec<Part<'a>> {
+    let theirs = definition.agent()["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut env: Vec<_> = theirs.iter().map(Part::Theirs).collect();
+    let mut set = |name: &str, value, value_from| {
+        let variable = Part::Variable(core::EnvVar { name: name.to_owned(), value, value_from }.into());
+        match theirs.iter().position(|own| own["name"] == name) {
+            Some(place) => env[place] = variable,
+            None => env.push(variable),
+        }
     };
-
-    let own_tags = named("BUILDKITE_AGENT_TAGS").and_then(|place| theirs[place]["value"].as_str());
-    let mut tags = own_tags.unwrap_or_default().to_owned();
-    let mut add = |key: &str, value: &str| {
-        let comma = if tags.is_empty() { "" } else { "," };
-        tags.extend([comma, key, "=", value]);
-    };
-    for tag in &config.agent_tags {
-        add(&tag.key, &tag.value);
-    }
-    if let Some(queue) = queue {
-        add("queue", queue);
-    }
-    add("pod-definition", definition.name());
-
-    let uuid = job.uuid.to_string();
-    set("BUILDKITE_AGENT_ACQUIRE_JOB", EnvVar::Plain { name: "BUILDKITE_AGENT_ACQUIRE_JOB", value: uuid });
-    set("BUILDKITE_AGENT_TAGS", EnvVar::Plain { name: "BUILDKITE_AGENT_TAGS", value: tags });
+    set("BUILDKITE_AGENT_ACQUIRE_JOB", Some(job.uuid.to_string()), None);
+    set("BUILDKITE_AGENT_TAGS", Some(tags(queue, definition, stack)), None);
     if !definition.brings_agent_token() {
-        let secret_key_ref = SecretKeySelector { name: &config.agent_token_secret, key: TOKEN_KEY };
-        let value_from = EnvVarSource { secret_key_ref };
-        set("BUILDKITE_AGENT_TOKEN", EnvVar::Secret { name: "BUILDKITE_AGENT_TOKEN", value_from });
+        let (name, key) = (stack.agent_token_secret.clone(), TOKEN_KEY.to_owned());
+        let secret_key_ref = Some(core::SecretKeySelector { name, key, optional: None });
+        let source = core::EnvVarSource { secret_key_ref, ..core::EnvVarSource::default() };
+        set("BUILDKITE_AGENT_TOKEN", None, Some(source));
     }
     env
 }
 
-/// What the definition says itself wins, but for the labels that we find the Job by.
+/// The definition's own tags, and what the job was matched by.
+fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> String {
+    let own = variable(definition.agent(), "BUILDKITE_AGENT_TAGS").and_then(|own| own["value"].as_str());
+    let mut tags = own.unwrap_or_default().to_owned();
+    let ours = stack.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value));
+    let ours = ours.chain(queue.map(|queue| ("queue", queue))).chain([("pod-definition", definition.name())]);
+    for (key, value) in ours {
+        let comma = if tags.is_empty() { "" } else { "," };
+        tags.extend([comma, key, "=", value]);
+    }
+    tags
+}
+
+/// What the definition says itself wins, except for the labels that we find the Job by.
 fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
     let mut labels = Strings::new();
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
@@ -259,35 +183,34 @@ fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDef
     labels
 }
 
-/// What leads from the Job back to its build, as far as the event tells, and what keeps its node from being taken away. What
-/// the definition says itself wins.
+/// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
+/// definition says itself wins.
 fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Strings<'a> {
     let mut annotations = Strings::from([
         ("buildkite.com/pod-definition", definition.name().into()),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
         ("karpenter.sh/do-not-disrupt", "true".into()),
     ]);
-    let told = [
+    let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
         ("buildkite.com/branch", &job.branch),
         ("buildkite.com/commit", &job.commit),
         ("buildkite.com/step-key", &job.step_key),
     ];
-    annotations.extend(told.into_iter().filter_map(|(key, value)| Some((key, cut(value.as_deref()?).into()))));
+    annotations.extend(of_event.into_iter().filter_map(|(key, value)| {
+        let value = value.as_deref()?;
+        Some((key, value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)].into()))
+    }));
     if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
-        // One that is cut leads nowhere.
-        if build.len() <= LONGEST_ANNOTATION {
+        // A link that is cut leads nowhere.
+        if build.len() <= MAX_ANNOTATION_BYTES {
             annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
             annotations.insert("buildkite.com/build-url", build.into());
         }
     }
     annotations.extend(definition.metadata("annotations"));
     annotations
-}
-
-fn cut(value: &str) -> &str {
-    &value[..value.floor_char_boundary(LONGEST_ANNOTATION)]
 }
 
 fn is_label_value(value: &str) -> bool {
@@ -298,29 +221,24 @@ fn is_label_value(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::batch::v1;
+    use serde_json::json;
 
     use super::*;
-    use crate::{config::fixtures::config, event::Event, pod_definition::fixtures::definition};
+    use crate::{
+        buildkite::event::fixtures::scheduled,
+        pod::definition::fixtures::{definition, template},
+        stack::fixtures::{stack, tags},
+    };
 
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 
-    fn scheduled() -> ScheduledJob {
-        match Event::parse(include_str!("../events/job-scheduled.json")) {
-            Ok(Event::JobScheduled(job)) => *job,
-            other => panic!("no job in {other:?}"),
-        }
+    fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
+        serde_json::to_value(build(job, queue, definition, stack)).unwrap()
     }
 
-    fn least() -> Value {
-        json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]}})
-    }
-
-    fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
-        serde_json::to_value(build(job, queue, definition, config)).unwrap()
-    }
-
-    fn built(template: &Value, variables: &[(&str, &str)]) -> Value {
-        build_json(&scheduled(), Some("default"), &definition(template), &config(variables))
+    fn built(template: &Value) -> Value {
+        let stack = Stack { agent_tags: tags(&[("os", "linux")]), ..stack() };
+        build_json(&scheduled(), Some("default"), &definition(template), &stack)
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -333,14 +251,14 @@ mod tests {
 
     #[test]
     fn the_whole_job() {
-        let expected: Value = serde_json::from_str(include_str!("../tests/fixtures/job.json")).unwrap();
-        let job = built(&least(), &[("BUILDKITE_AGENT_TAGS", "os=linux")]);
+        let expected: Value = serde_json::from_str(include_str!("../../tests/fixtures/job.json")).unwrap();
+        let job = built(&template());
         assert_eq!(serde_json::to_string_pretty(&job).unwrap(), serde_json::to_string_pretty(&expected).unwrap());
     }
 
     #[test]
     fn every_field_is_known_to_kubernetes() {
-        let job = built(&least(), &[]);
+        let job = built(&template());
         let typed: v1::Job = serde_json::from_value(job.clone()).unwrap();
         assert_eq!(serde_json::to_value(typed).unwrap(), job);
     }
@@ -353,8 +271,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_definition_says_wins_but_for_the_labels_we_find_the_job_by() {
-        let mut template = least();
+    fn what_the_definition_says_wins_except_for_the_labels_we_find_the_job_by() {
+        let mut template = template();
         template["metadata"] = json!({
             "labels": {
                 "team": "web", "buildkite.com/queue": "theirs",
@@ -362,7 +280,7 @@ mod tests {
             },
             "annotations": {"karpenter.sh/do-not-disrupt": "false", "note": "kept"},
         });
-        let job = built(&template, &[]);
+        let job = built(&template);
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             assert_eq!(
                 metadata["labels"],
@@ -379,12 +297,12 @@ mod tests {
 
     #[test]
     fn fields_that_are_unknown_here_are_kept() {
-        let mut template = least();
+        let mut template = template();
         template["fieldOfTomorrow"] = json!(1);
         template["metadata"]["fieldOfTomorrow"] = json!(1);
         template["spec"]["fieldOfTomorrow"] = json!(1);
         template["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
-        let template = &built(&template, &[])["spec"]["template"];
+        let template = &built(&template)["spec"]["template"];
         let spec = &template["spec"];
         for object in [template, &template["metadata"], spec] {
             assert_eq!(object["fieldOfTomorrow"], 1);
@@ -394,9 +312,9 @@ mod tests {
 
     #[test]
     fn the_definitions_own_tags_come_first_and_keep_their_place() {
-        let mut template = least();
+        let mut template = template();
         template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}, {"name": "LATER", "value": "$(BUILDKITE_AGENT_TAGS)"}]);
-        let job = built(&template, &[("BUILDKITE_AGENT_TAGS", "os=linux")]);
+        let job = built(&template);
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
         assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
@@ -404,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_job_without_a_queue_gets_an_agent_without_one() {
-        let job = build_json(&scheduled(), None, &definition(&least()), &config(&[]));
+        let job = build_json(&scheduled(), None, &definition(&template()), &stack());
         assert_eq!(env(&job, "BUILDKITE_AGENT_TAGS")["value"], "pod-definition=example");
         assert_eq!(job["metadata"]["labels"]["buildkite.com/queue"], Value::Null);
     }
@@ -412,7 +330,7 @@ mod tests {
     #[test]
     fn a_queue_that_is_no_label_value_is_no_label() {
         for queue in ["q-", "-q", &"q".repeat(64)] {
-            let job = build_json(&scheduled(), Some(queue), &definition(&least()), &config(&[]));
+            let job = build_json(&scheduled(), Some(queue), &definition(&template()), &stack());
             assert_eq!(job["metadata"]["labels"]["buildkite.com/queue"], Value::Null, "{queue}");
         }
     }
@@ -420,31 +338,31 @@ mod tests {
     #[test]
     fn a_definition_that_brings_the_token_is_left_alone() {
         let theirs = json!({"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"});
-        let mut template = least();
+        let mut template = template();
         template["spec"]["containers"][0]["env"] = json!([theirs]);
-        assert_eq!(*env(&built(&template, &[]), "BUILDKITE_AGENT_TOKEN"), theirs);
+        assert_eq!(*env(&built(&template), "BUILDKITE_AGENT_TOKEN"), theirs);
     }
 
     #[test]
     fn init_containers_are_left_alone() {
-        let mut template = least();
+        let mut template = template();
         let dockerd = json!({"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"});
         template["spec"]["initContainers"] = json!([dockerd]);
-        assert_eq!(built(&template, &[])["spec"]["template"]["spec"]["initContainers"], json!([dockerd]));
+        assert_eq!(built(&template)["spec"]["template"]["spec"]["initContainers"], json!([dockerd]));
     }
 
     #[test]
-    fn an_event_that_tells_too_much_is_cut_between_two_characters() {
+    fn an_event_with_long_values_is_cut_between_two_characters() {
         let mut job = scheduled();
         let long = format!("a{}", "é".repeat(150_000));
         for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
             *field = Some(long.clone());
         }
-        let job = build_json(&job, Some("default"), &definition(&least()), &config(&[]));
+        let job = build_json(&job, Some("default"), &definition(&template()), &stack());
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             for key in ["pipeline", "branch", "commit", "step-key"] {
                 let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();
-                assert!(long.starts_with(value) && value.len() == LONGEST_ANNOTATION - 1, "{key}: {}", value.len());
+                assert!(long.starts_with(value) && value.len() == MAX_ANNOTATION_BYTES - 1, "{key}: {}", value.len());
             }
             assert_eq!(metadata["annotations"]["buildkite.com/build-url"], Value::Null);
             assert_eq!(metadata["annotations"]["buildkite.com/job-url"], Value::Null);
@@ -452,10 +370,10 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_tells_little_gets_the_annotations_that_it_can() {
+    fn an_event_with_few_fields_gets_the_annotations_that_it_can() {
         let mut job = scheduled();
         (job.pipeline, job.branch, job.step_key) = (None, None, None);
-        let job = build_json(&job, None, &definition(&least()), &config(&[]));
+        let job = build_json(&job, None, &definition(&template()), &stack());
         let annotations = job["metadata"]["annotations"].as_object().unwrap();
         let keys: Vec<_> =
             annotations.keys().map(String::as_str).filter(|key| key.starts_with("buildkite.com/")).collect();

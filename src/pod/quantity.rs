@@ -1,7 +1,7 @@
 //! Amounts of CPU and memory as Kubernetes writes them: `500m`, `2`, `1.5Gi`, `1e9`.
 //!
-//! Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>. An amount below zero is none
-//! here, since no container can have it.
+//! Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>. Amounts below zero are
+//! refused, since no container can have one.
 
 use std::{fmt, str::FromStr};
 
@@ -13,12 +13,12 @@ pub struct Quantity {
     text: String,
 }
 
-/// It is not written as Kubernetes writes them, or it is more than any machine has.
+/// It is not written as Kubernetes writes amounts, or it is more than any machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoQuantity;
+pub struct InvalidQuantity;
 
 impl Quantity {
-    /// Whether it is more than that, however either is written.
+    /// Whether it is more than the limit, however both are written.
     pub fn exceeds(&self, limit: &Self) -> bool {
         self.nanos > limit.nanos
     }
@@ -36,26 +36,26 @@ impl fmt::Display for Quantity {
 }
 
 impl FromStr for Quantity {
-    type Err = NoQuantity;
+    type Err = InvalidQuantity;
 
-    fn from_str(text: &str) -> Result<Self, NoQuantity> {
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
         let unsigned = text.strip_prefix('+').unwrap_or(text);
         let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
         let (number, suffix) = unsigned.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| NoQuantity)?;
-        let decimals = i64::try_from(fraction.len()).map_err(|_| NoQuantity)?;
+        let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| InvalidQuantity)?;
+        let decimals = i64::try_from(fraction.len()).map_err(|_| InvalidQuantity)?;
 
-        let (factor, exponent) = multiplier(suffix).ok_or(NoQuantity)?;
-        let amount = digits.checked_mul(factor).ok_or(NoQuantity)?;
+        let (factor, exponent) = multiplier(suffix).ok_or(InvalidQuantity)?;
+        let amount = digits.checked_mul(factor).ok_or(InvalidQuantity)?;
         // As a power of ten, in billionths.
         let power = i64::from(exponent) - decimals + 9;
         let scale = u32::try_from(power.unsigned_abs()).ok().and_then(|power| 10_u128.checked_pow(power));
         let nanos = match scale {
             _ if amount == 0 => 0,
-            Some(scale) if power >= 0 => amount.checked_mul(scale).ok_or(NoQuantity)?,
+            Some(scale) if power >= 0 => amount.checked_mul(scale).ok_or(InvalidQuantity)?,
             Some(scale) => amount.div_ceil(scale),
-            None if power >= 0 => return Err(NoQuantity),
+            None if power >= 0 => return Err(InvalidQuantity),
             None => 1,
         };
         Ok(Self { nanos, text: text.to_owned() })
@@ -64,25 +64,14 @@ impl FromStr for Quantity {
 
 /// A suffix as a factor and a power of ten.
 fn multiplier(suffix: &str) -> Option<(u128, i32)> {
-    Some(match suffix {
-        "n" => (1, -9),
-        "u" => (1, -6),
-        "m" => (1, -3),
-        "" => (1, 0),
-        "k" => (1, 3),
-        "M" => (1, 6),
-        "G" => (1, 9),
-        "T" => (1, 12),
-        "P" => (1, 15),
-        "E" => (1, 18),
-        "Ki" => (1 << 10, 0),
-        "Mi" => (1 << 20, 0),
-        "Gi" => (1 << 30, 0),
-        "Ti" => (1 << 40, 0),
-        "Pi" => (1 << 50, 0),
-        "Ei" => (1 << 60, 0),
-        _ => (1, suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
-    })
+    const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
+    const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let place = |suffixes: &[&str]| suffixes.iter().position(|known| *known == suffix);
+    match (place(&DECIMAL), place(&BINARY)) {
+        (Some(place), _) => Some((1, 3 * i32::try_from(place).ok()? - 9)),
+        (None, Some(place)) => Some((1 << (10 * place), 0)),
+        (None, None) => Some((1, suffix.strip_prefix(['e', 'E'])?.parse().ok()?)),
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_amount_is_refused() {
+    fn other_texts_are_refused() {
         for text in [
             "",
             ".",
@@ -162,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_compared_by_their_worth() {
+    fn amounts_are_compared_by_value() {
         let exceeds =
             |more: &str, less: &str| more.parse::<Quantity>().unwrap().exceeds(&less.parse::<Quantity>().unwrap());
         for (more, less) in [("1001m", "1"), ("1Gi", "1G"), ("1025Mi", "1Gi"), ("1.0000000001", "1"), ("1e1", "9")] {
@@ -174,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_zero_however_written_and_every_amount_is_told_as_written() {
+    fn zero_is_zero_however_written_and_every_amount_is_printed_as_written() {
         for (text, zero) in [("512m", false), ("1.5Ki", false), ("0.0", true), ("0Gi", true), ("1n", false)] {
             let quantity: Quantity = text.parse().unwrap();
             assert_eq!(quantity.is_zero(), zero, "{text}");

@@ -1,0 +1,613 @@
+//! The rules of a pod definition. They find the mistakes that the API server accepts and that show only later: in a pod that
+//! never ends, or in an agent that does not start. All problems are reported; a rule skips what another one has refused.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{
+    definition::{AGENT, ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
+    duration,
+    field::Field,
+    quantity::Quantity,
+};
+use crate::text::excerpt;
+
+type Test = fn(&Value) -> bool;
+
+/// What must have this type if it is there: the function adds to it, or looks into it.
+const TYPES: [(&str, Test, &str); 5] = [
+    ("spec containers|initContainers|volumes", Value::is_array, "a list"),
+    ("spec containers * command|args|env|volumeMounts", Value::is_array, "a list"),
+    ("spec containers * resources", Value::is_object, "a map"),
+    ("spec containers * resources requests|limits", Value::is_object, "a map"),
+    ("metadata labels|annotations", is_map_of_strings, "a map of strings"),
+];
+
+/// The agent's options that no definition may set, as a flag or as a variable, and why not.
+const REFUSED_OPTIONS: [(&str, &str); 6] = [
+    ("BUILDKITE_AGENT_ACQUIRE_JOB", "every job sets its own"),
+    ("BUILDKITE_AGENT_QUEUE", "the queue of the job is added to the tags, and an agent does not start with both"),
+    ("--acquire-job", "the function sets BUILDKITE_AGENT_ACQUIRE_JOB"),
+    ("--queue", "the function sets BUILDKITE_AGENT_TAGS"),
+    ("--tags", "the function adds to BUILDKITE_AGENT_TAGS; set that variable"),
+    ("--token", "the function sets BUILDKITE_AGENT_TOKEN; set that variable if the token is your own"),
+];
+
+/// What Fargate does not run: it leaves such a pod pending, until the Job's deadline.
+const REFUSED_BY_FARGATE: [(&str, Test, &str); 6] = [
+    ("containers|initContainers * securityContext privileged", |is| *is == true, "a privileged container"),
+    ("containers|initContainers * ports * hostPort", |port| port.as_u64() > Some(0), "a port of its host"),
+    ("containers|initContainers * resources limits|requests nvidia.com/gpu", is_set, "a GPU"),
+    ("volumes * hostPath", is_set, "a path of its host"),
+    ("hostNetwork", |is| *is == true, "the network of its host"),
+    ("nodeSelector kubernetes.io/arch", |arch| arch == "arm64", "images of arm64"),
+];
+
+/// What Kubernetes takes if `terminationGracePeriodSeconds` is not set.
+const GRACE_PERIOD: u64 = 30;
+
+/// Whether a manifest is that of a `PodTemplate`.
+pub(super) fn kind(manifest: &Value) -> Result<(), Vec<Problem>> {
+    let (version, kind) = (&manifest["apiVersion"], &manifest["kind"]);
+    let problem = format!("must be PodTemplate of apiVersion v1, is {} of {}", found(kind), found(version));
+    let is_right = version == "v1" && kind == "PodTemplate";
+    if is_right { Ok(()) } else { Err(vec![Problem { field: "kind".to_owned(), problem }]) }
+}
+
+/// The definition of a manifest, or all that is wrong with it.
+pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
+    let root = Field { path: String::new(), value: manifest };
+    let (metadata, template) = (root.get("metadata"), root.get("template"));
+    let (spec, annotations) = (template.get("spec"), metadata.get("annotations"));
+
+    let mut problems = Vec::new();
+    let name =
+        "the name that a step asks for, of lowercase letters, digits, `-` and `.`, with a letter or digit at both ends";
+    problems.extend(must_be(&metadata.get("name"), is_name, name));
+    for (pattern, is_right, kind) in TYPES {
+        problems.extend(template.select(pattern).iter().filter_map(|field| may_be(field, is_right, kind)));
+    }
+    problems.extend(containers(&spec.get("containers")));
+    // A Buildkite job runs once.
+    problems.extend(must_be(&spec.get("restartPolicy"), |policy| policy == "Never", "Never"));
+    if let Some(agent) = spec.select("containers *").into_iter().find(is_agent) {
+        problems.extend(environment(&agent));
+        problems.extend(flags(&agent));
+        problems.extend(start(&agent));
+        problems.extend(grace_period(&spec, &agent));
+    }
+    problems.extend(fargate(&template));
+    problems.extend(may_be(&annotations.get(ALLOW_IMAGE), is_flag, "\"true\" or \"false\""));
+    for limit in [MAX_CPU, MAX_MEMORY] {
+        let what = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
+        problems.extend(may_be(&annotations.get(limit), |limit| quantity(limit).is_some(), what));
+    }
+
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(PodDefinition {
+        name: metadata.value["name"].as_str().unwrap_or_default().to_owned(),
+        template: template.value.clone(),
+        allow_image: annotations.value[ALLOW_IMAGE] != "false",
+        max_cpu: quantity(&annotations.value[MAX_CPU]),
+        max_memory: quantity(&annotations.value[MAX_MEMORY]),
+    })
+}
+
+fn must_be(field: &Field, is_right: Test, what: &str) -> Option<Problem> {
+    (!is_right(field.value)).then(|| field.problem(format!("must be {what}, is {}", found(field.value))))
+}
+
+/// The same for a field that may be absent.
+fn may_be(field: &Field, is_right: Test, what: &str) -> Option<Problem> {
+    if is_set(field.value) { must_be(field, is_right, what) } else { None }
+}
+
+fn containers(field: &Field) -> Vec<Problem> {
+    let mut containers = field.each();
+    if is_set(field.value) && !field.value.is_array() {
+        return Vec::new();
+    }
+    let Some(agent) = containers.iter().position(is_agent) else {
+        return vec![field.problem(format!("must have one named {AGENT}, which runs the Buildkite agent"))];
+    };
+    containers.remove(agent);
+    let beside = |container: &Field| {
+        container.problem(format!(
+            "is {}, a container beside {AGENT}: it would keep the pod running when the agent has ended; move it to \
+             template.spec.initContainers with restartPolicy: Always, which makes it a sidecar",
+            found(&container.value["name"])
+        ))
+    };
+    containers.iter().map(beside).collect()
+}
+
+fn environment(agent: &Field) -> Vec<Problem> {
+    let problem = |variable: Field| {
+        let (name, value) = (variable.value["name"].as_str()?, &variable.value["value"]);
+        if name != "BUILDKITE_AGENT_TAGS" {
+            return refused(name).map(|text| variable.problem(text));
+        }
+        let mut tags = value.as_str().unwrap_or_default().split(',').map(str::trim);
+        if tags.any(|tag| tag == "queue" || tag.starts_with("queue=")) {
+            let text =
+                "must not name a queue in BUILDKITE_AGENT_TAGS: the queue of the job is added to the tags; remove it";
+            return Some(variable.problem(text));
+        }
+        // The API server leaves an empty value out.
+        let is_plain = value.is_string() || value.is_null() && variable.value["valueFrom"].is_null();
+        let text = "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it";
+        (!is_plain).then(|| variable.problem(text))
+    };
+    agent.select("env *").into_iter().filter_map(problem).collect()
+}
+
+fn flags(agent: &Field) -> Vec<Problem> {
+    let problem = |word: Field| {
+        let word_before_value = word.value.as_str()?.split('=').next()?;
+        let flag = word_before_value.strip_prefix("--").or_else(|| word_before_value.strip_prefix('-'))?;
+        // Not the word itself: it may hold a token.
+        refused(&format!("--{flag}")).map(|text| word.problem(text))
+    };
+    agent.select("command|args *").into_iter().filter_map(problem).collect()
+}
+
+fn refused(option: &str) -> Option<String> {
+    let (_, why) = REFUSED_OPTIONS.iter().find(|(name, _)| *name == option)?;
+    Some(format!("must not be {option}: {why}; remove it"))
+}
+
+/// Arguments take the place of the image's own, which are `start`; a command takes that of its entry point, too.
+fn start(agent: &Field) -> Option<Problem> {
+    let args = agent.get("args");
+    let starts_by_args = match agent.value["command"].as_array().and_then(|words| words.last()?.as_str()) {
+        Some(program) => program.rsplit('/').next() == Some("buildkite-agent"),
+        None => !args.each().is_empty(),
+    };
+    let text = || format!("must begin with start, before the agent's options, is {}", found(args.value));
+    (starts_by_args && args.value[0] != "start").then(|| args.problem(text()))
+}
+
+/// An agent that is killed while it cancels a job leaves that job running in Buildkite.
+fn grace_period(spec: &Field, agent: &Field) -> Vec<Problem> {
+    let field = spec.get("terminationGracePeriodSeconds");
+    let given = field.value.as_u64().unwrap_or(GRACE_PERIOD);
+    let plain = |name: &str| variable(agent.value, name)?["value"].as_str();
+
+    let (mut problems, mut cancel) = (Vec::new(), Duration::ZERO);
+    for (name, default) in [("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "10s"), ("BUILDKITE_CANCEL_CLEANUP_TIMEOUT", "5s")] {
+        let text = plain(name).unwrap_or(default);
+        cancel += duration::parse(text).unwrap_or_else(|| {
+            let text = format!("must have a duration such as 30s for {name}, has \"{}\"", excerpt(text));
+            problems.push(agent.get("env").problem(text));
+            Duration::ZERO
+        });
+    }
+    // The name that agents of version 3 know, in seconds.
+    let of_version_3 = plain("BUILDKITE_CANCEL_GRACE_PERIOD").and_then(|text| text.parse().ok());
+    let needed = cancel.max(Duration::from_secs(of_version_3.unwrap_or_default()));
+    if Duration::from_secs(given) <= needed {
+        let seconds = needed.as_secs() + u64::from(needed.subsec_nanos() > 0);
+        problems.push(field.problem(format!(
+            "must be more than the {seconds} s that the agent takes to cancel a job (BUILDKITE_CANCEL_SIGNAL_TIMEOUT, by \
+             default 10s, and BUILDKITE_CANCEL_CLEANUP_TIMEOUT, by default 5s; version 3: BUILDKITE_CANCEL_GRACE_PERIOD), \
+             is {given}"
+        )));
+    }
+    problems
+}
+
+fn fargate(template: &Field) -> Vec<Problem> {
+    let labels = &template.value["metadata"]["labels"];
+    let label = match () {
+        () if labels["platform"] == "fargate" => "platform: fargate",
+        () if labels["eks.amazonaws.com/fargate-profile"].is_string() => "eks.amazonaws.com/fargate-profile",
+        () => return Vec::new(),
+    };
+    let spec = template.get("spec");
+    let refused = REFUSED_BY_FARGATE.iter().flat_map(|(pattern, is_refused, what)| {
+        let text = format!("must not be set under the label {label}: Fargate runs no pod with {what}; remove either");
+        let fields = spec.select(pattern).into_iter().filter(|field| is_refused(field.value));
+        fields.map(move |field| field.problem(text.clone()))
+    });
+    refused.collect()
+}
+
+fn is_agent(container: &Field) -> bool {
+    container.value["name"] == AGENT
+}
+
+/// As Kubernetes requires it. Such a name is also safe within the agent's tags.
+fn is_name(name: &Value) -> bool {
+    let is_label = |label: &str| {
+        let ends = [label.as_bytes().first(), label.as_bytes().last()];
+        ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
+            && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    name.as_str().is_some_and(|name| name.len() <= 253 && name.split('.').all(is_label))
+}
+
+fn is_map_of_strings(value: &Value) -> bool {
+    value.as_object().is_some_and(|entries| entries.values().all(Value::is_string))
+}
+
+fn is_flag(value: &Value) -> bool {
+    value == "true" || value == "false"
+}
+
+fn is_set(value: &Value) -> bool {
+    !value.is_null()
+}
+
+fn quantity(value: &Value) -> Option<Quantity> {
+    value.as_str()?.parse().ok()
+}
+
+fn found(value: &Value) -> String {
+    if value.is_null() { "absent".to_owned() } else { excerpt(&value.to_string()).into_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::definition::Invalid;
+
+    const SPEC: &str = "/template/spec";
+    const AGENT: &str = "/template/spec/containers/0";
+    const ENV: &str = "/template/spec/containers/0/env";
+    const ARGS: &str = "/template/spec/containers/0/args";
+    const COMMAND: &str = "/template/spec/containers/0/command";
+    const RESOURCES: &str = "/template/spec/containers/0/resources";
+    const CONTAINERS: &str = "/template/spec/containers";
+    const INIT_CONTAINERS: &str = "/template/spec/initContainers";
+    const VOLUMES: &str = "/template/spec/volumes";
+    const LABELS: &str = "/template/metadata/labels";
+    const ANNOTATIONS: &str = "/metadata/annotations";
+    const GRACE_PERIOD: &str = "/template/spec/terminationGracePeriodSeconds";
+
+    fn manifest() -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "node"},
+            "template": {
+                "metadata": {},
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]},
+            },
+        })
+    }
+
+    /// With these values at these places.
+    fn changed(changes: &[(&str, Value)]) -> Result<PodDefinition, Invalid> {
+        let mut manifest = manifest();
+        for (path, value) in changes {
+            let (parent, field) = path.rsplit_once('/').unwrap();
+            manifest.pointer_mut(parent).unwrap()[field] = value.clone();
+        }
+        PodDefinition::parse("node.yaml", &manifest)
+    }
+
+    /// The change makes one problem, and its text begins as expected.
+    fn refused(changes: &[(&str, Value)], expected: &str) {
+        let invalid = changed(changes).unwrap_err();
+        let text = invalid.to_string();
+        assert!(text.starts_with(&format!("node.yaml: {expected}")), "{text}\nis not\n{expected}");
+        assert_eq!(invalid.problems.len(), 1, "{text}");
+    }
+
+    fn env(name: &str, value: &str) -> Value {
+        json!([{"name": name, "value": value}])
+    }
+
+    #[test]
+    fn a_problem_names_its_file_its_field_and_what_to_do() {
+        let agent = json!({"name": "agent"});
+        let dockerd = json!({"name": "dockerd"});
+        let second = [&agent, &dockerd].map(Clone::clone);
+        let first = [&dockerd, &agent].map(Clone::clone);
+        let annotation = |name: &str, value: Value| json!({format!("agent-scheduler.buildkite.com/{name}"): value});
+        let cases = [
+            ("/kind", json!("Pod"), "kind must be PodTemplate of apiVersion v1, is \"Pod\" of \"v1\""),
+            ("/apiVersion", json!("v2"), "kind must be PodTemplate of apiVersion v1, is \"PodTemplate\" of \"v2\""),
+            (
+                "/metadata",
+                json!({}),
+                "metadata.name must be the name that a step asks for, of lowercase letters, digits, `-` and `.`, with a letter or digit at both ends, is absent",
+            ),
+            (
+                "/metadata/name",
+                json!("a,b"),
+                "metadata.name must be the name that a step asks for, of lowercase letters, digits",
+            ),
+            (
+                "/metadata/name",
+                json!("-a"),
+                "metadata.name must be the name that a step asks for, of lowercase letters, digits",
+            ),
+            (
+                "/metadata/name",
+                json!("a".repeat(254)),
+                "metadata.name must be the name that a step asks for, of lowercase letters, digits",
+            ),
+            (CONTAINERS, json!([]), "template.spec.containers must have one named agent"),
+            (CONTAINERS, json!([dockerd]), "template.spec.containers must have one named agent"),
+            (
+                CONTAINERS,
+                json!(second),
+                "template.spec.containers[1] is \"dockerd\", a container beside agent: it would keep the pod running when the \
+                 agent has ended; move it to template.spec.initContainers with restartPolicy: Always",
+            ),
+            (CONTAINERS, json!(first), "template.spec.containers[0] is \"dockerd\", a container"),
+            (CONTAINERS, json!([agent, agent]), "template.spec.containers[1] is \"agent\", a container"),
+            (
+                "/template/spec/restartPolicy",
+                json!("OnFailure"),
+                "template.spec.restartPolicy must be Never, is \"OnFailure\"",
+            ),
+            ("/template/spec/restartPolicy", json!(null), "template.spec.restartPolicy must be Never, is absent"),
+            (
+                ENV,
+                json!([{"name": "A", "value": "b"}, {"name": "BUILDKITE_AGENT_ACQUIRE_JOB", "value": "1"}]),
+                "template.spec.containers[0].env[1] must not be BUILDKITE_AGENT_ACQUIRE_JOB: every job sets its own; remove it",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_AGENT_QUEUE", "q"),
+                "template.spec.containers[0].env[0] must not be BUILDKITE_AGENT_QUEUE",
+            ),
+            (
+                ENV,
+                json!([{"name": "BUILDKITE_AGENT_TAGS", "valueFrom": {}}]),
+                "template.spec.containers[0].env[0] must have a plain value for BUILDKITE_AGENT_TAGS",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
+                "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
+            ),
+            (
+                ANNOTATIONS,
+                annotation("allow-image", json!("no")),
+                "metadata.annotations[agent-scheduler.buildkite.com/allow-image] must be \"true\" or \"false\", is \"no\"",
+            ),
+            (
+                ANNOTATIONS,
+                annotation("max-memory", json!("8GB")),
+                "metadata.annotations[agent-scheduler.buildkite.com/max-memory] must be a quantity of Kubernetes",
+            ),
+            (
+                ANNOTATIONS,
+                annotation("max-cpu", json!(4)),
+                "metadata.annotations[agent-scheduler.buildkite.com/max-cpu] must be a quantity of Kubernetes",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn an_agent_that_would_not_start_or_be_killed_early_is_refused() {
+        let cases = [
+            (
+                ARGS,
+                json!(["--no-color"]),
+                "template.spec.containers[0].args must begin with start, before the agent's options, is [\"--no-color\"]",
+            ),
+            (ARGS, json!(["--no-color", "start"]), "template.spec.containers[0].args must begin with start"),
+            (
+                COMMAND,
+                json!(["tini", "/usr/bin/buildkite-agent"]),
+                "template.spec.containers[0].args must begin with start, before the agent's options, is absent",
+            ),
+            (
+                GRACE_PERIOD,
+                json!(15),
+                "template.spec.terminationGracePeriodSeconds must be more than the 15 s that the agent takes to cancel a job",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "25.5s"),
+                "template.spec.terminationGracePeriodSeconds must be more than the 31 s",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_CANCEL_CLEANUP_TIMEOUT", "1m"),
+                "template.spec.terminationGracePeriodSeconds must be more than the 70 s",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "30"),
+                "template.spec.containers[0].env must have a duration such as 30s for BUILDKITE_CANCEL_SIGNAL_TIMEOUT, has \"30\"",
+            ),
+            (
+                ENV,
+                env("BUILDKITE_CANCEL_GRACE_PERIOD", "30"),
+                "template.spec.terminationGracePeriodSeconds must be more than the 30 s that the agent takes to cancel a job",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn what_is_added_to_must_be_a_list_or_a_map() {
+        let mount = format!("{AGENT}/volumeMounts");
+        let cases = [
+            (CONTAINERS, json!({}), "template.spec.containers must be a list, is {}"),
+            (INIT_CONTAINERS, json!({}), "template.spec.initContainers must be a list, is {}"),
+            (VOLUMES, json!("v"), "template.spec.volumes must be a list, is \"v\""),
+            (ENV, json!({"A": "b"}), "template.spec.containers[0].env must be a list, is {\"A\":\"b\"}"),
+            (&*mount, json!(1), "template.spec.containers[0].volumeMounts must be a list, is 1"),
+            (ARGS, json!("start"), "template.spec.containers[0].args must be a list, is \"start\""),
+            (COMMAND, json!(true), "template.spec.containers[0].command must be a list, is true"),
+            (RESOURCES, json!([]), "template.spec.containers[0].resources must be a map, is []"),
+            (
+                RESOURCES,
+                json!({"requests": "1"}),
+                "template.spec.containers[0].resources.requests must be a map, is \"1\"",
+            ),
+            (RESOURCES, json!({"limits": []}), "template.spec.containers[0].resources.limits must be a map, is []"),
+            (LABELS, json!({"team": 7}), "template.metadata.labels must be a map of strings, is {\"team\":7}"),
+            (
+                "/template/metadata/annotations",
+                json!(["a"]),
+                "template.metadata.annotations must be a map of strings, is [\"a\"]",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let invalid = changed(&[
+            ("/metadata/name", json!("A")),
+            (ANNOTATIONS, json!({ALLOW_IMAGE: "no", MAX_CPU: "x"})),
+            (LABELS, json!({"platform": "fargate"})),
+            (SPEC, json!({"hostNetwork": true, "containers": [{"name": "a"}, {"name": "agent", "env": 7}]})),
+        ]);
+        let fields: Vec<_> = invalid.unwrap_err().problems.into_iter().map(|problem| problem.field).collect();
+        let expected = [
+            "metadata.name",
+            "template.spec.containers[1].env",
+            "template.spec.containers[0]",
+            "template.spec.restartPolicy",
+            "template.spec.hostNetwork",
+            "metadata.annotations[agent-scheduler.buildkite.com/allow-image]",
+            "metadata.annotations[agent-scheduler.buildkite.com/max-cpu]",
+        ];
+        assert_eq!(fields, expected);
+        let text = changed(&[("/metadata/name", json!(7)), (SPEC, json!(null))]).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "node.yaml: metadata.name must be the name that a step asks for, of lowercase letters, digits, `-` and `.`, with a \
+             letter or digit at both ends, is 7; template.spec.containers must have one named agent, which runs the Buildkite \
+             agent; template.spec.restartPolicy must be Never, is absent"
+        );
+    }
+
+    #[test]
+    fn a_text_is_one_short_line_whatever_the_author_writes() {
+        let long = "a\n".repeat(100_000);
+        let cases = [
+            ("/metadata/name", json!(long)),
+            ("/template/spec/restartPolicy", json!(long)),
+            (VOLUMES, json!({"a": long})),
+            (RESOURCES, json!(long)),
+            (ARGS, json!(["stop", long])),
+            (ENV, env("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", &long)),
+            (LABELS, json!(long)),
+            ("/kind", json!(long)),
+        ];
+        for (place, value) in cases {
+            let text = changed(&[(place, value)]).unwrap_err().to_string();
+            assert!(text.len() < 1_000 && !text.contains(char::is_control), "{text}");
+        }
+        let many = vec![json!({"name": long}); 1_000];
+        let text = changed(&[(CONTAINERS, json!(many))]).unwrap_err().to_string();
+        assert!(text.len() < 1_000, "{text}");
+        let many = vec![json!({"name": "BUILDKITE_AGENT_QUEUE"}); 1_000];
+        let text = changed(&[(ENV, json!(many))]).unwrap_err().to_string();
+        assert!(text.chars().count() < 2_100 && text.ends_with('…'), "{text}");
+    }
+
+    #[test]
+    fn a_flag_that_the_function_sets_is_refused_and_its_value_is_not_printed() {
+        for flag in ["--acquire-job", "--queue", "--tags", "--token"] {
+            let short = &flag[1..];
+            for word in [flag.to_owned(), short.to_owned(), format!("{flag}=hush"), format!("{short}=hush")] {
+                for (path, words) in
+                    [(ARGS, json!(["start", word, "hush"])), (COMMAND, json!(["buildkite-agent", word, "hush"]))]
+                {
+                    let error = changed(&[(path, words)]).unwrap_err().to_string();
+                    let field = path.rsplit('/').next().unwrap();
+                    let expected =
+                        format!("node.yaml: template.spec.containers[0].{field}[1] must not be {flag}: the function ");
+                    assert!(error.starts_with(&expected) && error.contains("remove it"), "{error}");
+                    assert!(!error.contains("hush"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_fargate_refuses_is_refused_under_its_labels_and_accepted_without() {
+        let privileged = json!({"privileged": true});
+        let cases = [
+            (
+                CONTAINERS,
+                json!([{"name": "agent", "securityContext": privileged}]),
+                "containers[0].securityContext.privileged",
+            ),
+            (
+                INIT_CONTAINERS,
+                json!([{"name": "dockerd", "restartPolicy": "Always", "securityContext": privileged}]),
+                "initContainers[0].securityContext.privileged",
+            ),
+            (VOLUMES, json!([{"name": "a", "emptyDir": {}}, {"hostPath": {"path": "/"}}]), "volumes[1].hostPath"),
+            ("/template/spec/hostNetwork", json!(true), "hostNetwork"),
+            (
+                CONTAINERS,
+                json!([{"name": "agent", "ports": [{"containerPort": 1}, {"containerPort": 80, "hostPort": 80}]}]),
+                "containers[0].ports[1].hostPort",
+            ),
+            (RESOURCES, json!({"limits": {"nvidia.com/gpu": 1}}), "containers[0].resources.limits[nvidia.com/gpu]"),
+            (
+                INIT_CONTAINERS,
+                json!([{"name": "i", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]),
+                "initContainers[0].resources.limits[nvidia.com/gpu]",
+            ),
+            ("/template/spec/nodeSelector", json!({"kubernetes.io/arch": "arm64"}), "nodeSelector[kubernetes.io/arch]"),
+        ];
+        for (path, value, field) in cases {
+            for (label, value_of_label) in [("platform", "fargate"), ("eks.amazonaws.com/fargate-profile", "builds")] {
+                let labels = json!({label: value_of_label});
+                let expected = format!("template.spec.{field} must not be set under the label {label}");
+                refused(&[(path, value.clone()), (LABELS, labels)], &expected);
+            }
+            for labels in [json!(null), json!({"platform": "ec2"})] {
+                changed(&[(path, value.clone()), (LABELS, labels)]).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_can_run_is_accepted() {
+        let start = json!(["start", "--no-color"]);
+        let cases: [&[(&str, Value)]; 17] = [
+            &[],
+            &[(INIT_CONTAINERS, json!([{"name": "dockerd", "restartPolicy": "Always"}]))],
+            &[(ARGS, json!([]))],
+            &[(ARGS, start.clone())],
+            &[(COMMAND, json!(["buildkite-agent", "start"]))],
+            &[(COMMAND, json!(["tini", "--", "/usr/local/bin/buildkite-agent"])), (ARGS, start)],
+            &[(COMMAND, json!(["sh", "-c"])), (ARGS, json!(["exec buildkite-agent start"]))],
+            &[(ARGS, json!(["start", "--tags-from-host", "--name", "queue", "token=1"]))],
+            &[(GRACE_PERIOD, json!(16))],
+            &[(ENV, env("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "24.999s"))],
+            &[(ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "valueFrom": {}}]))],
+            &[(ENV, env("BUILDKITE_AGENT_TAGS", "docker=true"))],
+            &[(ENV, json!([{"name": "BUILDKITE_AGENT_TAGS"}]))],
+            &[(ENV, env("BUILDKITE_AGENT_TAGS", "merge-queue=true,queues=2"))],
+            &[(RESOURCES, json!({"requests": {"cpu": "1"}}))],
+            &[("/metadata/name", json!("node-24.large"))],
+            &[(ANNOTATIONS, json!({MAX_CPU: "4"}))],
+        ];
+        for changes in cases {
+            changed(changes).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_item_of_a_list_has_no_kind() {
+        let mut manifest = manifest();
+        manifest.as_object_mut().unwrap().remove("kind");
+        assert!(PodDefinition::of_object("PodTemplate node", &manifest).is_ok());
+        assert!(PodDefinition::parse("node.yaml", &manifest).is_err());
+    }
+}

@@ -1,0 +1,12 @@
+set -e
+agent="${1:-$(command -v buildkite-agent || true)}"
+[ -f "$agent" ] || {
+    echo "The image of the pod definition has no ${1:-buildkite-agent in its PATH} to put into the image of the step." >&2
+    exit 1
+}
+if [ -d /buildkite/. ]; then cp -R /buildkite/. /agent-scheduler/; fi
+rm -f /agent-scheduler/buildkite-agent
+cp "$agent" /agent-scheduler/buildkite-agent
+if [ -f /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt /agent-scheduler/; fi
+touch /agent-scheduler/buildkite-agent.cfg
+chmod -R a+rwX /agent-scheduler/*
