@@ -174,8 +174,8 @@ impl Aws {
     }
 
     /// Closes every connection that is idle now, and the others after their answer.
-    pub fn hang_up(&self) {
-        self.api.log.faults.hang_up();
+    pub fn close_connections(&self) {
+        self.api.log.faults.close();
     }
 
     /// All requests so far.

@@ -18,10 +18,11 @@ use std::{
     fs, io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio::{
     process::Command as AsyncCommand,
@@ -31,9 +32,14 @@ use tokio::{
 };
 
 use self::{files::Site, keeper::Keeper, programs::Programs};
-use crate::{Lab, certificates::Certificates, client::Client, credentials::random_hex, sts::Sts};
+use crate::{
+    Lab, certificates::Certificates, client::Client, credentials::random_hex, kubernetes::NAMESPACE, sts::Sts,
+};
 
 pub use self::caller::Caller;
+
+/// The permissions of the function.
+const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
 
 /// After this long something is broken, and we say so. It takes some ten seconds.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -58,6 +64,16 @@ pub struct ControlPlane {
     _runtime: Background,
 }
 
+/// What a program takes as its cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ClusterKind {
+    /// The lab's own stand-in for an API server.
+    #[default]
+    StandIn,
+    /// A real control plane on this machine, without nodes; built first if need be, which takes minutes.
+    Real,
+}
+
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
@@ -69,14 +85,11 @@ pub enum Problem {
         /// What it said.
         said: String,
     },
-    /// `tests/control-plane/build` said why.
-    #[error("there are no programs for a control plane; tests/control-plane/build says above what is missing")]
-    NoPrograms {
-        /// Why the build could not even be started.
-        source: Option<io::Error>,
-    },
-    /// A file or a port that the lab needs.
-    #[error("the control plane cannot be set up")]
+    /// `tests/control-plane/build` failed and printed why.
+    #[error("there are no programs for a control plane: tests/control-plane/build failed ({0})")]
+    NoPrograms(ExitStatus),
+    /// A program, a file or a port that the lab needs.
+    #[error("the control plane cannot be set up: {0}")]
     Io(#[from] io::Error),
     /// A program ended.
     #[error("{program} ended ({status}); it said last:\n{said}")]
@@ -175,11 +188,18 @@ impl ControlPlane {
         })
     }
 
+    /// The same with the namespace and the permissions that the function needs.
+    pub async fn start_for_function() -> Result<Self, Problem> {
+        let control_plane = Self::start().await?;
+        control_plane.make_namespace(NAMESPACE).await;
+        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        Ok(control_plane)
+    }
+
     /// The one that all tests of a process share.
     pub async fn shared() -> &'static Self {
-        static SHARED: OnceCell<Result<ControlPlane, String>> = OnceCell::const_new();
-        let start = async || Self::start().await.map_err(|problem| explain(&problem));
-        match SHARED.get_or_init(start).await {
+        static SHARED: OnceCell<Result<ControlPlane, Problem>> = OnceCell::const_new();
+        match SHARED.get_or_init(Self::start).await {
             Ok(control_plane) => control_plane,
             Err(problem) => panic!("there is no control plane: {problem}"),
         }
@@ -416,12 +436,4 @@ fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
         listeners.push(listener);
     }
     Ok(ports)
-}
-
-/// A problem with its cause, for a person.
-pub fn explain(problem: &Problem) -> String {
-    match std::error::Error::source(problem) {
-        Some(cause) => format!("{problem}: {cause}"),
-        None => problem.to_string(),
-    }
 }

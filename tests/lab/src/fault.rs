@@ -150,7 +150,7 @@ impl When {
 pub(crate) struct Faults {
     planned: Arc<Mutex<Vec<Planned>>>,
     met: Arc<Mutex<usize>>,
-    hang_up: Arc<Notify>,
+    close: Arc<Notify>,
 }
 
 struct Planned {
@@ -198,7 +198,7 @@ impl Faults {
         let begun = !of_connections || when.is_any();
         self.planned.lock().push(Planned { when, fault, due: Due::Next(times), begun });
         if of_connections && begun {
-            self.hang_up();
+            self.close();
         }
     }
 
@@ -224,13 +224,13 @@ impl Faults {
         *self.met.lock()
     }
 
-    pub(crate) fn hang_up(&self) {
-        self.hang_up.notify_waiters();
+    pub(crate) fn close(&self) {
+        self.close.notify_waiters();
     }
 
     /// Resolves when connections shall end, if that is said after this call.
-    pub(crate) fn hung_up(&self) -> OwnedNotified {
-        Arc::clone(&self.hang_up).notified_owned()
+    pub(crate) fn closed(&self) -> OwnedNotified {
+        Arc::clone(&self.close).notified_owned()
     }
 
     /// The fault for a request that has come, if one is due.
@@ -248,7 +248,7 @@ impl Faults {
             }
         }
         if begins {
-            self.hang_up();
+            self.close();
         }
         begins
     }

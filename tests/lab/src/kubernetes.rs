@@ -30,6 +30,9 @@ use crate::{
     timeline::{Actor, Timeline},
 };
 
+/// The namespace that exists from the start, and that an object without one goes to.
+pub const NAMESPACE: &str = "buildkite";
+
 /// The user that the access entry of the function's role names.
 pub const USER: &str = "buildkite-on-demand-agent-scheduler";
 
@@ -194,8 +197,8 @@ impl Kubernetes {
     }
 
     /// Closes every connection that is idle now, and the others after their answer.
-    pub fn hang_up(&self) {
-        self.log.faults.hang_up();
+    pub fn close_connections(&self) {
+        self.log.faults.close();
     }
 
     /// All requests so far.

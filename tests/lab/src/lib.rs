@@ -122,10 +122,16 @@ impl Lab {
         verifier(&self.credentials)
     }
 
-    /// A function with all that Lambda gives it, and settings that lead it to this lab.
+    /// A function with the variables of Lambda, the defaults of `template.yml`, and the settings for this lab.
     pub fn function(&self, binary: impl Into<PathBuf>) -> function::Builder {
         let mut variables = self.variables();
         variables.extend(owned([
+            ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", AGENT_TOKEN_PARAMETER),
+            ("KUBERNETES_NAMESPACE", kubernetes::NAMESPACE),
+            ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
+            ("JOB_TTL_SECONDS", "600"),
+            ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+            ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
             ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),

@@ -139,13 +139,13 @@ async fn serve(stream: TcpStream, ending: Ending, tls: Option<TlsAcceptor>, serv
 
 /// Serves one connection to its end; `ending` is that of the [`Wire`] below, if there is one.
 pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, ending: Ending, service: Service) {
-    let hung_up = service.faults.hung_up();
+    let closed = service.faults.closed();
     let answer = service_fn(|request| answer(service.router.clone(), ending.clone(), request));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
     // How a connection ends is the client's affair, or our own fault on purpose.
     tokio::select! {
         _ = connection.as_mut() => {}
-        () = hung_up => {
+        () = closed => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }

@@ -16,10 +16,9 @@ pub(super) struct Programs(Vec<PathBuf>);
 impl Programs {
     /// Takes minutes if they must be built, and a moment otherwise.
     pub(super) fn find() -> Result<Self, Problem> {
-        let built = Command::new(BUILD).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-        let built = built.map_err(|source| Problem::NoPrograms { source: Some(source) })?;
+        let built = Command::new(BUILD).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
         if !built.status.success() {
-            return Err(Problem::NoPrograms { source: None });
+            return Err(Problem::NoPrograms(built.status));
         }
         Ok(Self(String::from_utf8_lossy(&built.stdout).lines().map(PathBuf::from).collect()))
     }

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::apply::{Applied, Conflict};
-
-/// The namespace that exists from the start, and that an object without one goes to.
-pub(super) const NAMESPACE: &str = "buildkite";
+use super::{
+    NAMESPACE,
+    apply::{Applied, Conflict},
+};
 
 /// Namespace and name.
 type Key = (String, String);
