@@ -2,7 +2,7 @@
 //!
 //! One router plays both, as one endpoint URL can serve every service of the SDK.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, ops::Deref, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use crate::{
     certificates::{Certificate, Certificates},
     credentials::Credentials,
-    exchange::{ExchangeLog, Request, Role},
-    fault::{ErrorAnswer, Fault, When},
-    server::{Server, Service},
+    exchange::{Role, StandIn},
+    fault::ErrorAnswer,
+    server::Server,
     timeline::{Actor, Call, Timeline},
 };
 
@@ -41,6 +41,7 @@ pub(crate) const SESSION: &str = "agent-scheduler";
 #[derive(Clone)]
 pub struct Aws {
     api: Arc<Api>,
+    stand_in: StandIn,
     http: Arc<Server>,
     https: Arc<Server>,
 }
@@ -72,7 +73,6 @@ impl Parameter {
 
 struct Api {
     access_key_id: String,
-    log: ExchangeLog,
     parameters: Mutex<BTreeMap<String, Stored>>,
     clusters: Mutex<BTreeMap<String, Cluster>>,
 }
@@ -94,10 +94,9 @@ impl Aws {
         credentials: &Credentials,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let log = ExchangeLog::new(timeline);
+        let stand_in = StandIn::new(timeline, certificates);
         let api = Arc::new(Api {
             access_key_id: credentials.access_key_id.clone(),
-            log: log.clone(),
             parameters: Mutex::default(),
             clusters: Mutex::default(),
         });
@@ -107,26 +106,20 @@ impl Aws {
             .fallback(unknown_operation)
             .layer(from_fn_with_state(Arc::clone(&api), authenticate))
             .with_state(Arc::clone(&api));
-        let service = Service {
-            actor: Actor::Ssm,
-            router: log.around(routes, AwsRole),
-            faults: log.faults.clone(),
-            timeline: timeline.clone(),
-            certificates: Some(Arc::clone(certificates)),
-        };
+        let service = stand_in.service(Actor::Ssm, routes, AwsRole);
         let http = Server::listen(ip, None, service.clone()).await;
         let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), service).await;
-        Self { api, http: Arc::new(http), https: Arc::new(https) }
+        Self { api, stand_in, http: Arc::new(http), https: Arc::new(https) }
     }
 
     /// Where it listens without TLS; what `AWS_ENDPOINT_URL` of a function is.
     pub fn url(&self) -> String {
-        format!("http://{}", self.http.authority())
+        self.http.url()
     }
 
     /// Where it listens with a certificate of the lab's authority.
     pub fn https_url(&self) -> String {
-        format!("https://{}", self.https.authority())
+        self.https.url()
     }
 
     /// Stores a parameter; one that is there gets the next version.
@@ -147,44 +140,13 @@ impl Aws {
         let cluster = Cluster { endpoint: endpoint.into(), ca_data: ca_data.into() };
         self.api.clusters.lock().insert(name.into(), cluster);
     }
+}
 
-    /// Makes EKS forget a cluster.
-    pub fn remove_cluster(&self, name: &str) {
-        self.api.clusters.lock().remove(name);
-    }
+impl Deref for Aws {
+    type Target = StandIn;
 
-    /// Lets the next `times` requests that match, or connections, meet a fault.
-    pub fn inject(&self, when: When, fault: Fault, times: usize) {
-        self.api.log.faults.plan(when, fault, times);
-    }
-
-    /// Lets the requests that match meet a fault as far as more than so many come in a second.
-    pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
-        self.api.log.faults.plan_beyond(when, fault, per_second);
-    }
-
-    /// Forgets all faults that are still planned.
-    pub fn clear_faults(&self) {
-        self.api.log.faults.clear();
-    }
-
-    /// How many faults were committed so far.
-    pub fn faults_met(&self) -> usize {
-        self.api.log.faults.met()
-    }
-
-    /// Closes every connection that is idle now, and the others after their answer.
-    pub fn close_connections(&self) {
-        self.api.log.faults.close();
-    }
-
-    /// All requests so far.
-    pub fn requests(&self) -> Vec<Request> {
-        self.api.log.requests()
-    }
-
-    pub(crate) fn forget(&self) {
-        self.api.log.forget();
+    fn deref(&self) -> &StandIn {
+        &self.stand_in
     }
 }
 

@@ -22,8 +22,9 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::{
-    fault::{ErrorAnswer, Fault, Faults},
-    server::Cut,
+    certificates::Certificates,
+    fault::{ErrorAnswer, Fault, Faults, When},
+    server::{Cut, Service},
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
@@ -80,35 +81,74 @@ pub(crate) trait Role: Send + Sync + 'static {
     fn error(&self, parts: &Parts, call: &Call, error: &ErrorAnswer) -> Response;
 }
 
-/// The faults that a stand-in has to inject, and the requests that it got. Clones share both.
+/// What all stand-ins have in common: the faults that they inject, and the requests that they got. Clones share both.
 #[derive(Clone)]
-pub(crate) struct ExchangeLog {
-    pub(crate) faults: Faults,
-    pub(crate) timeline: Timeline,
+pub struct StandIn {
+    faults: Faults,
+    timeline: Timeline,
+    certificates: Arc<Certificates>,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
-impl ExchangeLog {
-    pub(crate) fn new(timeline: &Timeline) -> Self {
-        Self { faults: Faults::default(), timeline: timeline.clone(), requests: Arc::default() }
+impl StandIn {
+    pub(crate) fn new(timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
+        Self {
+            faults: Faults::default(),
+            timeline: timeline.clone(),
+            certificates: Arc::clone(certificates),
+            requests: Arc::default(),
+        }
     }
 
-    pub(crate) fn requests(&self) -> Vec<Request> {
+    /// Lets the next `times` requests that match, or connections, meet a fault.
+    pub fn inject(&self, when: When, fault: Fault, times: usize) {
+        self.faults.plan(when, fault, times);
+    }
+
+    /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
+    pub fn inject_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
+        self.faults.plan_share(when, fault, share, seed);
+    }
+
+    /// Lets the requests that match meet a fault as far as more than this number come in a second.
+    pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
+        self.faults.plan_beyond(when, fault, per_second);
+    }
+
+    /// Forgets all faults that are still planned.
+    pub fn clear_faults(&self) {
+        self.faults.clear();
+    }
+
+    /// How many faults were injected so far.
+    pub fn faults_met(&self) -> usize {
+        self.faults.met()
+    }
+
+    /// Closes every connection that is idle now, and the others after their answer.
+    pub fn close_connections(&self) {
+        self.faults.close();
+    }
+
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().clone()
     }
 
-    /// Nothing may be in work.
+    /// No request may be in work.
     pub(crate) fn forget(&self) {
         self.requests.lock().clear();
     }
 
-    /// Puts the common treatment around a stand-in's routes.
-    pub(crate) fn around(&self, routes: Router, role: impl Role) -> Router {
-        let exchange = Exchange { log: self.clone(), role: Arc::new(role) };
-        routes.layer(from_fn_with_state(exchange, handle))
+    /// Serves a stand-in's routes, with faults and records.
+    pub(crate) fn service(&self, actor: Actor, routes: Router, role: impl Role) -> Service {
+        let exchange = Exchange { stand_in: self.clone(), role: Arc::new(role) };
+        let certificates = Some(Arc::clone(&self.certificates));
+        let router = routes.layer(from_fn_with_state(exchange, handle));
+        Service { actor, router, faults: self.faults.clone(), timeline: self.timeline.clone(), certificates }
     }
 
-    /// Keeps the request before it is served, so that one whose client leaves meanwhile is seen too.
+    /// Records the request before it is served, so that one whose client leaves meanwhile is seen too.
     fn arrived(&self, parts: &Parts, body: &[u8]) -> usize {
         let mut requests = self.requests.lock();
         requests.push(Request {
@@ -146,7 +186,7 @@ impl ExchangeLog {
 
 #[derive(Clone)]
 struct Exchange {
-    log: ExchangeLog,
+    stand_in: StandIn,
     role: Arc<dyn Role>,
 }
 
@@ -155,20 +195,20 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let log = &exchange.log;
+    let stand_in = &exchange.stand_in;
     let (actor, call) = exchange.role.call(&parts, &body);
-    let (index, arrived) = (log.arrived(&parts, &body), Instant::now());
-    let mut fault = log.faults.take(&call);
+    let (index, arrived) = (stand_in.arrived(&parts, &body), Instant::now());
+    let mut fault = stand_in.faults.take(&call);
 
     let mut response = match fault.clone() {
         Some(Fault::Delay(time)) => {
-            log.delayed(actor, &call, fault.take());
+            stand_in.delayed(actor, &call, fault.take());
             sleep(time).await;
             serve(next, parts, body).await
         }
         Some(Fault::DelayAfter(time)) => {
             let response = serve(next, parts, body).await;
-            log.delayed(actor, &call, fault.take());
+            stand_in.delayed(actor, &call, fault.take());
             sleep(time).await;
             response
         }
@@ -182,10 +222,10 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
         Some(Fault::Empty) => replaced(&serve(next, parts, body).await, ""),
         None | Some(Fault::Refuse | Fault::CutHandshake | Fault::Show(_)) => serve(next, parts, body).await,
     };
-    let status = log.answered(index, &response);
+    let status = stand_in.answered(index, &response);
     let called = Entry::new(actor, Kind::Called(call.clone()));
-    log.timeline.push(Entry { fault, status, took: arrived.elapsed(), ..called });
-    if log.faults.answered(&call) {
+    stand_in.timeline.push(Entry { fault, status, took: arrived.elapsed(), ..called });
+    if stand_in.faults.answered(&call) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

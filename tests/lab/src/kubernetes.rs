@@ -8,6 +8,7 @@ mod store;
 
 use std::{
     net::IpAddr,
+    ops::Deref,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -24,8 +25,7 @@ use self::{
 use crate::{
     certificates::{Certificate, Certificates},
     eks_token::Verifier,
-    exchange::{ExchangeLog, Request},
-    fault::{Fault, When},
+    exchange::StandIn,
     server::{Server, Service},
     timeline::{Actor, Timeline},
 };
@@ -40,7 +40,7 @@ pub const USER: &str = "buildkite-on-demand-agent-scheduler";
 #[derive(Clone)]
 pub struct Kubernetes {
     api: Arc<Api>,
-    log: ExchangeLog,
+    stand_in: StandIn,
     service: Service,
     server: Arc<Server>,
     bad_servers: Arc<Mutex<Vec<Server>>>,
@@ -55,28 +55,22 @@ impl Kubernetes {
         verifier: Verifier,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let log = ExchangeLog::new(timeline);
+        let stand_in = StandIn::new(timeline, certificates);
         let api = Arc::new(Api {
             store: Mutex::new(Store::new()),
             tokens: Mutex::default(),
             verifier,
             timeline: timeline.clone(),
         });
-        let service = Service {
-            actor: Actor::Kubernetes,
-            router: log.around(routes(&api), ApiServer),
-            faults: log.faults.clone(),
-            timeline: timeline.clone(),
-            certificates: Some(Arc::clone(certificates)),
-        };
+        let service = stand_in.service(Actor::Kubernetes, routes(&api), ApiServer);
         let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), service.clone()).await;
         let certificates = Arc::clone(certificates);
-        Self { api, log, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
+        Self { api, stand_in, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
     }
 
     /// The endpoint, as EKS shows it.
     pub fn url(&self) -> String {
-        format!("https://{}", self.server.authority())
+        self.server.url()
     }
 
     /// What its certificate is signed with, as EKS shows it: base64 of a PEM.
@@ -87,7 +81,7 @@ impl Kubernetes {
     /// Opens one more endpoint to the same objects, with another certificate of the same authority, and returns its URL.
     pub async fn serve_with(&self, certificate: Certificate) -> String {
         let server = Server::listen(self.ip, Some(self.certificates.server(certificate)), self.service.clone()).await;
-        let url = format!("https://{}", server.authority());
+        let url = server.url();
         self.bad_servers.lock().push(server);
         url
     }
@@ -158,11 +152,6 @@ impl Kubernetes {
         self.api.store.lock().forbidden.insert((verb.into(), resource.into()));
     }
 
-    /// Gives a permission back.
-    pub fn permit(&self, verb: impl Into<String>, resource: impl Into<String>) {
-        self.api.store.lock().forbidden.remove(&(verb.into(), resource.into()));
-    }
-
     /// Refuses from here on every token that was signed up to now.
     ///
     /// A token tells its time in whole seconds, so this returns in the next one: whatever is signed then is accepted.
@@ -176,39 +165,17 @@ impl Kubernetes {
         }
     }
 
-    /// Lets the next `times` requests that match, or connections, meet a fault.
-    pub fn inject(&self, when: When, fault: Fault, times: usize) {
-        self.log.faults.plan(when, fault, times);
-    }
-
-    /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
-    pub fn inject_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
-        self.log.faults.plan_share(when, fault, share, seed);
-    }
-
-    /// Forgets all faults that are still planned.
-    pub fn clear_faults(&self) {
-        self.log.faults.clear();
-    }
-
-    /// How many faults were committed so far.
-    pub fn faults_met(&self) -> usize {
-        self.log.faults.met()
-    }
-
-    /// Closes every connection that is idle now, and the others after their answer.
-    pub fn close_connections(&self) {
-        self.log.faults.close();
-    }
-
-    /// All requests so far.
-    pub fn requests(&self) -> Vec<Request> {
-        self.log.requests()
-    }
-
     pub(crate) fn forget(&self) {
-        self.log.forget();
+        self.stand_in.forget();
         self.api.store.lock().jobs.clear();
+    }
+}
+
+impl Deref for Kubernetes {
+    type Target = StandIn;
+
+    fn deref(&self) -> &StandIn {
+        &self.stand_in
     }
 }
 

@@ -61,7 +61,7 @@ pub use self::{
     control_plane::ControlPlane,
     credentials::Credentials,
     event::Event,
-    exchange::Request,
+    exchange::{Request, StandIn},
     fault::{Fault, When},
     function::{Answer, Function},
     kubernetes::Kubernetes,

@@ -36,6 +36,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 /// A running server; dropping it ends it and all its connections.
 pub(crate) struct Server {
     address: SocketAddr,
+    tls: bool,
     _loop: JoinSet<()>,
 }
 
@@ -80,11 +81,17 @@ impl Server {
     pub(crate) fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: Service) -> Self {
         let address = listener.local_addr().expect("a listener has an address");
         let mut accepting = JoinSet::new();
+        let has_tls = tls.is_some();
         accepting.spawn(accept(listener, tls.map(TlsAcceptor::from), service));
-        Self { address, _loop: accepting }
+        Self { address, tls: has_tls, _loop: accepting }
     }
 
-    /// How a client on this machine reaches the server, as `host:port`.
+    /// How a client on this machine reaches the server.
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+
+    /// The same without the scheme, as `host:port`.
     pub(crate) fn authority(&self) -> String {
         let ip = match self.address.ip() {
             // A server that listens everywhere is reached by the one name that is in the certificate in any case.

@@ -67,7 +67,7 @@ pub(super) fn routes(api: &Arc<Api>) -> Router {
         .with_state(Arc::clone(api))
 }
 
-async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
+pub(super) async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
     let (caller, mut response) = match api.identify(request.headers()) {
         Ok(()) => (Caller::User(USER.to_owned()), next.run(request).await),
         Err(reason) => {
@@ -109,7 +109,7 @@ impl Api {
 }
 
 /// What the caller shows.
-pub(super) fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
+fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
     let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
     header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
 }
@@ -292,6 +292,6 @@ impl Role for ApiServer {
     }
 
     fn error(&self, _parts: &Parts, _call: &Call, error: &ErrorAnswer) -> Response {
-        Status::planned(error).into_response()
+        Status::injected(error).into_response()
     }
 }
