@@ -28,13 +28,13 @@ use crate::{
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
-/// More than any real server of these takes.
+/// More than the real servers take.
 const BODY_LIMIT: usize = 16 * 1024 * 1024;
 
-/// What was asked of a stand-in, and what came of it.
+/// A request to a stand-in, and the status of its answer.
 #[derive(Clone)]
 pub struct Request {
-    /// Time since the lab started when the whole of it had come.
+    /// When all of it had come, since the start of the lab.
     pub at: Duration,
     /// HTTP method.
     pub method: String,
@@ -42,9 +42,9 @@ pub struct Request {
     pub path: String,
     /// Query without the question mark, still encoded; empty if there was none.
     pub query: String,
-    /// The user that the caller proved to be.
+    /// The authenticated user.
     pub user: Option<String>,
-    /// Why the caller was refused; the answer itself does not say.
+    /// Why authentication failed; the answer does not say.
     pub refusal: Option<String>,
     /// The body as text. May hold secrets, so `Debug` leaves it out.
     pub body: String,
@@ -65,19 +65,19 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Who called, for the record; a stand-in puts it on its response.
+/// Who called; a stand-in puts it into the extensions of its response.
 #[derive(Clone, Debug)]
 pub(crate) enum Caller {
     User(String),
     Refused(String),
 }
 
-/// The service that a stand-in plays, as far as the common treatment must know it.
+/// What differs from one stand-in to the other.
 pub(crate) trait Role: Send + Sync + 'static {
     /// Who is asked, and for what.
     fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call);
 
-    /// An error in this service's own words.
+    /// An error in the format of this service.
     fn error(&self, parts: &Parts, call: &Call, error: &ErrorAnswer) -> Response;
 }
 
@@ -144,8 +144,13 @@ impl StandIn {
     pub(crate) fn service(&self, actor: Actor, routes: Router, role: impl Role) -> Service {
         let exchange = Exchange { stand_in: self.clone(), role: Arc::new(role) };
         let certificates = Some(Arc::clone(&self.certificates));
-        let router = routes.layer(from_fn_with_state(exchange, handle));
-        Service { actor, router, faults: self.faults.clone(), timeline: self.timeline.clone(), certificates }
+        Service {
+            actor,
+            router: routes.layer(from_fn_with_state(exchange, handle)),
+            faults: self.faults.clone(),
+            timeline: self.timeline.clone(),
+            certificates,
+        }
     }
 
     /// Records the request before it is served, so that one whose client leaves meanwhile is seen too.
@@ -247,7 +252,7 @@ fn cut(mut response: Response, cut: Cut) -> Response {
     response
 }
 
-/// A success in any case: an error with such a body is one like any other.
+/// Always a success: an error with such a body is an ordinary error.
 fn replaced(served: &Response, body: &'static str) -> Response {
     let status = if served.status().is_success() { served.status() } else { StatusCode::OK };
     (status, body).into_response()

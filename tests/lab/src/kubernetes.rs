@@ -1,4 +1,4 @@
-//! What stands in for the Kubernetes API server of an EKS cluster, as far as an agent scheduler asks it.
+//! The stand-in for the API server of an EKS cluster, with the requests that an agent scheduler sends.
 
 mod api;
 mod apply;
@@ -30,7 +30,7 @@ use crate::{
     timeline::{Actor, Timeline},
 };
 
-/// The namespace that exists from the start, and that an object without one goes to.
+/// The namespace of every lab, and of an object that names none.
 pub const NAMESPACE: &str = "buildkite";
 
 /// The user that the access entry of the function's role names.
@@ -73,12 +73,12 @@ impl Kubernetes {
         self.server.url()
     }
 
-    /// What its certificate is signed with, as EKS shows it: base64 of a PEM.
+    /// The certificate authority, as EKS shows it: base64 of a PEM.
     pub fn ca_data(&self) -> String {
         self.certificates.ca_data()
     }
 
-    /// Opens one more endpoint to the same objects, with another certificate of the same authority, and returns its URL.
+    /// Opens one more endpoint with another certificate of the same authority, and returns its URL.
     pub async fn serve_with(&self, certificate: Certificate) -> String {
         let server = Server::listen(self.ip, Some(self.certificates.server(certificate)), self.service.clone()).await;
         let url = server.url();
@@ -86,7 +86,7 @@ impl Kubernetes {
         url
     }
 
-    /// Takes a bearer token as it is, without judging it, as a token file of the API server does.
+    /// Accepts a bearer token without verification, as a token file of the API server does.
     pub fn accept(&self, token: impl Into<String>) {
         self.api.tokens.lock().known.insert(token.into());
     }
@@ -96,17 +96,17 @@ impl Kubernetes {
         self.api.store.lock().jobs.values().cloned().collect()
     }
 
-    /// The Job of this name, in whatever namespace.
+    /// The Job of this name, in any namespace.
     pub fn job(&self, name: &str) -> Option<Value> {
         self.jobs().into_iter().find(|job| job["metadata"]["name"] == name)
     }
 
-    /// Puts a Job there without judging it; without a namespace it goes to `buildkite`.
+    /// Adds a Job without validation; the default namespace is `buildkite`.
     pub fn put_job(&self, job: Value) {
         self.api.store.lock().put_job(job);
     }
 
-    /// Takes a Job away, as its TTL does.
+    /// Removes a Job, as its TTL does.
     pub fn remove_job(&self, name: &str) {
         self.api.store.lock().jobs.retain(|(_, own), _| own != name);
     }
@@ -117,44 +117,44 @@ impl Kubernetes {
         self.api.store.lock().secrets.get(&key).map(|secret| secret.object.clone())
     }
 
-    /// Applies a Secret with one key as another field manager would, by force; the value in the clear.
+    /// Applies a Secret with one key as another field manager, with force; `value` is not base64.
     pub fn put_secret_as(&self, manager: &str, namespace: &str, name: &str, key: &str, value: &str) {
         let secret = json!({
             "metadata": {"namespace": namespace, "name": name},
             "data": {key: BASE64_STANDARD.encode(value)},
         });
         let applied = self.api.store.lock().apply_secret(manager, &secret, true);
-        assert!(applied.is_ok(), "force knows no conflict");
+        assert!(applied.is_ok(), "force has no conflict");
     }
 
-    /// Takes a Secret away.
+    /// Removes a Secret.
     pub fn remove_secret(&self, namespace: &str, name: &str) {
         self.api.store.lock().secrets.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Makes one more namespace; `buildkite` is there from the start.
+    /// Adds a namespace beside `buildkite`.
     pub fn add_namespace(&self, name: impl Into<String>) {
         self.api.store.lock().namespaces.insert(name.into());
     }
 
-    /// Puts a `PodTemplate` there; without a namespace it goes to `buildkite`.
+    /// Adds or replaces a `PodTemplate`; the default namespace is `buildkite`.
     pub fn put_pod_template(&self, template: Value) {
         self.api.store.lock().put_pod_template(template);
     }
 
-    /// Takes a `PodTemplate` away.
+    /// Removes a `PodTemplate`.
     pub fn remove_pod_template(&self, namespace: &str, name: &str) {
         self.api.store.lock().pod_templates.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Takes a permission away, such as `("create", "jobs")`.
+    /// Removes a permission, such as `("create", "jobs")`.
     pub fn forbid(&self, verb: impl Into<String>, resource: impl Into<String>) {
         self.api.store.lock().forbidden.insert((verb.into(), resource.into()));
     }
 
-    /// Refuses from here on every token that was signed up to now.
+    /// Refuses from here on every token that was signed until now.
     ///
-    /// A token tells its time in whole seconds, so this returns in the next one: whatever is signed then is accepted.
+    /// A token has its time in whole seconds, so this returns in the next second: a token signed then is accepted.
     pub async fn expire_tokens(&self) {
         let now = SystemTime::now();
         self.api.tokens.lock().expired_until = Some(now);

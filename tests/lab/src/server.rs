@@ -27,11 +27,11 @@ use crate::{
     wire::{Ending, Wire},
 };
 
-/// Less than the first record of a TLS server has, and less than any answer of HTTP.
-const BREAK_OFF: usize = 60;
+/// Bytes of a broken answer: less than the first record of a TLS server, and less than any answer of HTTP.
+const CUT_AFTER: usize = 60;
 
-/// When a connection could not be taken.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running server; dropping it ends it and all its connections.
 pub(crate) struct Server {
@@ -47,12 +47,12 @@ pub(crate) struct Service {
     pub(crate) router: Router,
     pub(crate) faults: Faults,
     pub(crate) timeline: Timeline,
-    /// Makes what else [`Fault::Show`] wants to be shown.
+    /// Makes the certificates of [`Fault::Show`].
     pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
 impl Service {
-    /// One that knows no faults.
+    /// Without faults.
     pub(crate) fn new(actor: Actor, router: Router, timeline: &Timeline) -> Self {
         Self { actor, router, faults: Faults::default(), timeline: timeline.clone(), certificates: None }
     }
@@ -94,7 +94,7 @@ impl Server {
     /// The same without the scheme, as `host:port`.
     pub(crate) fn authority(&self) -> String {
         let ip = match self.address.ip() {
-            // A server that listens everywhere is reached by the one name that is in the certificate in any case.
+            // A server that listens on all addresses is reached by the one that every certificate names.
             ip if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             ip => ip,
         };
@@ -106,8 +106,8 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Servic
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // No descriptor is left, say; one will be soon.
-            sleep(ACCEPT_AGAIN).await;
+            // Such as no descriptor left; one will be free soon.
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
         while connections.try_join_next().is_some() {}
@@ -118,7 +118,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Servic
             service.timeline.push(Entry { fault: fault.clone(), ..Entry::new(service.actor, Kind::Connected) });
         }
         match fault {
-            Some(Fault::CutHandshake) => ending.break_off_after(BREAK_OFF),
+            Some(Fault::CutHandshake) => ending.break_off_after(CUT_AFTER),
             Some(Fault::Show(certificate)) => {
                 let certificates = service.certificates.as_ref().expect("a server with faults has certificates");
                 tls = Some(certificates.server(certificate).into());
@@ -149,7 +149,7 @@ pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, endi
     let closed = service.faults.closed();
     let answer = service_fn(|request| answer(service.router.clone(), ending.clone(), request));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-    // How a connection ends is the client's affair, or our own fault on purpose.
+    // How a connection ends is the client's affair, or an injected fault.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = closed => {
@@ -164,11 +164,11 @@ async fn answer(router: Router, ending: Ending, request: Request<Incoming>) -> i
     match response.extensions().get::<Cut>() {
         None => return Ok(response),
         Some(Cut::Within) => {
-            ending.break_off_after(BREAK_OFF);
+            ending.break_off_after(CUT_AFTER);
             return Ok(response);
         }
         Some(Cut::Reset) => ending.reset(),
         Some(Cut::Closed) => {}
     }
-    Err(io::Error::other("cut on purpose"))
+    Err(io::Error::other("injected"))
 }

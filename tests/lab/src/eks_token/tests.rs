@@ -1,4 +1,4 @@
-//! One good token, and each rule broken once.
+//! One valid token, and each rule broken once.
 
 use std::time::UNIX_EPOCH;
 
@@ -27,7 +27,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn judge(url: &str) -> Result<Identity, Refusal> {
+fn verify(url: &str) -> Result<Identity, Refusal> {
     verifier("us-east-1").verify(&token(url), at(SIGNED_AT))
 }
 
@@ -49,7 +49,7 @@ fn a_good_token_is_accepted() {
         region: "us-east-1".to_owned(),
         signed_at: at(SIGNED_AT),
     };
-    assert_eq!(judge(&good()), Ok(identity));
+    assert_eq!(verify(&good()), Ok(identity));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn every_rule_is_held() {
     for (name, part, change, refusal) in cases {
         let url = good();
         assert!(url.contains(part), "{name}: nothing to change");
-        assert_eq!(judge(&url.replacen(part, change, 1)), Err(refusal), "{name}");
+        assert_eq!(verify(&url.replacen(part, change, 1)), Err(refusal), "{name}");
     }
 }
 
@@ -135,8 +135,8 @@ fn a_token_is_good_from_five_minutes_before_to_fifteen_after_its_date() {
 #[test]
 fn the_signature_covers_cluster_and_host() {
     let signed = |cluster, headers| presigned("sts.us-east-1.amazonaws.com", "us-east-1", cluster, headers);
-    assert_eq!(judge(&signed("other-cluster", "host;x-k8s-aws-id")), Err(Refusal::Signature));
-    assert_eq!(judge(&signed("example-cluster", "x-k8s-aws-id")), Err(Refusal::HostNotSigned));
+    assert_eq!(verify(&signed("other-cluster", "host;x-k8s-aws-id")), Err(Refusal::Signature));
+    assert_eq!(verify(&signed("example-cluster", "x-k8s-aws-id")), Err(Refusal::HostNotSigned));
 }
 
 #[test]

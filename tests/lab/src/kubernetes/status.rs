@@ -1,4 +1,4 @@
-//! Errors of the API server: metav1.Status bodies in the words of the real one.
+//! Errors of the API server: `metav1.Status` bodies as the real one sends them.
 
 use axum::{
     Json,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::apply::Conflict;
 use crate::fault::ErrorAnswer;
 
-/// A kind of object, by all the names that messages use for it.
+/// A kind of object, with the names that messages use.
 #[derive(Clone, Copy)]
 pub(super) struct Resource {
     pub(super) group: &'static str,
@@ -30,9 +30,8 @@ impl Resource {
     }
 }
 
-/// What is wrong with one field of an object.
+/// A field that is required and missing.
 pub(super) struct Cause {
-    pub(super) reason: &'static str,
     pub(super) field: &'static str,
     pub(super) message: &'static str,
 }
@@ -98,7 +97,7 @@ impl Status {
         let mut details = details(resource, resource.kind, name);
         details["causes"] = causes
             .iter()
-            .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
+            .map(|cause| json!({"reason": "FieldValueRequired", "message": cause.message, "field": cause.field}))
             .collect();
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(details))
     }
@@ -161,7 +160,7 @@ fn details(resource: Resource, kind: &str, name: &str) -> Value {
     details
 }
 
-/// As `getConflictMessage` of the API server words it: one conflict in a line, several under the manager that has them.
+/// As `getConflictMessage` of the API server: one conflict in a line, several grouped by manager.
 fn conflict_message(conflicts: &[Conflict]) -> String {
     if let [conflict] = conflicts {
         return format!("Apply failed with 1 conflict: conflict with \"{}\": {}", conflict.manager, conflict.field);

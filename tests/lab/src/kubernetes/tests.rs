@@ -331,7 +331,7 @@ async fn a_refusing_server_drops_its_connections_and_resets_new_ones() {
 }
 
 #[tokio::test]
-async fn a_bad_certificate_can_be_told_from_a_good_one() {
+async fn a_client_refuses_a_bad_certificate() {
     let lab = Lab::start().await;
     let ca = lab.certificates.ca_pem();
     assert!(Client::connect(&lab.kubernetes.url(), &ca).await.is_ok());
