@@ -18,8 +18,8 @@ use crate::{
     kept::Kept,
     kubernetes::{self, Cluster},
     pod::{
+        definition::Unmet,
         job::{self, JOB_UUID_LABEL},
-        resources::Unmet,
     },
     report::{Failure, Outcome, Reason, Report},
     text::{chain, excerpt},

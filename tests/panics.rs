@@ -64,7 +64,7 @@ async fn a_panic_fails_its_event_and_the_next_one_is_served() {
     created(deliver(&function, 1).await);
 
     clock.says("@1960-01-01 00:00:00");
-    lab.kubernetes.hang_up();
+    lab.kubernetes.close_connections();
     let told = match deliver(&function, 2).await {
         Answer::Error { error_message, .. } => error_message,
         other => panic!("{other:?}\n{}", function.output()),

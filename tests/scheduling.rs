@@ -181,7 +181,7 @@ mod an_event_for_us {
     async fn survives_a_connection_that_died_while_nobody_used_it() {
         let mut scene = Scene::new().await;
         scene.function.initialised().await.unwrap();
-        scene.lab.kubernetes.hang_up();
+        scene.lab.kubernetes.close_connections();
         assert_eq!(scene.succeed(SCHEDULED).await, created());
         // This one is cut just when it is used.
         scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::CutBefore, 1);
