@@ -19,7 +19,7 @@ use base64::{
 };
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, ControlPlane, Function, Lab, Parameter,
+    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, ControlPlane, Entry, Function, Kind, Lab, Parameter,
     control_plane::{Caller, eventually},
     function::Builder,
     kubeconfig::Cluster,
@@ -796,8 +796,9 @@ mod an_eks_token {
         assert_eq!(judged(scene, &scene.token()).await, 404, "a good token is accepted");
         assert_eq!(judged(scene, token).await, 401);
         let authenticator = scene.control_plane.log("aws-iam-authenticator");
-        let sts = scene.lab.timeline.lines();
-        let said = authenticator.contains(words) || sts.iter().any(|(_, line)| line.contains(words));
+        let sts = scene.lab.timeline.entries();
+        let refusal = |entry: &Entry| matches!(&entry.kind, Kind::TokenRefused(reason) if reason.contains(words));
+        let said = authenticator.contains(words) || sts.iter().any(refusal);
         assert!(said, "{words:?} is neither in {sts:?} nor in\n{authenticator}");
     }
 

@@ -25,7 +25,7 @@ use std::{
 
 use agent_scheduler::refresh;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lab::{Actor, Answer, Certificate, Entry, Fault, Function, Lab, When, fault::ErrorAnswer};
+use lab::{Answer, Certificate, Entry, Fault, Function, Kind, Lab, When, fault::ErrorAnswer};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -400,7 +400,7 @@ impl Cell {
             Call::DescribeCluster => function.invoke(OTHER_QUEUE).await,
             Call::PodTemplates | Call::Job => function.invoke(event(EARLIER_UUID, "default")).await,
         };
-        lab.aws.behave();
+        lab.aws.clear_faults();
         lab.kubernetes.put_pod_template(definition("added", &json!([])));
         vec![answer]
     }
@@ -408,10 +408,10 @@ impl Cell {
     /// What has to fail at first, so that a function can be warm and not have asked.
     fn keep_from_asking(self, lab: &Lab) {
         if matches!(self.call, Call::Ssm | Call::Secret) {
-            lab.aws.misbehave(Call::Ssm.requests(), Fault::access_denied(), usize::MAX);
+            lab.aws.inject(Call::Ssm.requests(), Fault::access_denied(), usize::MAX);
         }
         if self.call == Call::DescribeCluster {
-            lab.aws.misbehave(self.call.requests(), Fault::access_denied(), usize::MAX);
+            lab.aws.inject(self.call.requests(), Fault::access_denied(), usize::MAX);
         }
     }
 
@@ -430,16 +430,16 @@ impl Cell {
             (true, State::Warm) => (When::any(), times.count()),
         };
         if call.is_of_aws() {
-            lab.aws.misbehave(when, trouble.fault(call), count);
+            lab.aws.inject(when, trouble.fault(call), count);
         } else {
-            lab.kubernetes.misbehave(when, trouble.fault(call), count);
+            lab.kubernetes.inject(when, trouble.fault(call), count);
         }
         count
     }
 
     fn take_away(self, lab: &Lab) {
-        lab.aws.behave();
-        lab.kubernetes.behave();
+        lab.aws.clear_faults();
+        lab.kubernetes.clear_faults();
         if self.trouble == NameTaken {
             lab.kubernetes.remove_job(JOB);
         }
@@ -527,8 +527,7 @@ impl Cell {
             }
         }
         if !problems.is_empty() {
-            let lines = lab.timeline.lines();
-            problems.extend(lines.iter().map(|(at, line)| format!("  {:>9.3} {line}", at.as_secs_f64())));
+            problems.push(lab.timeline.to_string());
         }
         Verdict { text, problems }
     }
@@ -584,11 +583,11 @@ fn ours(lab: &Lab) -> usize {
 /// had its answer.
 fn too_late(lab: &Lab, timeout: Duration) -> Vec<String> {
     let entries = lab.timeline.entries();
-    let ends = entries.iter().filter(|entry| entry.actor == Actor::Lambda).filter_map(|Entry { at, what, .. }| {
-        let end = match what.as_str() {
-            "process started" => *at + START_UP,
-            event if event.starts_with("event handed") => *at + timeout.saturating_sub(RESERVE),
-            answer if answer.starts_with("answer ") || answer.starts_with("error answer") => *at,
+    let ends = entries.iter().filter_map(|Entry { at, kind, .. }| {
+        let end = match kind {
+            Kind::Started => *at + START_UP,
+            Kind::Invoked { .. } => *at + timeout.saturating_sub(RESERVE),
+            Kind::Answered(Answer::Success(_) | Answer::Error { .. }) => *at,
             _ => return None,
         };
         Some((*at, end + ON_THE_WAY))
@@ -597,8 +596,8 @@ fn too_late(lab: &Lab, timeout: Duration) -> Vec<String> {
     let is_late = |at: Duration| ends.iter().rfind(|(begin, _)| *begin <= at).is_some_and(|(_, end)| at > *end);
     let requests = lab.aws.requests().into_iter().chain(lab.kubernetes.requests());
     let requests = requests.map(|request| (request.at, format!("{} {}", request.method, request.path)));
-    let connections = entries.iter().filter(|entry| entry.what.starts_with("connection "));
-    let connections = connections.map(|entry| (entry.at, entry.what.clone()));
+    let connections = entries.iter().filter(|entry| matches!(entry.kind, Kind::Connected));
+    let connections = connections.map(|entry| (entry.at, entry.to_string()));
     let late = requests.chain(connections).filter(|(at, _)| is_late(*at));
     late.map(|(at, what)| format!("when the time was up, at {:.3}: {what}", at.as_secs_f64())).collect()
 }

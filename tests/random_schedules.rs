@@ -326,8 +326,6 @@ struct World {
     events: Vec<Event>,
     /// Each agent token with the time from which SSM held it.
     tokens: Vec<(String, Instant)>,
-    /// What the lab was told to do wrong, and may still do.
-    faults: Vec<Fault>,
     /// When somebody else removed or wrote the Secret.
     touched: Option<Instant>,
     templates: Templates,
@@ -372,17 +370,18 @@ impl Kind {
 }
 
 impl Call {
-    /// By the lab's line; none for a connection.
-    fn of(what: &str) -> Option<Self> {
-        Some(match what.split([' ', '/']).next().unwrap_or_default() {
-            "POST" => Self::PostJob,
-            "PATCH" => Self::ApplySecret,
-            "GET" if what.contains("/podtemplates") => Self::ListTemplates,
-            "GET" => Self::GetJob,
-            "GetParameter" => Self::GetParameter,
-            "DescribeCluster" => Self::DescribeCluster,
-            _ => return None,
-        })
+    /// None for a connection.
+    fn of(entry: &Entry) -> Option<Self> {
+        let calls = [
+            Self::PostJob,
+            Self::GetJob,
+            Self::ApplySecret,
+            Self::ListTemplates,
+            Self::GetParameter,
+            Self::DescribeCluster,
+        ];
+        let asked = entry.call()?;
+        calls.into_iter().find(|call| call.when().matches(asked))
     }
 
     fn when(self) -> When {
@@ -423,39 +422,38 @@ impl Definition {
 
 impl std::fmt::Debug for Seen {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let line = |(at, entry): &(Instant, Entry)| format!("{:?} {}: {}", *at - self.from, entry.actor, entry.what);
+        let line = |(at, entry): &(Instant, Entry)| format!("{:?} {entry}", *at - self.from);
         formatter.debug_list().entries(self.entries.iter().map(line)).finish()
     }
 }
 
 impl Seen {
     fn count(&self, actors: &[Actor]) -> usize {
-        self.entries.iter().filter(|(_, entry)| actors.contains(&entry.actor) && entry.what.contains(" -> ")).count()
+        let is_request = |entry: &Entry| matches!(entry.kind, lab::Kind::Called(_));
+        self.entries.iter().filter(|(_, entry)| actors.contains(&entry.actor) && is_request(entry)).count()
     }
 
     /// Whether nobody misbehaved.
     fn is_quiet(&self) -> bool {
-        !self.entries.iter().any(|(_, entry)| misbehaved(&entry.what))
+        self.entries.iter().all(|(_, entry)| entry.fault.is_none())
     }
 
-    fn has(&self, start: &str, end: &str) -> bool {
-        self.entries.iter().any(|(_, entry)| entry.what.starts_with(start) && entry.what.ends_with(end))
+    fn has(&self, call: Call, is: impl Fn(&Entry) -> bool) -> bool {
+        self.entries.iter().any(|(_, entry)| Call::of(entry) == Some(call) && is(entry))
     }
 
     fn listed(&self) -> bool {
-        self.has("GET /api/v1/namespaces/buildkite/podtemplates", " -> 200")
+        self.has(Call::ListTemplates, |entry| entry.status == Some(200) && entry.fault.is_none())
     }
 
     /// Whether the Secret was found to be somebody else's.
     fn conflict(&self) -> bool {
-        self.entries.iter().any(|(_, entry)| entry.what.starts_with("PATCH") && status(&entry.what) == Some(409))
+        self.has(Call::ApplySecret, |entry| entry.status == Some(409))
     }
 
     /// Whether the lab gave garbage with a code of success for the Secret: that it is somebody else's nobody could know.
     fn applied_unread(&self) -> bool {
-        let unread =
-            |what: &str| what.starts_with("PATCH") && misbehaved(what) && matches!(status(what), Some(200..=299));
-        self.entries.iter().any(|(_, entry)| unread(&entry.what))
+        self.has(Call::ApplySecret, |entry| entry.fault.is_some() && matches!(entry.status, Some(200..=299)))
     }
 
     /// What is left of the time.
@@ -465,13 +463,10 @@ impl Seen {
 }
 
 impl Trouble {
-    /// What a line of the lab's tells; `only_throttling` if a 400 of AWS is always a throttling, which the line does not tell.
-    fn of(Entry { actor, what, .. }: &Entry, only_throttling: bool) -> Vec<Self> {
-        if !misbehaved(what) {
-            return Vec::new();
-        }
-        let of_aws = matches!(actor, Actor::Ssm | Actor::Eks);
-        let calls = match Call::of(what) {
+    fn of(entry: &Entry) -> Vec<Self> {
+        let Some(fault) = &entry.fault else { return Vec::new() };
+        let of_aws = matches!(entry.actor, Actor::Ssm | Actor::Eks);
+        let calls = match Call::of(entry) {
             Some(call) => vec![call],
             // Whatever would have been asked.
             None if of_aws => vec![Call::GetParameter, Call::DescribeCluster],
@@ -479,17 +474,17 @@ impl Trouble {
         };
         let troubles = calls.into_iter().filter_map(|call| {
             let (kinds, passes) =
-                if of_aws { Self::of_aws(call, what, only_throttling) } else { Self::of_kubernetes(call, what)? };
+                if of_aws { Self::of_aws(call, fault) } else { Self::of_kubernetes(call, fault, entry.status)? };
             Some(Self { call, kinds, passes })
         });
         troubles.collect()
     }
 
-    fn of_kubernetes(call: Call, what: &str) -> Option<(&'static [&'static str], bool)> {
-        if what.contains(" made to wait ") {
+    fn of_kubernetes(call: Call, fault: &Fault, status: Option<u16>) -> Option<(&'static [&'static str], bool)> {
+        if waits(fault) {
             return Some((&["Timeout"], true));
         }
-        Some(match status(what) {
+        Some(match status {
             // What cannot be read. Of the answer to a request that makes something, only the status counts.
             Some(200..=299) if matches!(call, Call::PostJob | Call::ApplySecret) => return None,
             Some(200..=299) => (&["ClusterUnavailable"], false),
@@ -497,12 +492,12 @@ impl Trouble {
             Some(403) => (&["Forbidden"], false),
             Some(429 | 500..) => (&["ClusterUnavailable"], true),
             Some(_) => (&["RejectedByApiServer"], false),
-            None => (&["ClusterUnavailable"], !what.contains("certificate")),
+            None => (&["ClusterUnavailable"], !matches!(fault, Fault::Show(_))),
         })
     }
 
-    fn of_aws(call: Call, what: &str, only_throttling: bool) -> (&'static [&'static str], bool) {
-        let waited = what.contains(" made to wait ");
+    fn of_aws(call: Call, fault: &Fault) -> (&'static [&'static str], bool) {
+        let waited = waits(fault);
         let kinds: &[_] = match call {
             // So that there was no time for the others.
             Call::DescribeCluster if waited => &["ClusterUnavailable", "AgentTokenUnavailable", "Timeout"],
@@ -510,53 +505,46 @@ impl Trouble {
             _ if waited => &["AgentTokenUnavailable", "Timeout"],
             _ => &["AgentTokenUnavailable"],
         };
-        let passes = match status(what) {
-            Some(400) => only_throttling,
-            Some(429 | 500..) | None => true,
-            Some(_) => waited,
+        let passes = match fault {
+            Fault::Status(answer) => answer.code >= 500 || answer.reason == Some("ThrottlingException"),
+            Fault::Garbage | Fault::Empty => false,
+            _ => true,
         };
         (kinds, passes)
     }
 }
 
-/// The status that the lab answered with, if it arrived.
-fn status(what: &str) -> Option<u16> {
-    what.rsplit_once(" -> ")?.1.split(' ').next()?.parse().ok()
-}
-
-/// Whether the lab did so on purpose.
-fn misbehaved(what: &str) -> bool {
-    what.contains("(on purpose)") || what.contains(" made to wait ")
+fn waits(fault: &Fault) -> bool {
+    matches!(fault, Fault::Delay(_) | Fault::DelayAfter(_))
 }
 
 /// Whether a look at the pod definitions may have failed of it; over a connection anything would have been asked.
-fn may_fail_list(what: &str) -> bool {
-    (what.contains("/podtemplates") || what.starts_with("connection ")) && misbehaved(what)
+fn may_fail_list(entry: &Entry) -> bool {
+    entry.fault.is_some() && matches!(Call::of(entry), Some(Call::ListTemplates) | None)
 }
 
 impl Knowledge {
     fn learn(&mut self, seen: &Seen, templates: &Templates, now: Instant) {
         let mut kinds = BTreeSet::new();
         for (at, entry) in &seen.entries {
-            let what = &entry.what;
+            let (call, failed) = (Call::of(entry), entry.fault.is_some());
             if entry.actor == Actor::Kubernetes {
                 self.succeeded.insert(Call::DescribeCluster);
             }
-            if may_fail_list(what) {
+            if may_fail_list(entry) {
                 self.list_failed = Some(now);
-                kinds.extend(Trouble::of(entry, false).iter().flat_map(|trouble| trouble.kinds));
-            } else if what.contains("/podtemplates") {
+                kinds.extend(Trouble::of(entry).iter().flat_map(|trouble| trouble.kinds));
+            } else if call == Some(Call::ListTemplates) {
                 self.copy = Some((*at, templates.clone()));
                 self.list_failed = None;
                 kinds.clear();
             }
-            if what.starts_with("PATCH") && (what.contains(" -> 200") || what.contains(" -> 201")) {
+            if call == Some(Call::ApplySecret) && matches!(entry.status, Some(200 | 201)) {
                 self.delivered = Some(*at);
                 self.delivery_failed = None;
                 self.given_up = false;
             }
-            let refused = what.starts_with("connection ");
-            if (what.starts_with("PATCH") || what.starts_with("GetParameter") || refused) && misbehaved(what) {
+            if failed && matches!(call, Some(Call::ApplySecret | Call::GetParameter) | None) {
                 self.delivery_failed = Some(now);
             }
         }
@@ -593,7 +581,6 @@ impl World {
             knowledge: Knowledge::default(),
             events: Vec::new(),
             tokens,
-            faults: Vec::new(),
             touched: None,
             templates: Templates::new(),
             images: 0,
@@ -623,13 +610,12 @@ impl World {
             }
             Step::Misbehave(call, fault, times) => {
                 if matches!(call, Call::GetParameter | Call::DescribeCluster) {
-                    self.lab.aws.misbehave(call.when(), fault.clone(), *times);
+                    self.lab.aws.inject(call.when(), fault.clone(), *times);
                 } else {
-                    self.lab.kubernetes.misbehave(call.when(), fault.clone(), *times);
+                    self.lab.kubernetes.inject(call.when(), fault.clone(), *times);
                 }
-                self.faults.push(fault.clone());
             }
-            Step::Behave => self.behave(),
+            Step::Behave => self.clear_faults(),
             Step::Rotate => {
                 let token = format!("bkct_{}", self.tokens.len());
                 self.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&token));
@@ -679,7 +665,7 @@ impl World {
 
     /// Everything is mended, and a minute later Lambda delivers what failed once more.
     async fn end(&mut self) -> TestCaseResult {
-        self.behave();
+        self.clear_faults();
         self.remove_secret();
         for name in self.others.clone() {
             self.remove_job(&name);
@@ -694,10 +680,9 @@ impl World {
         self.check_jobs()
     }
 
-    fn behave(&mut self) {
-        self.lab.kubernetes.behave();
-        self.lab.aws.behave();
-        self.faults.clear();
+    fn clear_faults(&mut self) {
+        self.lab.kubernetes.clear_faults();
+        self.lab.aws.clear_faults();
     }
 
     fn remove_secret(&mut self) {
@@ -827,12 +812,12 @@ impl World {
 
     /// There was an answer in time; at once, if nobody made us wait.
     fn check_clock(&self, seen: &Seen) -> TestCaseResult {
-        let (time, took, lines) = (seen.time, seen.from.elapsed(), self.lab.timeline.lines());
+        let (time, took, timeline) = (seen.time, seen.from.elapsed(), &self.lab.timeline);
         if seen.is_quiet() {
-            prop_assert_eq!(took, Duration::ZERO, "it took time, and nobody made us wait: {:#?}", lines);
+            prop_assert_eq!(took, Duration::ZERO, "it took time, and nobody made us wait: {}", timeline);
         }
         // The clock counts milliseconds.
-        prop_assert!(took <= time + Duration::from_millis(2), "the answer took {:?} of {:?}: {:#?}", took, time, lines);
+        prop_assert!(took <= time + Duration::from_millis(2), "the answer took {:?} of {:?}: {}", took, time, timeline);
         Ok(())
     }
 
@@ -873,7 +858,7 @@ impl World {
     ) -> TestCaseResult {
         let existed = before.iter().any(|job| job["metadata"]["name"] == event.job());
         // The lab gives garbage with a code of success: that the name is taken nobody could know.
-        if existed && (seen.has("POST", " and garbage (on purpose)") || seen.has("POST", " and nothing (on purpose)")) {
+        if existed && seen.has(Call::PostJob, |entry| matches!(entry.fault, Some(Fault::Garbage | Fault::Empty))) {
             return Ok(());
         }
         let found = self.lab.kubernetes.job(&event.job());
@@ -914,7 +899,7 @@ impl World {
         known.learn(seen, &self.templates, Instant::now());
         let failed = known.list_failed.is_some_and(|at| seen.from.saturating_duration_since(at) < AGAIN);
         // In a batch one event may look again after that, and another not.
-        let serves_on = failed || seen.entries.iter().any(|(_, entry)| may_fail_list(&entry.what));
+        let serves_on = failed || seen.entries.iter().any(|(_, entry)| may_fail_list(entry));
         let copy = self.knowledge.copy.as_ref().filter(|(at, _)| seen.from - *at < COPY_AGE || serves_on);
         let copy = copy.map(|(_, templates)| templates);
         let cluster = seen.listed().then_some(&self.templates);
@@ -941,9 +926,9 @@ impl World {
         let replaced = self.tokens.get(place.unwrap() + 1).map(|(_, from)| *from);
         prop_assert!(
             replaced.is_none_or(recent),
-            "the Secret holds a token that was replaced {:?} ago: {:#?}",
+            "the Secret holds a token that was replaced {:?} ago: {}",
             replaced.map(|at| seen.from - at),
-            self.lab.timeline.lines()
+            self.lab.timeline
         );
         Ok(())
     }
@@ -997,13 +982,14 @@ impl World {
     ///
     /// What passes is no reason to fail as long as there is time for another try.
     fn kinds_of_troubles(&self, seen: &Seen, time: impl Fn(Call) -> Option<Duration>) -> Vec<&'static str> {
-        let is_refusal = |answer: &ErrorAnswer| answer.code == 400 && answer.reason != Some("ThrottlingException");
-        let only_throttling = !self.answers().any(is_refusal);
-        let troubles: Vec<_> = seen.entries.iter().flat_map(|(_, entry)| Trouble::of(entry, only_throttling)).collect();
+        let troubles: Vec<_> = seen.entries.iter().flat_map(|(_, entry)| Trouble::of(entry)).collect();
         let passing = troubles.iter().filter(|trouble| trouble.passes).count();
         let doubled = 2_u32.saturating_pow(u32::try_from(passing).unwrap_or(u32::MAX).saturating_sub(1));
-        let throttled = seen.entries.iter().any(|(_, entry)| status(&entry.what) == Some(429));
-        let retry_after = self.answers().filter_map(|answer| answer.retry_after).max().filter(|_| throttled);
+        let retry_after = seen.entries.iter().filter_map(|(_, entry)| match &entry.fault {
+            Some(Fault::Status(answer)) => answer.retry_after,
+            _ => None,
+        });
+        let retry_after = retry_after.max();
         let needed = FIRST_PAUSE.saturating_mul(doubled).min(PAUSE) + retry_after.unwrap_or_default() + LEAST;
         // A new token helps, unless it is refused, too.
         let is_401 = |trouble: &&Trouble| trouble.kinds == ["Unauthorized"];
@@ -1015,14 +1001,6 @@ impl World {
             })
         });
         follow.flat_map(|trouble| trouble.kinds).copied().collect()
-    }
-
-    /// The errors that the lab may have answered.
-    fn answers(&self) -> impl Iterator<Item = &ErrorAnswer> {
-        self.faults.iter().filter_map(|fault| match fault {
-            Fault::Status(answer) => Some(answer),
-            _ => None,
-        })
     }
 
     /// How often the API server is asked when everything is known already, and nobody else at all.

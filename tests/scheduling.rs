@@ -184,7 +184,7 @@ mod an_event_for_us {
         scene.lab.kubernetes.hang_up();
         assert_eq!(scene.succeed(SCHEDULED).await, created());
         // This one is cut just when it is used.
-        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, 1);
+        scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::CutBefore, 1);
         let other = "11111111-2222-4333-8444-555555555502";
         let answer = scene.succeed(changed(|detail| detail["job"]["uuid"] = json!(other))).await;
         assert_eq!(answer["outcome"], "created");
@@ -194,7 +194,7 @@ mod an_event_for_us {
     #[tokio::test]
     async fn survives_the_loss_of_the_answer() {
         let mut scene = Scene::new().await;
-        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutAfter, 1);
+        scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::CutAfter, 1);
         assert_eq!(scene.succeed(SCHEDULED).await["outcome"], "already-exists");
         assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
         scene.end().await;
@@ -359,7 +359,7 @@ mod a_pod_definition {
             let env = json!([{"name": "BUILDKITE_AGENT_TOKEN", "value": "file:///var/run/token"}]);
             let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
             lab.kubernetes.put_pod_template(template("default", &spec));
-            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
+            lab.aws.inject(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
             function
         })
         .await;
@@ -502,7 +502,7 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn pod_definitions_that_cannot_be_listed() {
         let change = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::status(503), usize::MAX);
+            lab.kubernetes.inject(When::path("/podtemplates"), Fault::status(503), usize::MAX);
             function
         };
         let words = ["cannot list the pod definitions of namespace buildkite", "cannot serve the request now"];
@@ -533,7 +533,7 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn a_parameter_that_may_not_be_read() {
         let change = |lab: &Lab, function| {
-            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
+            lab.aws.inject(When::action("GetParameter"), Fault::access_denied(), usize::MAX);
             function
         };
         let words =
@@ -564,7 +564,7 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn an_api_server_that_hangs_up() {
         let change = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::CutBefore, usize::MAX);
+            lab.kubernetes.inject(When::request("POST", JOBS), Fault::CutBefore, usize::MAX);
             function
         };
         fails_with(change, "ClusterUnavailable", &["has not confirmed Job buildkite-", "cannot reach the API server"])
@@ -574,7 +574,7 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn a_proxy_that_leads_elsewhere() {
         let change = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::status(302), usize::MAX);
+            lab.kubernetes.inject(When::request("POST", JOBS), Fault::status(302), usize::MAX);
             function
         };
         fails_with(change, "ClusterUnavailable", &["cannot reach the API server", "302 Found, which no API server"])
@@ -603,7 +603,7 @@ mod an_event_that_cannot_be_served {
     /// Fails since it is not known what became of the Job, and the next delivery makes up for it.
     async fn not_confirmed(fault: Fault, kind: &str, words: &str) {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
+            lab.kubernetes.inject(When::request("POST", JOBS), fault, usize::MAX);
             function
         })
         .await;
@@ -611,7 +611,7 @@ mod an_event_that_cannot_be_served {
         assert_eq!(error_type, kind);
         assert!(text.starts_with(&format!("the API server has not confirmed Job {JOB}; ")), "{text}");
         assert!(text.contains(words), "{text}");
-        scene.lab.kubernetes.behave();
+        scene.lab.kubernetes.clear_faults();
         scene.succeed(SCHEDULED).await;
         assert_eq!(scene.lab.kubernetes.jobs().len(), 1);
         scene.end().await;
@@ -643,7 +643,7 @@ mod an_event_that_cannot_be_served {
     #[tokio::test]
     async fn a_token_that_stays_refused_after_one_new_one() {
         let scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::status(401), usize::MAX);
+            lab.kubernetes.inject(When::request("POST", JOBS), Fault::status(401), usize::MAX);
             function
         })
         .await;
@@ -694,7 +694,7 @@ mod an_event_that_cannot_be_served {
     async fn an_object_that_the_api_server_finds_invalid() {
         let message = format!("Job.batch \"{JOB}\" is invalid: spec.template.spec.containers[0].image: Required value");
         let change = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid(message.clone()), usize::MAX);
+            lab.kubernetes.inject(When::request("POST", JOBS), Fault::invalid(message.clone()), usize::MAX);
             function
         };
         fails_with(change, "RejectedByApiServer", &[&message]).await;
@@ -704,7 +704,7 @@ mod an_event_that_cannot_be_served {
     async fn an_overloaded_api_server() {
         for fault in [Fault::throttled(Duration::from_secs(1)), Fault::status(500), Fault::status(503)] {
             let change = |lab: &Lab, function| {
-                lab.kubernetes.misbehave(When::request("POST", JOBS), fault, usize::MAX);
+                lab.kubernetes.inject(When::request("POST", JOBS), fault, usize::MAX);
                 function
             };
             fails_with(
@@ -810,7 +810,7 @@ mod a_batch_of_the_failure_queue {
     #[tokio::test]
     async fn reports_those_that_the_api_server_refuses() {
         let mut scene = Scene::new().await;
-        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no such field"), 3);
+        scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::invalid("no such field"), 3);
         let answer = scene.succeed(batch((0..10).map(record))).await;
         let made: Vec<_> = scene.lab.kubernetes.jobs().iter().map(job_uuid).collect();
         assert_eq!(made.len(), 7);
@@ -827,7 +827,7 @@ mod a_batch_of_the_failure_queue {
         for (method, path) in [("POST", JOBS), ("PATCH", "/secrets"), ("GET", "/podtemplates")] {
             let mut scene = Scene::with(|lab, function| {
                 let late = Fault::Delay(Duration::from_mins(1));
-                lab.kubernetes.misbehave(When::request(method, path), late, usize::MAX);
+                lab.kubernetes.inject(When::request(method, path), late, usize::MAX);
                 function
             })
             .await;
@@ -848,7 +848,7 @@ mod a_batch_of_the_failure_queue {
                 let spec =
                     json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "env": env}]});
                 lab.kubernetes.put_pod_template(json!({"metadata": {"name": "own"}, "template": {"spec": spec}}));
-                lab.aws.misbehave(When::action("GetParameter"), fault, usize::MAX);
+                lab.aws.inject(When::action("GetParameter"), fault, usize::MAX);
                 function
             })
             .await;
@@ -876,11 +876,11 @@ mod a_batch_of_the_failure_queue {
         // When it has to be found first, and when it is known.
         let lost: [fn(&Lab, Builder) -> Builder; 2] = [
             |lab, function| {
-                lab.aws.misbehave(When::path("/clusters/"), Fault::access_denied(), usize::MAX);
+                lab.aws.inject(When::action("DescribeCluster"), Fault::access_denied(), usize::MAX);
                 function.env_remove("KUBERNETES_API_SERVER_ENDPOINT")
             },
             |lab, function| {
-                lab.kubernetes.misbehave(When::path("/"), Fault::CutBefore, usize::MAX);
+                lab.kubernetes.inject(When::path("/"), Fault::CutBefore, usize::MAX);
                 function
             },
         ];
@@ -1019,7 +1019,7 @@ mod metrics {
     #[tokio::test]
     async fn tell_of_a_job_that_failed_and_of_an_event_that_cannot_be_read() {
         let scene = Scene::new().await;
-        scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no such field"), 1);
+        scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::invalid("no such field"), 1);
         are(scene, &[SCHEDULED, "{}"], &[one("JobsFailed", "default"), one("JobsFailed", "none")]).await;
     }
 
@@ -1137,16 +1137,16 @@ mod start_up {
     #[tokio::test]
     async fn that_failed_is_made_up_for_by_the_first_event() {
         let denied = |lab: &Lab, function| {
-            lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 1);
+            lab.aws.inject(When::action("GetParameter"), Fault::access_denied(), 1);
             function
         };
         let cut = |lab: &Lab, function| {
-            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::CutBefore, usize::MAX);
+            lab.kubernetes.inject(When::path("/podtemplates"), Fault::CutBefore, usize::MAX);
             function
         };
         for mut scene in [Scene::with(denied).await, Scene::with(cut).await] {
             scene.function.initialised().await.unwrap();
-            scene.lab.kubernetes.behave();
+            scene.lab.kubernetes.clear_faults();
             assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_none());
             assert_eq!(scene.succeed(SCHEDULED).await, created());
             assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
@@ -1161,12 +1161,12 @@ mod start_up {
     #[tokio::test]
     async fn that_hangs_gives_way_to_the_first_event() {
         let mut scene = Scene::with(|lab, function| {
-            lab.kubernetes.misbehave(When::path("/podtemplates"), Fault::Delay(Duration::from_mins(1)), usize::MAX);
+            lab.kubernetes.inject(When::path("/podtemplates"), Fault::Delay(Duration::from_mins(1)), usize::MAX);
             function
         })
         .await;
         scene.function.initialised().await.unwrap();
-        scene.lab.kubernetes.behave();
+        scene.lab.kubernetes.clear_faults();
         assert_eq!(scene.succeed(SCHEDULED).await, created());
         let log = scene.end().await;
         assert!(log.iter().any(|line| line["error_type"] == "Timeout"), "{log:#?}");
@@ -1223,7 +1223,7 @@ mod the_agent_token {
             })
             .await;
             scene.succeed(SCHEDULED).await;
-            scene.lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::Garbage, 1);
+            scene.lab.kubernetes.inject(When::request("POST", JOBS), Fault::Garbage, 1);
             scene.invoke(changed(|detail| detail["job"]["uuid"] = json!("11111111-2222-4333-8444-555555555502"))).await;
             let output = scene.function.output();
             assert!(!output.contains("make test"), "the step's command is in the output");

@@ -187,14 +187,14 @@ mod a_secret {
         type Break = fn(&Lab);
         let broken: [(&str, Break); 6] = [
             ("nothing", |_| {}),
-            ("SSM answers garbage", |lab| lab.aws.misbehave(When::action("GetParameter"), Fault::Garbage, 9)),
-            ("SSM denies", |lab| lab.aws.misbehave(When::action("GetParameter"), Fault::access_denied(), 9)),
+            ("SSM answers garbage", |lab| lab.aws.inject(When::action("GetParameter"), Fault::Garbage, 9)),
+            ("SSM denies", |lab| lab.aws.inject(When::action("GetParameter"), Fault::access_denied(), 9)),
             ("the Secret is refused", |lab| lab.kubernetes.forbid("patch", "secrets")),
             ("the Secret is garbage", |lab| {
-                lab.kubernetes.misbehave(When::request("PATCH", "/secrets"), Fault::Garbage, 9);
+                lab.kubernetes.inject(When::request("PATCH", "/secrets"), Fault::Garbage, 9);
             }),
             ("the Job is refused", |lab| {
-                lab.kubernetes.misbehave(When::request("POST", JOBS), Fault::invalid("no"), 9);
+                lab.kubernetes.inject(When::request("POST", JOBS), Fault::invalid("no"), 9);
             }),
         ];
         for (what, fault) in broken {

@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 use crate::{
     certificates::{Certificate, Certificates},
     credentials::Credentials,
-    exchange::{Desk, Request, Role},
+    exchange::{ExchangeLog, Request, Role},
     fault::{ErrorAnswer, Fault, When},
-    server::{Server, Site},
-    timeline::{Actor, Timeline},
+    server::{Server, Service},
+    timeline::{Actor, Call, Timeline},
 };
 
 /// The region that everything is in.
@@ -72,7 +72,7 @@ impl Parameter {
 
 struct Api {
     access_key_id: String,
-    desk: Desk,
+    log: ExchangeLog,
     parameters: Mutex<BTreeMap<String, Stored>>,
     clusters: Mutex<BTreeMap<String, Cluster>>,
 }
@@ -94,10 +94,10 @@ impl Aws {
         credentials: &Credentials,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let desk = Desk::new(timeline);
+        let log = ExchangeLog::new(timeline);
         let api = Arc::new(Api {
             access_key_id: credentials.access_key_id.clone(),
-            desk: desk.clone(),
+            log: log.clone(),
             parameters: Mutex::default(),
             clusters: Mutex::default(),
         });
@@ -107,15 +107,15 @@ impl Aws {
             .fallback(unknown_operation)
             .layer(from_fn_with_state(Arc::clone(&api), authenticate))
             .with_state(Arc::clone(&api));
-        let site = Site {
+        let service = Service {
             actor: Actor::Ssm,
-            router: desk.around(routes, AwsRole),
-            faults: desk.faults.clone(),
+            router: log.around(routes, AwsRole),
+            faults: log.faults.clone(),
             timeline: timeline.clone(),
             certificates: Some(Arc::clone(certificates)),
         };
-        let http = Server::listen(ip, None, site.clone()).await;
-        let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), site).await;
+        let http = Server::listen(ip, None, service.clone()).await;
+        let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), service).await;
         Self { api, http: Arc::new(http), https: Arc::new(https) }
     }
 
@@ -154,37 +154,37 @@ impl Aws {
     }
 
     /// Lets the next `times` requests that match, or connections, meet a fault.
-    pub fn misbehave(&self, when: When, fault: Fault, times: usize) {
-        self.api.desk.faults.plan(when, fault, times);
+    pub fn inject(&self, when: When, fault: Fault, times: usize) {
+        self.api.log.faults.plan(when, fault, times);
     }
 
     /// Lets the requests that match meet a fault as far as more than so many come in a second.
     pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
-        self.api.desk.faults.plan_beyond(when, fault, per_second);
+        self.api.log.faults.plan_beyond(when, fault, per_second);
     }
 
     /// Forgets all faults that are still planned.
-    pub fn behave(&self) {
-        self.api.desk.faults.clear();
+    pub fn clear_faults(&self) {
+        self.api.log.faults.clear();
     }
 
     /// How many faults were committed so far.
     pub fn faults_met(&self) -> usize {
-        self.api.desk.faults.met()
+        self.api.log.faults.met()
     }
 
     /// Closes every connection that is idle now, and the others after their answer.
     pub fn hang_up(&self) {
-        self.api.desk.faults.hang_up();
+        self.api.log.faults.hang_up();
     }
 
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
-        self.api.desk.requests()
+        self.api.log.requests()
     }
 
     pub(crate) fn forget(&self) {
-        self.api.desk.forget();
+        self.api.log.forget();
     }
 }
 
@@ -295,17 +295,17 @@ fn cluster_arn(name: &str) -> String {
 struct AwsRole;
 
 impl Role for AwsRole {
-    fn subject(&self, parts: &Parts, body: &[u8]) -> (Actor, String) {
+    fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call) {
         if let Some(name) = parts.uri.path().strip_prefix("/clusters/") {
-            return (Actor::Eks, format!("DescribeCluster {name}"));
+            return (Actor::Eks, Call::new("DescribeCluster", name));
         }
         let target = parts.headers.get(TARGET).and_then(|target| target.to_str().ok()).unwrap_or_default();
         let action = target.rsplit('.').next().unwrap_or_default();
         let name = serde_json::from_slice::<GetParameter>(body).map(|request| request.name).unwrap_or_default();
-        (Actor::Ssm, format!("{action} {name}").trim().to_owned())
+        (Actor::Ssm, Call::new(action, name))
     }
 
-    fn error(&self, parts: &Parts, subject: &str, answer: &ErrorAnswer) -> Response {
+    fn error(&self, parts: &Parts, call: &Call, answer: &ErrorAnswer) -> Response {
         let rest = is_rest(parts.uri.path());
         let kind = answer.reason.unwrap_or("InternalServerError");
         let code = match kind {
@@ -315,7 +315,7 @@ impl Role for AwsRole {
         };
         let message = match &answer.message {
             Some(message) => message.clone(),
-            None if kind == "AccessDeniedException" => access_denied(rest, subject),
+            None if kind == "AccessDeniedException" => access_denied(rest, call),
             None => "We encountered an internal error. Please try again.".to_owned(),
         };
         let status = StatusCode::from_u16(code).expect("a fault has an HTTP status");
@@ -323,9 +323,8 @@ impl Role for AwsRole {
     }
 }
 
-fn access_denied(rest: bool, subject: &str) -> String {
-    let (action, name) = subject.split_once(' ').unwrap_or((subject, ""));
-    let (service, resource) = if rest { ("eks", cluster_arn(name)) } else { ("ssm", parameter_arn(name)) };
+fn access_denied(rest: bool, Call { verb: action, target }: &Call) -> String {
+    let (service, resource) = if rest { ("eks", cluster_arn(target)) } else { ("ssm", parameter_arn(target)) };
     format!(
         "User: arn:aws:sts::{ACCOUNT}:assumed-role/{ROLE}/{SESSION} is not authorized to perform: {service}:{action} on resource: \
          {resource} because no identity-based policy allows the {service}:{action} action"

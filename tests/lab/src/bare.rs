@@ -10,12 +10,11 @@ use hyper::{
     Request, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use lab::{Answer, Lab, control_plane::Caller};
-use serde_json::Value;
+use lab::{Answer, Event, Lab, control_plane::Caller};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::{bench::Problem, event_file, run::NAMESPACE};
+use crate::{bench::Problem, run::NAMESPACE};
 
 /// What the function posts.
 pub struct Body {
@@ -25,12 +24,12 @@ pub struct Body {
 
 impl Body {
     /// As the lab's stand-in sees it.
-    pub async fn of(function: &Path, event: &Value) -> Result<Self, Problem> {
+    pub async fn of(function: &Path, event: &Event) -> Result<Self, Problem> {
         let lab = Lab::start().await;
         let started = lab.function(function).try_start();
         let process = started.map_err(|source| Problem::Unusable { path: function.to_owned(), source })?;
         let uuid = Uuid::new_v4().to_string();
-        match process.invoke(event_file::of_job(event, &uuid)).await {
+        match process.invoke(event.clone().uuid(&uuid)).await {
             Answer::Success(_) => {}
             answer => return Err(Problem::Failed { path: function.to_owned(), answer }),
         }

@@ -12,12 +12,9 @@ use std::{
 use clap::Args;
 use flate2::{Compression, read::DeflateEncoder};
 use hyper::StatusCode;
-use lab::{Answer, Function, Lab, control_plane, function::Builder, kubeconfig};
+use lab::{Answer, Event, Function, Lab, control_plane, event, function::Builder, kubeconfig};
 use nix::{errno::Errno, time::clock_getcpuclockid, unistd::Pid};
-use serde_json::Value;
 use uuid::Uuid;
-
-use crate::event_file;
 
 /// The floor signs nothing, so it gets a token that is good as it is.
 pub const FLOOR_TOKEN: &str = "floor";
@@ -48,7 +45,7 @@ pub enum Problem {
     #[error("cannot read {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    Event(#[from] event_file::Problem),
+    Event(#[from] event::Problem),
     #[error("cannot run {}: {source}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     #[error("{} failed: {answer}", path.display())]
@@ -67,7 +64,7 @@ pub enum Problem {
 struct Subject<'a> {
     lab: &'a Lab,
     binary: &'a Path,
-    event: &'a Value,
+    event: &'a Event,
 }
 
 /// What the starts and the warm events of one binary gave.
@@ -95,7 +92,7 @@ struct Requests {
 impl Bench {
     /// Prints the table.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let lab = Lab::start().await;
         lab.kubernetes.accept(FLOOR_TOKEN);
         let mut subjects = [&self.function, &self.floor]
@@ -158,7 +155,7 @@ impl Subject<'_> {
 
     /// Sends an event of a new job, and tells how long the answer took.
     async fn invoke(&self, function: &Function) -> Result<Duration, Problem> {
-        let event = event_file::of_job(self.event, &Uuid::new_v4().to_string());
+        let event = self.event.clone().uuid(Uuid::new_v4());
         let sent = Instant::now();
         match function.invoke(event).await {
             Answer::Success(_) => Ok(sent.elapsed()),

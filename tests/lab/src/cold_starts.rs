@@ -11,16 +11,12 @@ use std::{
 };
 
 use clap::Args;
-use lab::{Answer, Fault, Function, Lab, When};
+use lab::{Answer, Event, Fault, Function, Lab, When};
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::{
-    bench::{Problem, percentile},
-    event_file,
-};
+use crate::bench::{Problem, percentile};
 
 /// With higher throughput.
 const HIGHER: u32 = 10_000;
@@ -66,7 +62,7 @@ struct Burst {
 impl ColdStarts {
     /// Prints what each event waited for; fails if one has no Job in the end.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let Self { starts, calls, reserved, .. } = self;
         println!(
             "{starts} events at once; seconds from their arrival to the Job, with Lambda's pauses before it delivers one again\n"
@@ -96,11 +92,10 @@ impl ColdStarts {
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    async fn burst(&self, functions: usize, calls: u32, event: &Value) -> Result<Burst, Problem> {
+    async fn burst(&self, functions: usize, calls: u32, event: &Event) -> Result<Burst, Problem> {
         let lab = Lab::start().await;
         lab.aws.limit(When::action("GetParameter"), Fault::throttling(), calls);
-        let mut events: Vec<_> =
-            (0..self.starts).map(|_| event_file::of_job(event, &Uuid::new_v4().to_string())).collect();
+        let mut events: Vec<_> = (0..self.starts).map(|_| event.clone().uuid(Uuid::new_v4())).collect();
         let waiting = Arc::new(Mutex::new(events.split_off(functions)));
         let arrived = Instant::now();
         let mut serving = JoinSet::new();
@@ -132,13 +127,13 @@ struct Served {
 }
 
 /// Gives a function its first event, and then what still waits.
-async fn serve(function: Function, first: String, waiting: Arc<Mutex<Vec<String>>>, arrived: Instant) -> Served {
+async fn serve(function: Function, first: Event, waiting: Arc<Mutex<Vec<Event>>>, arrived: Instant) -> Served {
     let mut served = Served::default();
     let mut next = Some(first);
     while let Some(event) = next {
         let mut paused = Duration::ZERO;
         for (failed, pause) in served.failures.iter_mut().zip(PAUSES) {
-            if let Answer::Success(_) = function.invoke(event.as_str()).await {
+            if let Answer::Success(_) = function.invoke(&event).await {
                 served.waits.push(arrived.elapsed() + paused);
                 break;
             }

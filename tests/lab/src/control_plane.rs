@@ -188,7 +188,7 @@ impl ControlPlane {
     /// A lab whose functions are led to this control plane, with keys that its authenticator accepts.
     pub async fn lab(&self) -> Lab {
         let mut lab = Lab::start().await;
-        lab.lead_to(self.url.clone(), self.certificates.ca_data());
+        lab.set_endpoint(self.url.clone(), self.certificates.ca_data());
         self.sts.know(lab.verifier(), lab.timeline.clone());
         lab
     }

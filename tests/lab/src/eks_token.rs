@@ -170,10 +170,13 @@ impl Verifier {
     }
 
     /// What STS says to a pre-signed URL that came to `host` with this verifier's cluster in the header.
-    pub(crate) fn judge_as_sts(&self, host: &str, query: &str, now: SystemTime) -> Result<(), Refusal> {
+    ///
+    /// Returns when it was signed.
+    pub(crate) fn judge_as_sts(&self, host: &str, query: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
         let query = Query::parse(query)?;
         let signed_at = check_parameters(&query, now)?;
-        self.ask_sts(host, &query, signed_at, now)
+        self.ask_sts(host, &query, signed_at, now)?;
+        Ok(signed_at)
     }
 
     /// What STS would say to the URL, sent with the header that names our own cluster.

@@ -1,6 +1,10 @@
-//! One request and its answer, as every stand-in treats them: met by a fault if one is planned, noted, and kept for the test.
+//! One request and its answer, as every stand-in treats them: it meets a fault if one is planned, and is recorded for the test.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -20,7 +24,7 @@ use tokio::time::sleep;
 use crate::{
     fault::{ErrorAnswer, Fault, Faults},
     server::Cut,
-    timeline::{Actor, Timeline},
+    timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
 /// More than any real server of these takes.
@@ -69,22 +73,22 @@ pub(crate) enum Caller {
 
 /// The service that a stand-in plays, as far as the common treatment must know it.
 pub(crate) trait Role: Send + Sync + 'static {
-    /// Who is asked, and for what, in one line without secrets.
-    fn subject(&self, parts: &Parts, body: &[u8]) -> (Actor, String);
+    /// Who is asked, and for what.
+    fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call);
 
     /// An error in this service's own words.
-    fn error(&self, parts: &Parts, subject: &str, error: &ErrorAnswer) -> Response;
+    fn error(&self, parts: &Parts, call: &Call, error: &ErrorAnswer) -> Response;
 }
 
-/// What a stand-in was told to do wrong, and what it has seen. Clones share both.
+/// The faults that a stand-in has to inject, and the requests that it got. Clones share both.
 #[derive(Clone)]
-pub(crate) struct Desk {
+pub(crate) struct ExchangeLog {
     pub(crate) faults: Faults,
     pub(crate) timeline: Timeline,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
-impl Desk {
+impl ExchangeLog {
     pub(crate) fn new(timeline: &Timeline) -> Self {
         Self { faults: Faults::default(), timeline: timeline.clone(), requests: Arc::default() }
     }
@@ -100,7 +104,7 @@ impl Desk {
 
     /// Puts the common treatment around a stand-in's routes.
     pub(crate) fn around(&self, routes: Router, role: impl Role) -> Router {
-        let exchange = Exchange { desk: self.clone(), role: Arc::new(role) };
+        let exchange = Exchange { log: self.clone(), role: Arc::new(role) };
         routes.layer(from_fn_with_state(exchange, handle))
     }
 
@@ -120,7 +124,13 @@ impl Desk {
         requests.len() - 1
     }
 
-    fn answered(&self, index: usize, response: &Response) {
+    /// An entry of its own, as the client may leave before the answer.
+    fn delayed(&self, actor: Actor, call: &Call, fault: Option<Fault>) {
+        self.timeline.push(Entry { fault, ..Entry::new(actor, Kind::Delayed(call.clone())) });
+    }
+
+    /// Returns the status that arrives.
+    fn answered(&self, index: usize, response: &Response) -> Option<u16> {
         let request = &mut self.requests.lock()[index];
         match response.extensions().get::<Caller>() {
             Some(Caller::User(user)) => request.user = Some(user.clone()),
@@ -130,12 +140,13 @@ impl Desk {
         if response.extensions().get::<Cut>().is_none() {
             request.status = Some(response.status().as_u16());
         }
+        request.status
     }
 }
 
 #[derive(Clone)]
 struct Exchange {
-    desk: Desk,
+    log: ExchangeLog,
     role: Arc<dyn Role>,
 }
 
@@ -144,26 +155,24 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let desk = &exchange.desk;
-    let (actor, subject) = exchange.role.subject(&parts, &body);
-    let index = desk.arrived(&parts, &body);
-    let fault = desk.faults.take(parts.method.as_str(), parts.uri.path(), &subject);
-
-    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let log = &exchange.log;
+    let (actor, call) = exchange.role.call(&parts, &body);
+    let (index, arrived) = (log.arrived(&parts, &body), Instant::now());
+    let mut fault = log.faults.take(&call);
 
     let mut response = match fault.clone() {
         Some(Fault::Delay(time)) => {
-            desk.timeline.record(actor, format!("{subject} is made to wait {time:?}"));
+            log.delayed(actor, &call, fault.take());
             sleep(time).await;
             serve(next, parts, body).await
         }
         Some(Fault::DelayAfter(time)) => {
             let response = serve(next, parts, body).await;
-            desk.timeline.record(actor, format!("{subject} is carried out, and made to wait {time:?}"));
+            log.delayed(actor, &call, fault.take());
             sleep(time).await;
             response
         }
-        Some(Fault::Status(error)) => retry_after(exchange.role.error(&parts, &subject, &error), &error),
+        Some(Fault::Status(error)) => retry_after(exchange.role.error(&parts, &call, &error), &error),
         Some(Fault::CutBefore) => cut(StatusCode::OK.into_response(), Cut::Closed),
         Some(Fault::ResetBefore) => cut(StatusCode::OK.into_response(), Cut::Reset),
         Some(Fault::CutAfter) => cut(serve(next, parts, body).await, Cut::Closed),
@@ -173,9 +182,10 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
         Some(Fault::Empty) => replaced(&serve(next, parts, body).await, ""),
         None | Some(Fault::Refuse | Fault::CutHandshake | Fault::Show(_)) => serve(next, parts, body).await,
     };
-    desk.answered(index, &response);
-    desk.timeline.record(actor, line(&subject, &response, fault.as_ref()));
-    if desk.faults.answered(method.as_str(), &path, &subject) {
+    let status = log.answered(index, &response);
+    let called = Entry::new(actor, Kind::Called(call.clone()));
+    log.timeline.push(Entry { fault, status, took: arrived.elapsed(), ..called });
+    if log.faults.answered(&call) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -201,19 +211,4 @@ fn cut(mut response: Response, cut: Cut) -> Response {
 fn replaced(served: &Response, body: &'static str) -> Response {
     let status = if served.status().is_success() { served.status() } else { StatusCode::OK };
     (status, body).into_response()
-}
-
-fn line(subject: &str, response: &Response, fault: Option<&Fault>) -> String {
-    let status = response.status().as_u16();
-    match fault {
-        Some(Fault::CutBefore) => format!("{subject} -> connection cut, nothing done (on purpose)"),
-        Some(Fault::ResetBefore) => format!("{subject} -> connection reset, nothing done (on purpose)"),
-        Some(Fault::CutAfter) => format!("{subject} -> connection cut after {status} (on purpose)"),
-        Some(Fault::ResetAfter) => format!("{subject} -> connection reset after {status} (on purpose)"),
-        Some(Fault::CutWithin) => format!("{subject} -> connection cut within {status} (on purpose)"),
-        Some(Fault::Garbage) => format!("{subject} -> {status} and garbage (on purpose)"),
-        Some(Fault::Empty) => format!("{subject} -> {status} and nothing (on purpose)"),
-        Some(Fault::Status(_)) => format!("{subject} -> {status} (on purpose)"),
-        _ => format!("{subject} -> {status}"),
-    }
 }

@@ -7,10 +7,9 @@ use std::{
 
 use fastrand::Rng;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, futures::OwnedNotified};
 
-use crate::certificates::Certificate;
+use crate::{certificates::Certificate, timeline::Call};
 
 /// What befalls a request, or, the first three, a connection.
 ///
@@ -110,7 +109,7 @@ impl Fault {
 /// Which requests a fault is meant for.
 #[derive(Clone, Debug, Default)]
 pub struct When {
-    method: Option<String>,
+    verb: Option<String>,
     part: Option<String>,
 }
 
@@ -122,26 +121,27 @@ impl When {
 
     /// Requests whose path contains this.
     pub fn path(part: impl Into<String>) -> Self {
-        Self { method: None, part: Some(part.into()) }
+        Self { verb: None, part: Some(part.into()) }
     }
 
     /// Requests of this method whose path contains this.
     pub fn request(method: impl Into<String>, part: impl Into<String>) -> Self {
-        Self { method: Some(method.into()), part: Some(part.into()) }
+        Self { verb: Some(method.into()), part: Some(part.into()) }
     }
 
     /// AWS requests for this action, such as `GetParameter` or `DescribeCluster`.
     pub fn action(name: impl Into<String>) -> Self {
-        Self::path(name)
+        Self { verb: Some(name.into()), part: None }
     }
 
     fn is_any(&self) -> bool {
-        self.method.is_none() && self.part.is_none()
+        self.verb.is_none() && self.part.is_none()
     }
 
-    fn matches(&self, method: &str, path: &str, subject: &str) -> bool {
-        self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
-            && self.part.as_ref().is_none_or(|part| path.contains(part) || subject.contains(part))
+    /// Whether this request is one of them.
+    pub fn matches(&self, call: &Call) -> bool {
+        self.verb.as_ref().is_none_or(|verb| *verb == call.verb)
+            && self.part.as_ref().is_none_or(|part| call.target.contains(part))
     }
 }
 
@@ -234,15 +234,15 @@ impl Faults {
     }
 
     /// The fault for a request that has come, if one is due.
-    pub(crate) fn take(&self, method: &str, path: &str, subject: &str) -> Option<Fault> {
-        self.take_first(|planned| !planned.fault.is_of_connections() && planned.when.matches(method, path, subject))
+    pub(crate) fn take(&self, call: &Call) -> Option<Fault> {
+        self.take_first(|planned| !planned.fault.is_of_connections() && planned.when.matches(call))
     }
 
     /// Tells that a request is being answered, and returns whether that was the last one on its connection.
-    pub(crate) fn answered(&self, method: &str, path: &str, subject: &str) -> bool {
+    pub(crate) fn answered(&self, call: &Call) -> bool {
         let mut begins = false;
         for planned in self.planned.lock().iter_mut() {
-            if !planned.begun && planned.when.matches(method, path, subject) {
+            if !planned.begun && planned.when.matches(call) {
                 planned.begun = true;
                 begins = true;
             }
@@ -278,11 +278,11 @@ mod tests {
     fn a_fault_meets_the_requests_it_is_meant_for_and_no_more() {
         let faults = Faults::default();
         faults.plan(When::request("POST", "/jobs"), Fault::status(503), 2);
-        assert_eq!(faults.take("GET", "/jobs", ""), None, "another method");
-        assert_eq!(faults.take("POST", "/secrets", ""), None, "another path");
-        assert_eq!(faults.take("POST", "/jobs", ""), Some(Fault::status(503)));
-        assert_eq!(faults.take("POST", "/jobs", ""), Some(Fault::status(503)));
-        assert_eq!(faults.take("POST", "/jobs", ""), None, "a third time");
+        assert_eq!(faults.take(&Call::new("GET", "/jobs")), None, "another method");
+        assert_eq!(faults.take(&Call::new("POST", "/secrets")), None, "another path");
+        assert_eq!(faults.take(&Call::new("POST", "/jobs")), Some(Fault::status(503)));
+        assert_eq!(faults.take(&Call::new("POST", "/jobs")), Some(Fault::status(503)));
+        assert_eq!(faults.take(&Call::new("POST", "/jobs")), None, "a third time");
     }
 
     #[test]
@@ -290,15 +290,15 @@ mod tests {
         let faults = Faults::default();
         faults.plan(When::any(), Fault::CutAfter, 1);
         faults.plan(When::action("GetParameter"), Fault::throttling(), 1);
-        assert_eq!(faults.take("POST", "/", "GetParameter /x"), Some(Fault::CutAfter));
-        assert_eq!(faults.take("POST", "/", "GetParameter /x"), Some(Fault::throttling()));
+        assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::CutAfter));
+        assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::throttling()));
     }
 
     #[test]
     fn a_refusal_is_for_connections_and_not_for_requests() {
         let faults = Faults::default();
         faults.plan(When::any(), Fault::Refuse, 1);
-        assert_eq!(faults.take("GET", "/", ""), None);
+        assert_eq!(faults.take(&Call::new("GET", "/")), None);
         assert_eq!(faults.take_of_connection(false), Some(Fault::Refuse));
         assert_eq!(faults.take_of_connection(false), None);
         assert_eq!(faults.met(), 1);
@@ -309,10 +309,10 @@ mod tests {
         let faults = Faults::default();
         faults.plan(When::request("GET", "/podtemplates"), Fault::CutHandshake, 2);
         assert_eq!(faults.take_of_connection(true), None);
-        assert!(!faults.answered("PATCH", "/secrets", ""), "another request");
+        assert!(!faults.answered(&Call::new("PATCH", "/secrets")), "another request");
         assert_eq!(faults.take_of_connection(true), None);
-        assert!(faults.answered("GET", "/podtemplates", ""));
-        assert!(!faults.answered("GET", "/podtemplates", ""), "it has begun");
+        assert!(faults.answered(&Call::new("GET", "/podtemplates")));
+        assert!(!faults.answered(&Call::new("GET", "/podtemplates")), "it has begun");
         assert_eq!(faults.take_of_connection(true), Some(Fault::CutHandshake));
         assert_eq!(faults.take_of_connection(false), None, "there is no TLS to break off");
         assert_eq!(faults.take_of_connection(true), Some(Fault::CutHandshake));
@@ -324,8 +324,8 @@ mod tests {
         let met = |seed| {
             let faults = Faults::default();
             faults.plan_share(When::path("/jobs"), Fault::CutAfter, 0.05, seed);
-            assert_eq!(faults.take("POST", "/secrets", ""), None, "another path");
-            (0..10_000).map(|_| faults.take("POST", "/jobs", "").is_some()).collect::<Vec<_>>()
+            assert_eq!(faults.take(&Call::new("POST", "/secrets")), None, "another path");
+            (0..10_000).map(|_| faults.take(&Call::new("POST", "/jobs")).is_some()).collect::<Vec<_>>()
         };
         let first = met(1);
         let times = first.iter().filter(|met| **met).count();
@@ -338,10 +338,10 @@ mod tests {
     fn what_comes_faster_than_a_limit_meets_a_fault() {
         let faults = Faults::default();
         faults.plan_beyond(When::action("GetParameter"), Fault::throttling(), 1);
-        assert_eq!(faults.take("POST", "/", "GetParameter /x"), None);
-        assert_eq!(faults.take("POST", "/", "GetParameter /x"), Some(Fault::throttling()));
-        assert_eq!(faults.take("GET", "/clusters/x", "DescribeCluster x"), None, "another action");
+        assert_eq!(faults.take(&Call::new("GetParameter", "/x")), None);
+        assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::throttling()));
+        assert_eq!(faults.take(&Call::new("DescribeCluster", "x")), None, "another action");
         std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(faults.take("POST", "/", "GetParameter /x"), None, "a second later");
+        assert_eq!(faults.take(&Call::new("GetParameter", "/x")), None, "a second later");
     }
 }

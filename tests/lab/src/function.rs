@@ -30,10 +30,9 @@ use tokio::{
 };
 
 use crate::{
-    log_line,
-    runtime_api::{Diagnostic, Invocation, RuntimeApi, Said, Start, trace_id},
-    server::{Server, Site},
-    timeline::{Actor, Timeline},
+    runtime_api::{Invocation, RuntimeApi, Start, trace_id},
+    server::{Server, Service},
+    timeline::{Actor, Kind, Timeline},
 };
 
 /// How long a function that is told to end may take; Lambda is less patient.
@@ -177,8 +176,8 @@ impl Builder {
             events: AsyncMutex::new(queue),
             in_work: Mutex::new(HashMap::new()),
         });
-        let site = Site::new(Actor::Lambda, api.routes(), &self.timeline);
-        let runtime_api = Server::serve(TcpListener::from_std(listener)?, None, site);
+        let service = Service::new(Actor::Lambda, api.routes(), &self.timeline);
+        let runtime_api = Server::serve(TcpListener::from_std(listener)?, None, service);
 
         // A bare name is a file here, and not something to look for along the PATH.
         let binary = self.binary.canonicalize()?;
@@ -194,7 +193,7 @@ impl Builder {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        self.timeline.record(Actor::Lambda, "process started");
+        self.timeline.record(Actor::Lambda, Kind::Started);
         let pid = child.id().expect("a child that nobody waited for has an id");
         let output = Arc::default();
         let (ended_sender, ended) = watch::channel(None);
@@ -223,8 +222,8 @@ impl Function {
     /// The same with a timeout of its own.
     pub async fn invoke_within(&self, timeout: Duration, event: impl Into<String>) -> Answer {
         let (handed_sender, handed) = oneshot::channel();
-        let (said_sender, said) = oneshot::channel();
-        let invocation = Invocation { event: event.into(), timeout, handed: handed_sender, said: said_sender };
+        let (answer, answered) = oneshot::channel();
+        let invocation = Invocation { event: event.into(), timeout, handed: handed_sender, answer };
         // If nobody takes it any more, the process has ended, and that is what we learn below.
         let _ = self.events.send(invocation);
 
@@ -235,13 +234,29 @@ impl Function {
         }
         tokio::select! {
             biased;
-            Ok(said) = said => said.into(),
+            Ok(answer) = answered => answer,
             answer = self.failure() => answer,
             () = tokio::time::sleep(timeout) => {
-                self.timeline.record(Actor::Lambda, "deadline passed, process killed");
+                self.timeline.record(Actor::Lambda, Kind::Answered(Answer::TimedOut));
                 self.signal(Signal::SIGKILL);
                 Answer::TimedOut
             }
+        }
+    }
+
+    /// Sends an event that must succeed, and returns the answer; panics with what the function printed.
+    pub async fn succeed(&self, event: impl Into<String>) -> Value {
+        match self.invoke(event).await {
+            Answer::Success(answer) => answer,
+            other => panic!("{other:?}\n{}", self.output()),
+        }
+    }
+
+    /// Sends an event that must fail, and returns the type and the message of the error.
+    pub async fn fail(&self, event: impl Into<String>) -> (String, String) {
+        match self.invoke(event).await {
+            Answer::Error { error_type, error_message } => (error_type, error_message),
+            other => panic!("{other:?}\n{}", self.output()),
         }
     }
 
@@ -260,15 +275,13 @@ impl Function {
         let failed = async |mut start: watch::Receiver<Start>| {
             let start = start.wait_for(|start| matches!(start, Start::Failed(_))).await.map(|start| start.clone());
             match start {
-                Ok(Start::Failed(diagnostic)) => diagnostic,
+                Ok(Start::Failed(answer)) => answer,
                 _ => pending().await,
             }
         };
         tokio::select! {
             biased;
-            Diagnostic { error_type, error_message } = failed(self.start.clone()) => {
-                Answer::InitError { error_type, error_message }
-            }
+            answer = failed(self.start.clone()) => answer,
             output = self.exit() => Answer::Exited(output),
         }
     }
@@ -327,15 +340,6 @@ impl Function {
     }
 }
 
-impl From<Said> for Answer {
-    fn from(said: Said) -> Self {
-        match said {
-            Said::Response(value) => Self::Success(value),
-            Said::Error(Diagnostic { error_type, error_message }) => Self::Error { error_type, error_message },
-        }
-    }
-}
-
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -351,11 +355,12 @@ async fn attend(
     let stderr = child.stderr.take().expect("standard error is piped");
     tokio::join!(keep(stdout, &output, &timeline), keep(stderr, &output, &timeline));
     let status = child.wait().await.expect("nobody else waits for the child");
-    timeline.record(Actor::Lambda, ending(status));
+    timeline.record(Actor::Lambda, Kind::Ended(status));
     ended.send_replace(Some(status));
 }
 
-fn ending(status: ExitStatus) -> String {
+/// How a process ended, for a person.
+pub(crate) fn ending(status: ExitStatus) -> String {
     match status.signal().and_then(|signal| Signal::try_from(signal).ok()) {
         Some(Signal::SIGTERM) => "process stopped".to_owned(),
         Some(Signal::SIGKILL) => "process killed".to_owned(),
@@ -367,7 +372,7 @@ async fn keep(pipe: impl AsyncRead + Unpin, output: &Mutex<String>, timeline: &T
     let mut lines = BufReader::new(pipe).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
         let line = String::from_utf8_lossy(&line);
-        timeline.record(Actor::Function, log_line::text(&line));
+        timeline.record(Actor::Function, Kind::Printed(line.to_string()));
         let mut output = output.lock();
         output.push_str(&line);
         output.push('\n');

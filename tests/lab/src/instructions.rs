@@ -8,16 +8,15 @@ use std::{
 };
 
 use clap::Args;
-use lab::{Answer, Lab};
+use lab::{Answer, Event, Lab, event};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::{bench::FLOOR_TOKEN, event_file};
+use crate::bench::FLOOR_TOKEN;
 
 /// More than this over the figures that are kept is a regression.
 const TOLERANCE: f64 = 0.10;
@@ -76,7 +75,7 @@ pub enum Problem {
     #[error("{} is not what it should be: {source}", path.display())]
     Garbled { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
-    Event(#[from] event_file::Problem),
+    Event(#[from] event::Problem),
     #[error("cannot run valgrind: {0}\nInstall it, with `apt-get install valgrind` for example.")]
     NoValgrind(io::Error),
     #[error("the function failed under valgrind: {0}")]
@@ -90,7 +89,7 @@ pub enum Problem {
 impl Instructions {
     /// Prints the counts, and fails if one grew too much.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let (floor_start, floor_warm_event) = counts(&self.floor, &event).await?;
         let (start_to_first_job, warm_event) = counts(&self.function, &event).await?;
         let now = Figures { toolchain: self.toolchain.clone(), start_to_first_job, warm_event };
@@ -131,21 +130,21 @@ impl Instructions {
 impl Count {
     /// Prints the instructions from the start to the first Job.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         println!("{}", count(&self.function, &event, 1).await?);
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Up to the first Job, and for one event more.
-async fn counts(binary: &Path, event: &Value) -> Result<(u64, u64), Problem> {
+async fn counts(binary: &Path, event: &Event) -> Result<(u64, u64), Problem> {
     let start = least(binary, event, 1).await?;
     let more = least(binary, event, 1 + WARM_EVENTS).await?;
     Ok((start, more.saturating_sub(start) / WARM_EVENTS))
 }
 
 /// The least of some counts: valgrind is so slow that on a busy machine the start-up loses patience with a request, and repeats it.
-async fn least(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem> {
+async fn least(binary: &Path, event: &Event, events: u64) -> Result<u64, Problem> {
     let mut least = u64::MAX;
     for _ in 0..3 {
         least = least.min(count(binary, event, events).await?);
@@ -154,7 +153,7 @@ async fn least(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem
 }
 
 /// The instructions of a whole process that serves so many events.
-async fn count(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem> {
+async fn count(binary: &Path, event: &Event, events: u64) -> Result<u64, Problem> {
     let lab = Lab::start().await;
     lab.kubernetes.accept(FLOOR_TOKEN);
     let profile = env::temp_dir().join(format!("agent-scheduler-callgrind-{}", std::process::id()));
@@ -168,7 +167,7 @@ async fn count(binary: &Path, event: &Value, events: u64) -> Result<u64, Problem
         .map_err(Problem::NoValgrind)?;
     for number in 0..events {
         let uuid = format!("11111111-2222-4333-8444-{number:012}");
-        match function.invoke(event_file::of_job(event, &uuid)).await {
+        match function.invoke(event.clone().uuid(&uuid)).await {
             Answer::Success(_) => {}
             answer => return Err(Problem::Failed(answer)),
         }

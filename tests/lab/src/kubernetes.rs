@@ -18,15 +18,15 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use self::{
-    api::{Api, ApiServer, Door, routes},
+    api::{Api, ApiServer, routes},
     store::Store,
 };
 use crate::{
     certificates::{Certificate, Certificates},
     eks_token::Verifier,
-    exchange::{Desk, Request},
+    exchange::{ExchangeLog, Request},
     fault::{Fault, When},
-    server::{Server, Site},
+    server::{Server, Service},
     timeline::{Actor, Timeline},
 };
 
@@ -37,8 +37,8 @@ pub const USER: &str = "buildkite-on-demand-agent-scheduler";
 #[derive(Clone)]
 pub struct Kubernetes {
     api: Arc<Api>,
-    desk: Desk,
-    site: Site,
+    log: ExchangeLog,
+    service: Service,
     server: Arc<Server>,
     bad_servers: Arc<Mutex<Vec<Server>>>,
     ip: IpAddr,
@@ -52,23 +52,23 @@ impl Kubernetes {
         verifier: Verifier,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let desk = Desk::new(timeline);
+        let log = ExchangeLog::new(timeline);
         let api = Arc::new(Api {
             store: Mutex::new(Store::new()),
-            door: Mutex::new(Door::default()),
+            tokens: Mutex::default(),
             verifier,
             timeline: timeline.clone(),
         });
-        let site = Site {
+        let service = Service {
             actor: Actor::Kubernetes,
-            router: desk.around(routes(&api), ApiServer),
-            faults: desk.faults.clone(),
+            router: log.around(routes(&api), ApiServer),
+            faults: log.faults.clone(),
             timeline: timeline.clone(),
             certificates: Some(Arc::clone(certificates)),
         };
-        let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), site.clone()).await;
+        let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), service.clone()).await;
         let certificates = Arc::clone(certificates);
-        Self { api, desk, site, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
+        Self { api, log, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
     }
 
     /// The endpoint, as EKS shows it.
@@ -83,7 +83,7 @@ impl Kubernetes {
 
     /// Opens one more endpoint to the same objects, with another certificate of the same authority, and returns its URL.
     pub async fn serve_with(&self, certificate: Certificate) -> String {
-        let server = Server::listen(self.ip, Some(self.certificates.server(certificate)), self.site.clone()).await;
+        let server = Server::listen(self.ip, Some(self.certificates.server(certificate)), self.service.clone()).await;
         let url = format!("https://{}", server.authority());
         self.bad_servers.lock().push(server);
         url
@@ -91,7 +91,7 @@ impl Kubernetes {
 
     /// Takes a bearer token as it is, without judging it, as a token file of the API server does.
     pub fn accept(&self, token: impl Into<String>) {
-        self.api.door.lock().known.insert(token.into());
+        self.api.tokens.lock().known.insert(token.into());
     }
 
     /// All Jobs, of all namespaces.
@@ -165,7 +165,7 @@ impl Kubernetes {
     /// A token tells its time in whole seconds, so this returns in the next one: whatever is signed then is accepted.
     pub async fn expire_tokens(&self) {
         let now = SystemTime::now();
-        self.api.door.lock().expired_until = Some(now);
+        self.api.tokens.lock().expired_until = Some(now);
         let into_second = now.duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
         let next_second = now + Duration::from_nanos(1_000_000_000 - u64::from(into_second));
         while let Ok(left) = next_second.duration_since(SystemTime::now()) {
@@ -174,37 +174,37 @@ impl Kubernetes {
     }
 
     /// Lets the next `times` requests that match, or connections, meet a fault.
-    pub fn misbehave(&self, when: When, fault: Fault, times: usize) {
-        self.desk.faults.plan(when, fault, times);
+    pub fn inject(&self, when: When, fault: Fault, times: usize) {
+        self.log.faults.plan(when, fault, times);
     }
 
     /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
-    pub fn misbehave_at_times(&self, when: When, fault: Fault, share: f64, seed: u64) {
-        self.desk.faults.plan_share(when, fault, share, seed);
+    pub fn inject_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
+        self.log.faults.plan_share(when, fault, share, seed);
     }
 
     /// Forgets all faults that are still planned.
-    pub fn behave(&self) {
-        self.desk.faults.clear();
+    pub fn clear_faults(&self) {
+        self.log.faults.clear();
     }
 
     /// How many faults were committed so far.
     pub fn faults_met(&self) -> usize {
-        self.desk.faults.met()
+        self.log.faults.met()
     }
 
     /// Closes every connection that is idle now, and the others after their answer.
     pub fn hang_up(&self) {
-        self.desk.faults.hang_up();
+        self.log.faults.hang_up();
     }
 
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
-        self.desk.requests()
+        self.log.requests()
     }
 
     pub(crate) fn forget(&self) {
-        self.desk.forget();
+        self.log.forget();
         self.api.store.lock().jobs.clear();
     }
 }

@@ -18,7 +18,7 @@
 //! use lab::{Answer, Fault, Lab, When};
 //!
 //! let lab = Lab::start().await;
-//! lab.kubernetes.misbehave(When::request("POST", "/jobs"), Fault::status(503), 1);
+//! lab.kubernetes.inject(When::request("POST", "/jobs"), Fault::status(503), 1);
 //! let function = lab.function("target/debug/agent-scheduler").env("BUILDKITE_QUEUE", "default").start();
 //! let answer = function.invoke(include_str!("../../../events/job-scheduled.json")).await;
 //! assert!(matches!(answer, Answer::Success(_)));
@@ -32,6 +32,7 @@ mod client;
 pub mod control_plane;
 mod credentials;
 pub mod eks_token;
+pub mod event;
 mod exchange;
 pub mod fault;
 pub mod function;
@@ -59,11 +60,12 @@ pub use self::{
     client::Client,
     control_plane::ControlPlane,
     credentials::Credentials,
+    event::Event,
     exchange::Request,
     fault::{Fault, When},
     function::{Answer, Function},
     kubernetes::Kubernetes,
-    timeline::{Actor, Entry, Timeline},
+    timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
 /// The cluster that exists from the start.
@@ -85,7 +87,7 @@ pub struct Lab {
     agent_token: String,
     endpoint: String,
     ca_data: String,
-    gate: Option<Server>,
+    forwarder: Option<Server>,
 }
 
 impl Lab {
@@ -106,11 +108,11 @@ impl Lab {
         aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
         let (endpoint, ca_data) = (kubernetes.url(), kubernetes.ca_data());
         aws.put_cluster(CLUSTER, &endpoint, &ca_data);
-        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, gate: None }
+        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, forwarder: None }
     }
 
     /// Leads all functions from here on to another API server, which must know [`Self::verifier`]'s keys.
-    pub(crate) fn lead_to(&mut self, endpoint: String, ca_data: String) {
+    pub(crate) fn set_endpoint(&mut self, endpoint: String, ca_data: String) {
         self.aws.put_cluster(CLUSTER, &endpoint, &ca_data);
         (self.endpoint, self.ca_data) = (endpoint, ca_data);
     }

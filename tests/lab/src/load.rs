@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,7 +13,8 @@ use clap::Args;
 use fastrand::Rng;
 use hyper::{Request, StatusCode, header::ACCEPT};
 use lab::{
-    Answer, CLUSTER, Client, ControlPlane, Fault, Function, Lab, When, control_plane::Caller, kubeconfig::Cluster,
+    Answer, CLUSTER, Client, ControlPlane, Event, Fault, Function, Lab, When, control_plane::Caller, event,
+    kubeconfig::Cluster,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -23,7 +24,6 @@ use uuid::Uuid;
 use crate::{
     bare::Body,
     bench::{FLOOR_TOKEN, Problem, percentile},
-    event_file,
     run::{NAMESPACE, Player, control_plane_for_function},
     soak::took,
 };
@@ -73,8 +73,8 @@ pub struct Load {
 /// A delivery on its way to its Job.
 struct Item {
     /// What SQS knows it by, if it comes so far.
-    id: String,
-    event: String,
+    id: Uuid,
+    event: Event,
     /// How many of its deliveries end before it is served.
     doomed: usize,
 }
@@ -122,7 +122,7 @@ impl Load {
     /// Prints rates, deliveries and Jobs; fails if a Job is missing, was made twice, or is for nobody, if a function ended that
     /// nobody killed, and if there was nothing to withstand.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let body = Arc::new(Body::of(&self.function, &event).await?);
         let control_plane = match self.cluster {
             Player::Real => Some(control_plane_for_function().await?),
@@ -144,7 +144,7 @@ impl Load {
         let environments = (0..self.processes).map(|_| Environment::new(&site)).collect();
         let sent = self.send(&event, &mut course, environments).await?;
         let server = course.server;
-        site.lab.kubernetes.behave();
+        site.lab.kubernetes.clear_faults();
         bare += body.post_all(half, server.callers(self.processes).await).await?;
         Ok(if sent.report(&self, 2 * half, bare, &site.lab) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -161,19 +161,19 @@ impl Load {
         #[expect(clippy::cast_precision_loss, reason = "there are six")]
         let share = FAULTS / faults.len() as f64;
         for (seed, fault) in (self.seed..).zip(faults) {
-            lab.kubernetes.misbehave_at_times(When::any(), fault, share, seed);
+            lab.kubernetes.inject_share(When::any(), fault, share, seed);
         }
     }
 
     /// All events to their end.
     async fn send(
         &self,
-        event: &Value,
+        event: &Event,
         course: &mut Course<'_>,
         mut environments: Vec<Environment>,
     ) -> Result<Sent, Problem> {
         let mut dice = Rng::with_seed(self.seed);
-        let uuids: Vec<_> = (0..self.events).map(|_| Uuid::new_v4().to_string()).collect();
+        let uuids: Vec<_> = (0..self.events).map(|_| Uuid::new_v4()).collect();
         let mut items = Vec::new();
         for (index, uuid) in uuids.iter().enumerate() {
             // The second right behind the first: two functions have the same event at the same time.
@@ -184,7 +184,7 @@ impl Load {
                     2 | 3 => 1,
                     _ => 0,
                 };
-                items.push(Item { id: Uuid::new_v4().to_string(), event: event_file::of_job(event, uuid), doomed });
+                items.push(Item { id: Uuid::new_v4(), event: event.clone().uuid(uuid), doomed });
             }
         }
         let mut sent = Sent { items: items.len(), ..Sent::default() };
@@ -193,7 +193,7 @@ impl Load {
 
         for delivery in 0..DELIVERIES {
             let invocations = items.into_iter().map(|item| Invocation {
-                payload: item.event.clone(),
+                payload: item.event.to_string(),
                 fate: if delivery < item.doomed { Fate::cast(&mut dice) } else { Fate::Served },
                 items: vec![item],
             });
@@ -205,7 +205,7 @@ impl Load {
                 let batch: Vec<_> = items.drain(..items.len().min(BATCH)).collect();
                 let doomed = receive == 0 && batches.len() % 2 == 0;
                 let fate = if doomed { Fate::cast(&mut dice) } else { Fate::Served };
-                batches.push(Invocation { payload: batch_of(&batch)?, items: batch, fate });
+                batches.push(Invocation { payload: batch_of(&batch), items: batch, fate });
             }
             items = course.round(batches.into(), &mut environments, &mut sent).await?;
         }
@@ -339,7 +339,9 @@ impl Environment {
             let kept = answer.as_ref().map(|answer| answer["batchItemFailures"].as_array());
             let failed = items.into_iter().filter(|item| match kept {
                 None => true,
-                Some(kept) => kept.is_some_and(|kept| kept.iter().any(|kept| kept["itemIdentifier"] == item.id)),
+                Some(kept) => {
+                    kept.is_some_and(|kept| kept.iter().any(|kept| kept["itemIdentifier"] == item.id.to_string()))
+                }
             });
             self.site.failed.lock().extend(failed);
         }
@@ -399,20 +401,8 @@ impl Environment {
 }
 
 /// Messages as SQS hands them over, each the record of a failed invocation.
-fn batch_of(items: &[Item]) -> Result<String, Problem> {
-    let mut records = Vec::new();
-    for Item { id, event, .. } in items {
-        let event: Value = serde_json::from_str(event).map_err(|source| {
-            Problem::Event(event_file::Problem::Garbled { path: Path::new("requestPayload").to_owned(), source })
-        })?;
-        let body = json!({
-            "version": "1.0",
-            "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": DELIVERIES},
-            "requestPayload": event,
-        });
-        records.push(json!({"messageId": id, "body": body.to_string(), "eventSource": "aws:sqs"}));
-    }
-    Ok(json!({ "Records": records }).to_string())
+fn batch_of(items: &[Item]) -> String {
+    event::batch(items.iter().map(|item| (item.id, item.event.failure_record())))
 }
 
 /// What came of all events.

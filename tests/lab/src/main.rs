@@ -3,7 +3,6 @@
 mod bare;
 mod bench;
 mod cold_starts;
-mod event_file;
 mod instructions;
 mod load;
 mod run;

@@ -9,14 +9,12 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Entry, Lab, Parameter, control_plane,
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, control_plane, event,
     kubeconfig::{self, Cluster},
 };
 use serde_json::Value;
 use textwrap::{Options, WordSplitter};
 use tokio::time::sleep;
-
-use crate::event_file;
 
 /// What fits into a terminal beside an editor.
 const COLUMNS: usize = 100;
@@ -82,7 +80,7 @@ struct Place {
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     #[error(transparent)]
-    Event(#[from] event_file::Problem),
+    Event(#[from] event::Problem),
     #[error("cannot run the function {}: {source}\nBuild it with `cargo build` first, and give --function its path.", path.display())]
     FunctionUnusable { path: PathBuf, source: io::Error },
     #[error("{}", lab::control_plane::explain(.0))]
@@ -103,7 +101,7 @@ pub enum Problem {
 impl Run {
     /// Returns what the process shall end with: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (event, _) = event_file::read(&self.event)?;
+        let (event, _) = Event::read(&self.event)?;
         let agent_token = self.agent_token.clone().filter(|token| !token.is_empty());
         if self.context.is_some() && agent_token.is_none() {
             return Err(Problem::NoAgentToken);
@@ -193,15 +191,14 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Each thing that happened with the milliseconds aligned: `    12.3 ms  kubernetes  POST … -> 201`. Long ones go on below.
+/// Long entries continue below the first word of what happened.
 fn print_timeline(lab: &Lab) {
-    for Entry { at, actor, what } in lab.timeline.entries() {
-        let head = format!("{:>9.1} ms  {actor:<10}  ", at.as_secs_f64() * 1000.0);
-        let indent = " ".repeat(head.len() + 2);
-        let options = Options::new(COLUMNS).initial_indent(&head).subsequent_indent(&indent);
+    let indent = " ".repeat("     12.3 ms  kubernetes    ".len());
+    for entry in lab.timeline.entries() {
         // Names are full of hyphens, and are copied more often than read.
+        let options = Options::new(COLUMNS).subsequent_indent(&indent);
         let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
-        println!("{}", textwrap::fill(&what, options));
+        println!("{}", textwrap::fill(&entry.to_string(), options));
     }
 }
 

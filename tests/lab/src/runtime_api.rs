@@ -25,31 +25,24 @@ use uuid::Uuid;
 use crate::{
     aws::{ACCOUNT, REGION},
     credentials::random_hex,
-    log_line,
-    timeline::{Actor, Timeline},
+    function::Answer,
+    timeline::{Actor, Kind, Timeline},
 };
 
-/// What the function said to an event, or that it failed to start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    Response(Value),
-    Error(Diagnostic),
-}
-
 /// An error as the runtime reports it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Diagnostic {
-    pub(crate) error_type: String,
-    pub(crate) error_message: String,
+struct Diagnostic {
+    error_type: String,
+    error_message: String,
 }
 
-/// How far the start of the function has come, by what it told us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How far the start of the function has come.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Start {
     Pending,
     Done,
-    Failed(Diagnostic),
+    Failed(Answer),
 }
 
 /// One event on its way to the function.
@@ -57,9 +50,9 @@ pub(crate) struct Invocation {
     pub(crate) event: String,
     /// How long the function may work on it.
     pub(crate) timeout: Duration,
-    /// Told when the function takes the event.
+    /// Sent when the function takes the event.
     pub(crate) handed: oneshot::Sender<Instant>,
-    pub(crate) said: oneshot::Sender<Said>,
+    pub(crate) answer: oneshot::Sender<Answer>,
 }
 
 pub(crate) struct RuntimeApi {
@@ -68,7 +61,7 @@ pub(crate) struct RuntimeApi {
     pub(crate) trace_id: Option<String>,
     pub(crate) start: watch::Sender<Start>,
     pub(crate) events: AsyncMutex<mpsc::UnboundedReceiver<Invocation>>,
-    pub(crate) in_work: Mutex<HashMap<String, oneshot::Sender<Said>>>,
+    pub(crate) in_work: Mutex<HashMap<String, oneshot::Sender<Answer>>>,
 }
 
 impl RuntimeApi {
@@ -82,13 +75,14 @@ impl RuntimeApi {
     }
 
     /// Ends an invocation; an id that is not in work is the function's mistake.
-    fn finish(&self, id: &str, said: Said) -> Response {
+    fn finish(&self, id: &str, answer: Answer) -> Response {
+        self.timeline.record(Actor::Lambda, Kind::Answered(answer.clone()));
         let Some(waiting) = self.in_work.lock().remove(id) else {
             let body = json!({"errorType": "InvalidRequestID", "errorMessage": "Invalid request ID"});
             return (StatusCode::BAD_REQUEST, Json(body)).into_response();
         };
         // Nobody waits any more for an answer after the deadline.
-        let _ = waiting.send(said);
+        let _ = waiting.send(answer);
         accepted()
     }
 }
@@ -103,15 +97,15 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
         first
     });
     if first {
-        api.timeline.record(Actor::Lambda, "the function is ready and asks for its first event");
+        api.timeline.record(Actor::Lambda, Kind::Ready);
     }
-    let Some(Invocation { event, timeout, handed, said }) = api.events.lock().await.recv().await else {
+    let Some(Invocation { event, timeout, handed, answer }) = api.events.lock().await.recv().await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
 
     let id = Uuid::new_v4().to_string();
-    api.in_work.lock().insert(id.clone(), said);
-    api.timeline.record(Actor::Lambda, format!("event handed to the function ({} bytes)", event.len()));
+    api.in_work.lock().insert(id.clone(), answer);
+    api.timeline.record(Actor::Lambda, Kind::Invoked { bytes: event.len() });
     // The test may have given up waiting; the function works on the event all the same.
     let _ = handed.send(Instant::now());
     let deadline = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -128,24 +122,19 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
 async fn response(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
     let answer =
         serde_json::from_slice(&body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
-    let text = match &answer {
-        Value::Object(fields) => log_line::values(fields).collect::<Vec<_>>().join(" "),
-        other => other.to_string(),
-    };
-    api.timeline.record(Actor::Lambda, format!("answer {text}"));
-    api.finish(&id, Said::Response(answer))
+    api.finish(&id, Answer::Success(answer))
 }
 
 async fn error(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
-    let diagnostic = diagnostic(&body);
-    api.timeline.record(Actor::Lambda, format!("error answer: {}", diagnostic.error_type));
-    api.finish(&id, Said::Error(diagnostic))
+    let Diagnostic { error_type, error_message } = diagnostic(&body);
+    api.finish(&id, Answer::Error { error_type, error_message })
 }
 
 async fn init_error(State(api): State<Arc<RuntimeApi>>, body: Bytes) -> Response {
-    let diagnostic = diagnostic(&body);
-    api.timeline.record(Actor::Lambda, format!("the function cannot start: {}", diagnostic.error_type));
-    api.start.send_replace(Start::Failed(diagnostic));
+    let Diagnostic { error_type, error_message } = diagnostic(&body);
+    let answer = Answer::InitError { error_type, error_message };
+    api.timeline.record(Actor::Lambda, Kind::Answered(answer.clone()));
+    api.start.send_replace(Start::Failed(answer));
     accepted()
 }
 

@@ -23,7 +23,7 @@ use tower::ServiceExt;
 use crate::{
     certificates::Certificates,
     fault::{Fault, Faults},
-    timeline::{Actor, Timeline},
+    timeline::{Actor, Entry, Kind, Timeline},
     wire::{Ending, Wire},
 };
 
@@ -41,7 +41,7 @@ pub(crate) struct Server {
 
 /// What a server serves.
 #[derive(Clone)]
-pub(crate) struct Site {
+pub(crate) struct Service {
     pub(crate) actor: Actor,
     pub(crate) router: Router,
     pub(crate) faults: Faults,
@@ -50,7 +50,7 @@ pub(crate) struct Site {
     pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
-impl Site {
+impl Service {
     /// One that knows no faults.
     pub(crate) fn new(actor: Actor, router: Router, timeline: &Timeline) -> Self {
         Self { actor, router, faults: Faults::default(), timeline: timeline.clone(), certificates: None }
@@ -70,17 +70,17 @@ pub(crate) enum Cut {
 
 impl Server {
     /// Listens on a free port and serves until dropped.
-    pub(crate) async fn listen(ip: IpAddr, tls: Option<Arc<ServerConfig>>, site: Site) -> Self {
+    pub(crate) async fn listen(ip: IpAddr, tls: Option<Arc<ServerConfig>>, service: Service) -> Self {
         let listener = TcpListener::bind((ip, 0)).await;
         let listener = listener.unwrap_or_else(|error| panic!("the lab cannot listen on {ip}: {error}"));
-        Self::serve(listener, tls, site)
+        Self::serve(listener, tls, service)
     }
 
     /// Serves until dropped.
-    pub(crate) fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, site: Site) -> Self {
+    pub(crate) fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: Service) -> Self {
         let address = listener.local_addr().expect("a listener has an address");
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, tls.map(TlsAcceptor::from), site));
+        accepting.spawn(accept(listener, tls.map(TlsAcceptor::from), service));
         Self { address, _loop: accepting }
     }
 
@@ -95,7 +95,7 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Service) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -106,44 +106,42 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site) {
         while connections.try_join_next().is_some() {}
         let ending = Ending::default();
         let mut tls = tls.clone();
-        match site.faults.take_of_connection(tls.is_some()) {
-            Some(Fault::CutHandshake) => {
-                site.timeline.record(site.actor, "connection cut in its TLS handshake (on purpose)");
-                ending.break_off_after(BREAK_OFF);
-            }
+        let fault = service.faults.take_of_connection(tls.is_some());
+        if fault.is_some() {
+            service.timeline.push(Entry { fault: fault.clone(), ..Entry::new(service.actor, Kind::Connected) });
+        }
+        match fault {
+            Some(Fault::CutHandshake) => ending.break_off_after(BREAK_OFF),
             Some(Fault::Show(certificate)) => {
-                site.timeline
-                    .record(site.actor, format!("connection shown the certificate {certificate:?} (on purpose)"));
-                let certificates = site.certificates.as_ref().expect("a server with faults has certificates");
+                let certificates = service.certificates.as_ref().expect("a server with faults has certificates");
                 tls = Some(certificates.server(certificate).into());
             }
             Some(_) => {
-                site.timeline.record(site.actor, "connection refused (on purpose)");
                 ending.reset();
                 drop(Wire::new(stream, ending));
                 continue;
             }
             None => {}
         }
-        connections.spawn(serve(stream, ending, tls, site.clone()));
+        connections.spawn(serve(stream, ending, tls, service.clone()));
     }
 }
 
-async fn serve(stream: TcpStream, ending: Ending, tls: Option<TlsAcceptor>, site: Site) {
+async fn serve(stream: TcpStream, ending: Ending, tls: Option<TlsAcceptor>, service: Service) {
     stream.set_nodelay(true).expect("a fresh socket takes options");
     let wire = Wire::new(stream, ending.clone());
-    let Some(tls) = tls else { return serve_http(wire, ending, site).await };
+    let Some(tls) = tls else { return serve_http(wire, ending, service).await };
     match tls.accept(wire).await {
-        Ok(stream) => serve_http(stream, ending, site).await,
-        Err(error) => site.timeline.record(site.actor, format!("TLS handshake failed: {error}")),
+        Ok(stream) => serve_http(stream, ending, service).await,
+        Err(error) => service.timeline.record(service.actor, Kind::HandshakeFailed(error.to_string())),
     }
 }
 
 /// Serves one connection to its end; `ending` is that of the [`Wire`] below, if there is one.
-pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, ending: Ending, site: Site) {
-    let hung_up = site.faults.hung_up();
-    let service = service_fn(|request| answer(site.router.clone(), ending.clone(), request));
-    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, ending: Ending, service: Service) {
+    let hung_up = service.faults.hung_up();
+    let answer = service_fn(|request| answer(service.router.clone(), ending.clone(), request));
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
     // How a connection ends is the client's affair, or our own fault on purpose.
     tokio::select! {
         _ = connection.as_mut() => {}

@@ -15,14 +15,11 @@ use std::{
 };
 
 use clap::Args;
-use lab::{Answer, Function, Lab};
+use lab::{Answer, Event, Function, Lab};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{
-    bench::{Problem, percentile},
-    event_file,
-};
+use crate::bench::{Problem, percentile};
 
 /// After so many events the process is looked at; what the first ones leave is what it needs.
 const BLOCK: usize = 1000;
@@ -67,7 +64,7 @@ struct Sample {
 impl Soak {
     /// Prints what grew and how long events took; fails if something leaks.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let lab = Lab::start().await;
         let function = lab.function(&self.function);
         let function = if self.own_traces { function } else { function.same_trace() };
@@ -97,7 +94,7 @@ impl Soak {
 /// A stream of events of which most make a Job.
 struct Warm<'a> {
     soak: &'a Soak,
-    event: Value,
+    event: Event,
     last: Uuid,
 }
 
@@ -112,8 +109,7 @@ impl Warm<'_> {
         if expected == "created" {
             self.last = Uuid::new_v4();
         }
-        self.event["detail"]["job"]["agent_query_rules"] = Value::from(vec![queue]);
-        let event = event_file::of_job(&self.event, &self.last.to_string());
+        let event = self.event.clone().uuid(self.last).rules([queue]);
         let sent = Instant::now();
         match function.invoke(event).await {
             Answer::Success(answer) if answer["outcome"] == expected => Ok(sent.elapsed()),

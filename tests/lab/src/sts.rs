@@ -23,8 +23,8 @@ use crate::{
     aws::{ACCOUNT, REGION, ROLE, SESSION},
     certificates::Certificates,
     eks_token::{CLUSTER_HEADER, Refusal, Verifier},
-    server::{Site, serve_http},
-    timeline::{Actor, Timeline},
+    server::{Service, serve_http},
+    timeline::{Actor, Kind, Timeline},
     wire::Ending,
 };
 
@@ -49,9 +49,9 @@ impl Sts {
         let host = format!("sts.{REGION}.amazonaws.com");
         let tls = TlsAcceptor::from(certificates.server_of(&host));
         let router = Router::new().fallback(get_caller_identity).with_state(Arc::clone(&keys));
-        let site = Site::new(Actor::Sts, router, &Timeline::start());
+        let service = Service::new(Actor::Sts, router, &Timeline::start());
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, format!("CONNECT {host}:443 "), tls, site));
+        accepting.spawn(accept(listener, format!("CONNECT {host}:443 "), tls, service));
         Ok(Self { url, keys, _loop: accepting })
     }
 
@@ -66,21 +66,21 @@ impl Sts {
     }
 }
 
-async fn accept(listener: TcpListener, wanted: String, tls: TlsAcceptor, site: Site) {
+async fn accept(listener: TcpListener, wanted: String, tls: TlsAcceptor, service: Service) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
-        let (wanted, tls, site) = (wanted.clone(), tls.clone(), site.clone());
+        let (wanted, tls, service) = (wanted.clone(), tls.clone(), service.clone());
         connections.spawn(async move {
             // A connection that ends early ends nothing but itself.
-            let _ = tunnel(stream, &wanted, tls, site).await;
+            let _ = tunnel(stream, &wanted, tls, service).await;
         });
     }
 }
 
 /// Takes the place of the one host that may be asked for.
-async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, site: Site) -> io::Result<()> {
+async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, service: Service) -> io::Result<()> {
     let mut head = Vec::new();
     // The client says no more until it is answered.
     while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD {
@@ -90,7 +90,7 @@ async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, site: Sit
         return stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
     }
     stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    serve_http(tls.accept(stream).await?, Ending::default(), site).await;
+    serve_http(tls.accept(stream).await?, Ending::default(), service).await;
     Ok(())
 }
 
@@ -101,13 +101,14 @@ async fn get_caller_identity(State(keys): State<Keys>, request: Request) -> Resp
     let known = keys.lock().iter().find(|(verifier, _)| query.contains(&verifier.access_key_id)).cloned();
     let Some((verifier, timeline)) = known else { return refused(&Refusal::AccessKey) };
     let verifier = Verifier { cluster: cluster.to_owned(), ..verifier };
-    match verifier.judge_as_sts(host, query, SystemTime::now()) {
-        Ok(()) => {
-            timeline.record(Actor::Sts, format!("GetCallerIdentity for cluster {cluster} -> role {ROLE}"));
+    let now = SystemTime::now();
+    match verifier.judge_as_sts(host, query, now) {
+        Ok(signed_at) => {
+            timeline.record(Actor::Sts, Kind::accepted(cluster, signed_at, now));
             Json(identity()).into_response()
         }
         Err(refusal) => {
-            timeline.record(Actor::Sts, format!("GetCallerIdentity for cluster {cluster} refused: {refusal}"));
+            timeline.record(Actor::Sts, Kind::TokenRefused(refusal.to_string()));
             refused(&refusal)
         }
     }

@@ -7,14 +7,12 @@ use std::{
 };
 
 use clap::Args;
-use lab::{Answer, Function, Lab};
-use serde_json::Value;
+use lab::{Answer, Event, Function, Lab};
 use uuid::Uuid;
 
 use crate::{
     bare::Body,
     bench::{self, Problem},
-    event_file,
     run::control_plane_for_function,
 };
 
@@ -38,7 +36,7 @@ pub struct Throughput {
 impl Throughput {
     /// Prints both rates and their ratio.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (_, event) = event_file::read(&self.event)?;
+        let (_, event) = Event::read(&self.event)?;
         let body = Body::of(&self.function, &event).await?;
 
         let control_plane = control_plane_for_function().await?;
@@ -73,8 +71,8 @@ impl Throughput {
     }
 
     /// Sends an event of a new job.
-    async fn invoke(&self, function: &Function, event: &Value) -> Result<(), Problem> {
-        match function.invoke(event_file::of_job(event, &Uuid::new_v4().to_string())).await {
+    async fn invoke(&self, function: &Function, event: &Event) -> Result<(), Problem> {
+        match function.invoke(event.clone().uuid(Uuid::new_v4())).await {
             Answer::Success(_) => Ok(()),
             answer => Err(Problem::Failed { path: self.function.clone(), answer }),
         }

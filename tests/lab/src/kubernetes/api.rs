@@ -1,10 +1,6 @@
 //! The routes of the API server, and the two questions before each: who is it, and may they?
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
@@ -29,10 +25,10 @@ use super::{
     store::Store,
 };
 use crate::{
-    eks_token::{Identity, Verifier},
+    eks_token::Verifier,
     exchange::{Caller, Role},
     fault::ErrorAnswer,
-    timeline::{Actor, Timeline},
+    timeline::{Actor, Call, Kind, Timeline},
 };
 
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
@@ -40,14 +36,14 @@ const APPLY_PATCH: &str = "application/apply-patch+yaml";
 /// All that a request meets.
 pub(super) struct Api {
     pub(super) store: Mutex<Store>,
-    pub(super) door: Mutex<Door>,
+    pub(super) tokens: Mutex<Tokens>,
     pub(super) verifier: Verifier,
     pub(super) timeline: Timeline,
 }
 
 /// What is known about tokens beyond what each says itself.
 #[derive(Default)]
-pub(super) struct Door {
+pub(super) struct Tokens {
     /// Tokens signed at this time or earlier are refused.
     pub(super) expired_until: Option<SystemTime>,
     /// Tokens that are good whatever they are, as those of a token file.
@@ -75,7 +71,7 @@ async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: N
     let (caller, mut response) = match api.identify(request.headers()) {
         Ok(()) => (Caller::User(USER.to_owned()), next.run(request).await),
         Err(reason) => {
-            api.timeline.record(Actor::Kubernetes, format!("EKS token refused: {reason}"));
+            api.timeline.record(Actor::Kubernetes, Kind::TokenRefused(reason.clone()));
             (Caller::Refused(reason), Status::unauthorized().into_response())
         }
     };
@@ -86,18 +82,18 @@ async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: N
 impl Api {
     fn identify(&self, headers: &HeaderMap) -> Result<(), String> {
         let token = bearer_token(headers)?;
-        if self.door.lock().known.contains(token) {
+        if self.tokens.lock().known.contains(token) {
             return Ok(());
         }
         let now = SystemTime::now();
         let identity = self.verifier.verify(token, now).map_err(|refusal| refusal.to_string())?;
 
-        let mut door = self.door.lock();
-        if door.expired_until.is_some_and(|until| identity.signed_at <= until) {
+        let mut tokens = self.tokens.lock();
+        if tokens.expired_until.is_some_and(|until| identity.signed_at <= until) {
             return Err("the lab was told to expire this token".to_owned());
         }
-        if door.accepted.insert(token.to_owned()) {
-            self.timeline.record(Actor::Kubernetes, accepted(&identity, now));
+        if tokens.accepted.insert(token.to_owned()) {
+            self.timeline.record(Actor::Kubernetes, Kind::accepted(&identity.cluster, identity.signed_at, now));
         }
         Ok(())
     }
@@ -116,13 +112,6 @@ impl Api {
 pub(super) fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
     let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
     header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
-}
-
-/// What the timeline says of a good token.
-pub(super) fn accepted(identity: &Identity, now: SystemTime) -> String {
-    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let age = seconds(now).saturating_sub(seconds(identity.signed_at));
-    format!("EKS token accepted (cluster {}, signed {age} s ago)", identity.cluster)
 }
 
 async fn version() -> Json<Value> {
@@ -298,11 +287,11 @@ async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<S
 pub(super) struct ApiServer;
 
 impl Role for ApiServer {
-    fn subject(&self, parts: &Parts, _body: &[u8]) -> (Actor, String) {
-        (Actor::Kubernetes, format!("{} {}", parts.method, parts.uri.path()))
+    fn call(&self, parts: &Parts, _body: &[u8]) -> (Actor, Call) {
+        (Actor::Kubernetes, Call::new(parts.method.as_str(), parts.uri.path()))
     }
 
-    fn error(&self, _parts: &Parts, _subject: &str, error: &ErrorAnswer) -> Response {
+    fn error(&self, _parts: &Parts, _call: &Call, error: &ErrorAnswer) -> Response {
         Status::planned(error).into_response()
     }
 }

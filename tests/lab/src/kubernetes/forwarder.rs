@@ -1,4 +1,4 @@
-//! A gate to a cluster that has never heard of the function's role: judges the EKS token as EKS does, and then lets the request
+//! A forwarder to a cluster that has never heard of the function's role: judges the EKS token as EKS does, and then lets the request
 //! through with the rights of somebody else.
 
 use std::{collections::HashSet, sync::Arc, time::SystemTime};
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::{
     USER,
-    api::{ApiServer, accepted, bearer_token},
+    api::{ApiServer, bearer_token},
     status::Status,
 };
 use crate::{
@@ -28,11 +28,11 @@ use crate::{
     eks_token::Verifier,
     exchange::Caller,
     kubeconfig::Cluster,
-    server::{Server, Site},
-    timeline::{Actor, Timeline},
+    server::{Server, Service},
+    timeline::{Actor, Kind, Timeline},
 };
 
-struct Gate {
+struct Forwarder {
     verifier: Verifier,
     cluster: Cluster,
     timeline: Timeline,
@@ -40,44 +40,47 @@ struct Gate {
     accepted: Mutex<HashSet<String>>,
 }
 
-impl Gate {
+impl Forwarder {
     fn judge(&self, headers: &HeaderMap) -> Result<(), String> {
         let token = bearer_token(headers)?;
         let now = SystemTime::now();
         let identity = self.verifier.verify(token, now).map_err(|refusal| refusal.to_string())?;
         if self.accepted.lock().insert(token.to_owned()) {
-            self.timeline.record(Actor::Kubernetes, accepted(&identity, now));
+            self.timeline.record(Actor::Kubernetes, Kind::accepted(&identity.cluster, identity.signed_at, now));
         }
         Ok(())
     }
 }
 
 impl Lab {
-    /// Leads all functions from here on to a cluster of the user's own, through a gate that judges their EKS tokens.
+    /// Leads all functions from here on to a cluster of the user's own, through a forwarder that judges their EKS tokens.
     ///
-    /// What [`Self::kubernetes`] is told to do wrong befalls what comes to the gate, and it has seen the gate's requests.
+    /// What [`Self::kubernetes`] is told to do wrong befalls what comes to the forwarder, and it has seen the forwarder's requests.
     pub async fn forward_to(&mut self, cluster: Cluster) {
-        let desk = self.kubernetes.desk.clone();
+        let log = self.kubernetes.log.clone();
         let timeline = self.timeline.clone();
-        let gate = Arc::new(Gate { verifier: self.verifier(), cluster, timeline, accepted: Mutex::default() });
-        let routes =
-            Router::new().fallback(forward).layer(from_fn_with_state(Arc::clone(&gate), authenticate)).with_state(gate);
-        let site = Site {
+        let forwarder =
+            Arc::new(Forwarder { verifier: self.verifier(), cluster, timeline, accepted: Mutex::default() });
+        let routes = Router::new()
+            .fallback(forward)
+            .layer(from_fn_with_state(Arc::clone(&forwarder), authenticate))
+            .with_state(forwarder);
+        let service = Service {
             actor: Actor::Kubernetes,
-            router: desk.around(routes, ApiServer),
-            faults: desk.faults,
-            timeline: desk.timeline,
+            router: log.around(routes, ApiServer),
+            faults: log.faults,
+            timeline: log.timeline,
             certificates: None,
         };
         let tls = self.certificates.server(Certificate::Good);
-        let server = Server::listen([127, 0, 0, 1].into(), Some(tls), site).await;
-        self.lead_to(format!("https://{}", server.authority()), self.certificates.ca_data());
-        self.gate = Some(server);
+        let server = Server::listen([127, 0, 0, 1].into(), Some(tls), service).await;
+        self.set_endpoint(format!("https://{}", server.authority()), self.certificates.ca_data());
+        self.forwarder = Some(server);
     }
 }
 
-async fn authenticate(State(gate): State<Arc<Gate>>, request: HttpRequest, next: Next) -> Response {
-    let (caller, mut response) = match gate.judge(request.headers()) {
+async fn authenticate(State(forwarder): State<Arc<Forwarder>>, request: HttpRequest, next: Next) -> Response {
+    let (caller, mut response) = match forwarder.judge(request.headers()) {
         Ok(()) => (Caller::User(USER.to_owned()), next.run(request).await),
         Err(reason) => (Caller::Refused(reason), Status::unauthorized().into_response()),
     };
@@ -86,9 +89,9 @@ async fn authenticate(State(gate): State<Arc<Gate>>, request: HttpRequest, next:
 }
 
 /// The function's token stays here, and all that makes an answer goes back.
-async fn forward(State(gate): State<Arc<Gate>>, mut parts: Parts, body: Bytes) -> Response {
+async fn forward(State(forwarder): State<Arc<Forwarder>>, mut parts: Parts, body: Bytes) -> Response {
     parts.headers = only(&parts.headers, &[ACCEPT, CONTENT_TYPE]);
-    match gate.cluster.send(parts, body).await {
+    match forwarder.cluster.send(parts, body).await {
         Ok((parts, body)) => {
             let headers = only(&parts.headers, &[CONTENT_TYPE, RETRY_AFTER]);
             (parts.status, headers, body).into_response()

@@ -31,11 +31,11 @@ impl Scene {
     }
 
     /// Queues an event and takes it; returns its id, and where the answer will arrive.
-    async fn next(&self) -> (String, oneshot::Receiver<Said>) {
+    async fn next(&self) -> (String, oneshot::Receiver<Answer>) {
         let (handed, _) = oneshot::channel();
-        let (said, answer) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
         self.events
-            .send(Invocation { event: "{}".to_owned(), timeout: Duration::from_mins(1), handed, said })
+            .send(Invocation { event: "{}".to_owned(), timeout: Duration::from_mins(1), handed, answer })
             .unwrap_or_else(|_| unreachable!());
         let request = Request::get("/2018-06-01/runtime/invocation/next").body(Body::empty()).unwrap();
         let response = self.send(request).await;
@@ -45,7 +45,7 @@ impl Scene {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
         let left = header("lambda-runtime-deadline-ms").parse::<u128>().unwrap() - now;
         assert!(left <= 60_000, "{left} ms are left");
-        (header("lambda-runtime-aws-request-id"), answer)
+        (header("lambda-runtime-aws-request-id"), answered)
     }
 }
 
@@ -55,14 +55,14 @@ async fn an_event_ends_with_a_response_or_an_error() {
     let (id, answer) = scene.next().await;
     assert_eq!(*scene.api.start.borrow(), Start::Done);
     assert_eq!(scene.post(&format!("invocation/{id}/response"), r#"{"outcome":"created"}"#).await, 202);
-    assert_eq!(answer.await, Ok(Said::Response(json!({"outcome": "created"}))));
+    assert_eq!(answer.await, Ok(Answer::Success(json!({"outcome": "created"}))));
     assert_eq!(scene.post(&format!("invocation/{id}/response"), "{}").await, 400, "it was answered before");
 
     let (id, answer) = scene.next().await;
     let error = r#"{"errorType":"Forbidden","errorMessage":"cannot create Job"}"#;
     assert_eq!(scene.post(&format!("invocation/{id}/error"), error).await, 202);
-    let diagnostic = Diagnostic { error_type: "Forbidden".to_owned(), error_message: "cannot create Job".to_owned() };
-    assert_eq!(answer.await, Ok(Said::Error(diagnostic)));
+    let error = Answer::Error { error_type: "Forbidden".to_owned(), error_message: "cannot create Job".to_owned() };
+    assert_eq!(answer.await, Ok(error));
 }
 
 #[tokio::test]
@@ -70,6 +70,7 @@ async fn a_failed_start_is_known() {
     let scene = Scene::new();
     let error = r#"{"errorType":"InvalidConfig","errorMessage":"BUILDKITE_QUEUE"}"#;
     assert_eq!(scene.post("init/error", error).await, 202);
-    let Start::Failed(diagnostic) = scene.api.start.borrow().clone() else { panic!("it started") };
-    assert_eq!(diagnostic.error_type, "InvalidConfig");
+    let error =
+        Answer::InitError { error_type: "InvalidConfig".to_owned(), error_message: "BUILDKITE_QUEUE".to_owned() };
+    assert_eq!(*scene.api.start.borrow(), Start::Failed(error));
 }
