@@ -16,8 +16,9 @@ pub struct Fixture {
     pub function: Function,
 }
 
-/// The lines that a function printed.
+/// What a function printed: all of it, and the lines of each kind.
 pub struct Output {
+    pub text: String,
     pub log: Vec<Value>,
     pub metrics: Vec<Value>,
 }
@@ -38,10 +39,10 @@ impl Fixture {
 
     /// Stops the function and searches for secrets.
     pub async fn end(self) -> Output {
-        let lines = self.function.stop().await.lines();
+        let printed = self.function.stop().await;
         assert_eq!(leaks(&self.lab), [""; 0]);
-        let (log, metrics) = lines.into_iter().partition(|line| line["_aws"].is_null());
-        Output { log, metrics }
+        let (log, metrics) = printed.lines().into_iter().partition(|line| line["_aws"].is_null());
+        Output { text: printed.text, log, metrics }
     }
 }
 
@@ -54,7 +55,8 @@ pub fn leaks(lab: &Lab) -> Vec<String> {
         .collect();
     texts.extend(lab.kubernetes.jobs().iter().map(ToString::to_string));
     let requests = lab.kubernetes.requests().into_iter().chain(lab.aws.requests());
-    texts.extend(requests.filter(|request| request.method != "PATCH").map(|request| request.query + &request.body));
+    let requests = requests.filter(|request| request.method != "PATCH");
+    texts.extend(requests.map(|request| format!("{} {} {}", request.path, request.query, request.body)));
 
     let keys = lab.credentials();
     let mut secrets = vec!["k8s-aws-v1.".to_owned()];
