@@ -33,7 +33,7 @@ run:
 
 ## Every test; installs what it needs.
 test: test-quick instructions control-plane faketime
-	cargo test --workspace --test control_plane --test panics
+	cargo test --workspace --test control_plane --test process
 	cargo build --workspace --bins
 	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
 	@$(SHORT) soak --events 3000 $(SHORT_EVENT)
@@ -132,7 +132,7 @@ lint: deployment-tools
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --test control_plane --test panics -- -D warnings
+	cargo clippy --workspace --test control_plane --test process -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile

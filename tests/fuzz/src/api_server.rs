@@ -1,6 +1,6 @@
-//! Whatever answers as API server: to a read, to a Job, to the Secret, to the list of pod definitions.
+//! Anything that answers as the API server: to a read, to a Job, to the Secret, to the list of pod definitions.
 //!
-//! Our client is asked, with its signature, its tries and its time-outs, over a connection that is none.
+//! The requests go through our client, with its signature, its retries and its timeouts, to a service without a socket.
 
 use std::{
     error::Error,
@@ -38,20 +38,20 @@ use tokio::{
 };
 use tower::service_fn;
 
-use crate::{CONFIGS, manifest, pod_definition, told};
+use crate::{CONFIGS, check_text, manifest, pod_definition};
 
-/// Occurs nowhere else, so a leak can be searched for.
+/// The agent token, which occurs nowhere else.
 const TOKEN: &str = "bkct_planted0123456789";
 
-/// How long there is for each thing that is asked.
+/// The time limit of each request.
 const TIME: Duration = Duration::from_secs(58);
 
-/// `data` is one answer or several, with `---` between them: a status, headers, an empty line, a body; or `reset` or `silence`,
-/// which are none. The last one repeats.
+/// `data` is one answer or several, separated by `---`: a status, headers, an empty line, a body; or `reset` or `silence` in place
+/// of an answer. The last one repeats.
 pub fn run(data: &[u8]) {
-    // Nobody waits for what is paused, and until the deadline there are some dozen tries.
+    // On a paused clock: until the deadline there are some dozen retries.
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime can be made").block_on(ask(data));
+    runtime.expect("the runtime is valid").block_on(ask(data));
 }
 
 async fn ask(data: &[u8]) {
@@ -59,39 +59,32 @@ async fn ask(data: &[u8]) {
     let cluster = || Cluster::new(client(data), endpoint(), config);
 
     let path = "/api/v1/namespaces/buildkite/podtemplates";
-    judge(cluster().get(path, deadline().await).await.err());
+    check_error(cluster().get(path, deadline().await).await.err());
     let post = Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
-    judge(cluster().send_json(post, &json!({"kind": "Job"}), deadline().await).await.err());
+    check_error(cluster().send_json(post, &json!({"kind": "Job"}), deadline().await).await.err());
 
     let agent_token = AgentToken::new(config, SSM.clone());
-    judge_of(agent_token.deliver(&cluster(), deadline().await).await.err());
+    check_error(agent_token.deliver(&cluster(), deadline().await).await.err());
 
     let (library, cluster) = (Library::compiled(), cluster());
     let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
     for name in ["default", "node", &name] {
         match library.get(name, &cluster, deadline().await).await {
-            Ok(definition) => {
-                let job = pod_definition::scheduled();
-                manifest::check(&job, Some("default"), &definition, config);
-            }
-            Err(error) => judge_of(Some(error)),
+            Ok(definition) => manifest::check(&pod_definition::scheduled(), Some("default"), &definition, config),
+            Err(error) => check_error(Some(error)),
         }
     }
 }
 
-/// Another one each time: the server tells by it what is asked from what is asked again.
+/// A different one for each request: the server tells a retry from a new request by it.
 async fn deadline() -> Deadline {
     advance(Duration::from_millis(1)).await;
     Deadline::after(TIME)
 }
 
-fn judge(error: Option<eks::Error>) {
-    judge_of(error);
-}
-
-/// Every error has one of README's kinds, and a text that may stand in a log, without the token.
-fn judge_of(error: Option<impl Error + Into<scheduler::Error>>) {
-    const KINDS: [&str; 8] = [
+/// Every error has a type of README's table, and a text for the log without the token.
+fn check_error(error: Option<impl Error + Into<scheduler::Error>>) {
+    const TYPES: [&str; 8] = [
         "AgentTokenUnavailable",
         "ClusterUnavailable",
         "Forbidden",
@@ -102,9 +95,9 @@ fn judge_of(error: Option<impl Error + Into<scheduler::Error>>) {
         "UnknownPodDefinition",
     ];
     let Some(error) = error.map(Into::into) else { return };
-    assert!(KINDS.contains(&error.kind()), "{}", error.kind());
+    assert!(TYPES.contains(&error.kind()), "{}", error.kind());
     let text = chain(&error);
-    told(&text);
+    check_text(&text);
     for text in [text, format!("{error:?}")] {
         assert!(!text.contains(TOKEN) && !text.contains(&BASE64_STANDARD.encode(TOKEN)), "the token is in {text}");
     }
@@ -114,7 +107,7 @@ fn endpoint() -> Uri {
     Uri::from_static("https://api.example")
 }
 
-/// A client whose server gives these answers, one after the other.
+/// A client whose server gives these answers in turn.
 fn client(data: &[u8]) -> kube::Client {
     let server = Arc::new(Mutex::new(Server { answers: answers(data), last: None }));
     let service = service_fn(move |request: Request<Body>| {
@@ -129,7 +122,7 @@ fn client(data: &[u8]) -> kube::Client {
     });
     let credentials = Credentials::new("AKID", "secret", None, None, "fuzz");
     let signer = Signer::new(credentials, "us-east-1", "example-cluster");
-    eks::over(service, &endpoint(), signer).expect("a client can be made")
+    eks::over(service, &endpoint(), signer).expect("the client is valid")
 }
 
 enum Answer {
@@ -138,58 +131,63 @@ enum Answer {
     Silence,
 }
 
-/// The API server, which looks at how it is asked again.
+/// The API server. It checks the retries.
 struct Server {
-    /// The last one first.
+    /// In reverse order.
     answers: Vec<Vec<u8>>,
-    last: Option<Told>,
+    last: Option<Answered>,
 }
 
-/// What was answered, and what may come of that.
-struct Told {
+/// The answer to the last request.
+struct Answered {
+    /// Of the request.
     deadline: Instant,
-    /// When the client may come again; never, if it would be told the same.
-    again: Option<Instant>,
-    refused: bool,
+    /// From when the client may retry; `None` if it must not.
+    retry: Option<Instant>,
+    /// A request with this deadline got a 401.
+    unauthorized: bool,
 }
 
 impl Server {
     fn answer(&mut self, request: &Request<Body>) -> Answer {
         assert_eq!(request.uri().host(), endpoint().host(), "{}", request.uri());
-        assert!(request.headers().get(AUTHORIZATION).is_some_and(HeaderValue::is_sensitive), "it is not signed");
+        assert!(
+            request.headers().get(AUTHORIZATION).is_some_and(HeaderValue::is_sensitive),
+            "the request is not signed"
+        );
         let deadline = request.extensions().get::<Deadline>().expect("each request has its deadline").instant();
         let now = Instant::now();
-        assert!(now < deadline, "asked {:?} too late", now - deadline);
+        assert!(now < deadline, "a request {:?} after its deadline", now - deadline);
         let last = self.last.take().filter(|last| last.deadline == deadline);
         if let Some(last) = &last {
-            let again = last.again.expect("nobody asks again for what would be told the same");
-            assert!(again <= now, "asked again {:?} too early", again - now);
+            let retry = last.retry.expect("an error that is not retryable is not retried");
+            assert!(retry <= now, "a retry {:?} too early", retry - now);
         }
 
         let next = if self.answers.len() > 1 { self.answers.pop() } else { self.answers.last().cloned() };
         let answer = Answer::read(&next.unwrap_or_default());
-        let refused = last.is_some_and(|last| last.refused);
-        let (again, refused) = match &answer {
-            Answer::Reset | Answer::Silence => (Some(now), refused),
+        let unauthorized = last.is_some_and(|last| last.unauthorized);
+        let (retry, unauthorized) = match &answer {
+            Answer::Reset | Answer::Silence => (Some(now), unauthorized),
             Answer::Response(response) => match response.status().as_u16() {
-                401 => ((!refused).then_some(now), true),
-                300..=399 => (Some(now), refused),
-                429 | 500 | 502 | 503 | 504 => (Some(now + retry_after(response)), refused),
-                _ => (None, refused),
+                401 => ((!unauthorized).then_some(now), true),
+                300..=399 => (Some(now), unauthorized),
+                429 | 500 | 502 | 503 | 504 => (Some(now + retry_after(response)), unauthorized),
+                _ => (None, unauthorized),
             },
         };
-        self.last = Some(Told { deadline, again, refused });
+        self.last = Some(Answered { deadline, retry, unauthorized });
         answer
     }
 }
 
-/// What is none is no time.
+/// Zero if the header is absent or invalid.
 fn retry_after(response: &Response<Body>) -> Duration {
     let text = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     Duration::from_secs(text.and_then(|text| text.parse::<u32>().ok()).unwrap_or_default().into())
 }
 
-/// The last one first.
+/// In reverse order.
 fn answers(data: &[u8]) -> Vec<Vec<u8>> {
     let mut answers = vec![Vec::new()];
     for line in data.split_inclusive(|byte| *byte == b'\n') {
@@ -228,7 +226,7 @@ fn response(answer: &[u8]) -> Response<Body> {
     response
 }
 
-/// SSM, which holds the token.
+/// An SSM that holds the token.
 static SSM: LazyLock<aws_sdk_ssm::Client> = LazyLock::new(|| {
     let connector = SharedHttpConnector::new(Ssm);
     let config = SdkConfig::builder()
@@ -248,11 +246,11 @@ impl HttpConnector for Ssm {
     fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
         let answer = json!({"Parameter": {"ARN": "arn:aws:ssm:us-east-1:1:parameter/token", "Value": TOKEN}});
         let response = Response::new(SdkBody::from(answer.to_string()));
-        HttpConnectorFuture::ready(Ok(HttpResponse::try_from(response).expect("it is an answer")))
+        HttpConnectorFuture::ready(Ok(HttpResponse::try_from(response).expect("the response is valid")))
     }
 }
 
-/// One answer of each kind that the API server gives.
+/// One answer of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     let status = |code: u16, reason: &str, message: &str| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code});
@@ -286,22 +284,4 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ]
     .map(String::into_bytes)
     .to_vec()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_pass_is_asked_for_again() {
-        for first in ["429\nretry-after: 1", "503", "302", "401", "reset", "silence"] {
-            let data = format!("{first}\n---\n200\n\n{{}}");
-            let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-            let answer = runtime.block_on(async {
-                let cluster = Cluster::new(client(data.as_bytes()), endpoint(), &CONFIGS[0]);
-                cluster.get("/version", deadline().await).await
-            });
-            assert_eq!(answer.unwrap(), json!({}), "{first}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! `KUBERNETES_CERTIFICATE_AUTHORITY_DATA`, or what EKS answers in its place.
+//! `KUBERNETES_CERTIFICATE_AUTHORITY_DATA`, or the same value from EKS.
 
 use std::{fs, str};
 
@@ -9,11 +9,11 @@ use agent_scheduler::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::client::Body;
 
-use crate::{config, files, told};
+use crate::{check_text, config, files};
 
 const VARIABLE: &str = "KUBERNETES_CERTIFICATE_AUTHORITY_DATA";
 
-/// `data` is the value; or, without the base64 that no mutation would survive, the PEM; or, without that, the certificate.
+/// `data` is the value, the PEM or the certificate: a mutation of the PEM in base64 would rarely be base64.
 pub fn run(data: &[u8]) {
     if let Ok(value) = str::from_utf8(data) {
         read(value);
@@ -28,12 +28,13 @@ fn read(value: &str) {
         Ok(authority) => {
             assert!(!authority.0.is_empty());
             assert_eq!(config(&[(VARIABLE, value)]).certificate_authority.as_ref(), Some(&authority));
-            https::client::<Body>(authority, Plain::Refused).expect("a client can be made of any authority");
+            https::client::<Body>(authority, Plain::Refused).expect("any authority gives a client");
         }
         Err(expected) => {
-            told(expected);
-            let error = Config::read(|name| (name == VARIABLE).then(|| value.to_owned())).expect_err("it is refused");
-            error.problems.iter().for_each(|problem| told(problem));
+            check_text(expected);
+            let error = Config::read(|name| (name == VARIABLE).then(|| value.to_owned()))
+                .expect_err("an invalid value is an error");
+            error.problems.iter().for_each(|problem| check_text(problem));
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What must hold whatever others send: Buildkite, the authors of steps and of pod definitions, whoever answers as API server.
+//! What must hold for any input: from Buildkite, from the authors of steps and pod definitions, from whatever answers as the API
+//! server.
 //!
-//! Each module is a target: [`Target::run`] takes any bytes and panics where something does not hold. `make fuzz` has libFuzzer
-//! look for such bytes, and `cargo test` runs the targets on their seeds and on what was found once (`findings/`).
+//! Each module is a target: [`Target::run`] takes any bytes and panics where something does not hold. `make fuzz` searches for such
+//! bytes with libFuzzer. `cargo test` runs the targets on their seeds and on earlier findings (`findings/`).
 
 pub mod api_server;
 pub mod certificate_authority;
@@ -19,17 +20,17 @@ use std::{
 use agent_scheduler::{config::Config, pod_definition::PodDefinition};
 use serde_json::Value;
 
-/// Something that takes what others send.
+/// One kind of input.
 pub struct Target {
-    /// Its module, and its program of `fuzz_targets/`.
+    /// The name of its module.
     pub name: &'static str,
     /// Panics where something does not hold.
     pub run: fn(&[u8]),
-    /// What a run begins with.
+    /// The inputs that a run starts with.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 5] = [
     Target { name: "event", run: event::run, seeds: event::seeds },
     Target { name: "query_rules", run: query_rules::run, seeds: query_rules::seeds },
@@ -38,28 +39,28 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "api_server", run: api_server::run, seeds: api_server::seeds },
 ];
 
-/// The longest text that an error may have, whatever it quotes.
-const LONGEST: usize = 4_096;
+/// The limit for the text of an error, whatever it quotes.
+const MAX_TEXT_BYTES: usize = 4_096;
 
-/// Whether a text may stand in a log: it is one line, and no flood.
-fn told(text: &str) {
-    assert!(text.len() <= LONGEST, "{} bytes: {}…", text.len(), text.chars().take(400).collect::<String>());
+/// A text for the log is one line of limited length.
+fn check_text(text: &str) {
+    assert!(text.len() <= MAX_TEXT_BYTES, "{} bytes: {}…", text.len(), text.chars().take(400).collect::<String>());
     assert!(!text.contains(char::is_control), "not one line: {text:?}");
 }
 
-/// Two functions: one with nothing but what it needs, and one with tags and queues.
+/// A function with the required settings alone, and one with tags and several queues.
 static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
-    let own = [
+    let more = [
         ("BUILDKITE_QUEUE", "default,gpu,q-"),
         ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b"),
         ("SERVE_JOBS_WITHOUT_QUEUE", "true"),
         ("KUBERNETES_NAMESPACE", "builds"),
         ("AGENT_TOKEN_SECRET_NAME", "token-of-this-stack"),
     ];
-    [config(&[]), config(&own)]
+    [config(&[]), config(&more)]
 });
 
-/// What is required, with `variables` first.
+/// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Config {
     const REQUIRED: [(&str, &str); 4] = [
         ("BUILDKITE_QUEUE", "default"),
@@ -71,7 +72,7 @@ fn config(variables: &[(&str, &str)]) -> Config {
         let mut found = variables.iter().chain(&REQUIRED).filter(|(key, _)| *key == name);
         found.next().map(|(_, value)| (*value).to_owned())
     });
-    read.expect("these variables are good")
+    read.expect("these variables are valid")
 }
 
 /// `pod-definitions/`, as `PodTemplates`.
@@ -95,7 +96,7 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The files of a folder, in the order of their names; none if there is no such folder.
+/// The files of a folder, in the order of their names; empty if there is no such folder.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("it can be read").path());
     let mut files: Vec<_> = entries.filter(|path| path.is_file()).collect();
@@ -103,10 +104,10 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Puts seeds into the folder that the variable `SEEDS` names, before libFuzzer reads that.
-pub fn write_seeds(seeds: fn() -> Vec<Vec<u8>>) {
+/// Writes the seeds into the folder that the variable `SEEDS` names, before libFuzzer reads it.
+pub fn write_seeds(target: &Target) {
     let Some(folder) = env::var_os("SEEDS") else { return };
-    for (number, seed) in seeds().iter().enumerate() {
+    for (number, seed) in (target.seeds)().iter().enumerate() {
         fs::write(Path::new(&folder).join(number.to_string()), seed).expect("it can be written");
     }
 }

@@ -2,13 +2,49 @@
 
 use std::collections::BTreeSet;
 
-use agent_scheduler::{config::Config, event::ScheduledJob, job, pod_definition::PodDefinition};
+use agent_scheduler::{
+    config::Config, event::ScheduledJob, job, overrides::Overrides, pod_definition::PodDefinition,
+    query_rules::AgentQueryRules,
+};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-/// Kubernetes takes so much of annotations, keys and values together.
-const ANNOTATIONS: usize = 256 * 1024;
+use crate::check_text;
 
-/// Builds the Job and looks at it.
+/// The limit of Kubernetes for all annotations of an object, keys and values together.
+const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
+
+/// A job whose event has nothing but the UUID.
+pub fn job(uuid: Uuid) -> ScheduledJob {
+    ScheduledJob {
+        time: None,
+        uuid,
+        kind: "script".to_owned(),
+        agent_query_rules: Vec::new(),
+        step_key: None,
+        build_number: None,
+        commit: None,
+        branch: None,
+        pipeline: None,
+        organization: None,
+    }
+}
+
+/// Checks the Job in the definition as the rules change it, or the text of the error.
+pub fn check_overridden(
+    job: &ScheduledJob,
+    queue: Option<&str>,
+    definition: &PodDefinition,
+    rules: &AgentQueryRules,
+    config: &Config,
+) {
+    match Overrides::of(rules).and_then(|overrides| overrides.apply(definition)) {
+        Ok(overridden) => check(job, queue, &overridden, config),
+        Err(unmet) => check_text(&unmet.to_string()),
+    }
+}
+
+/// Builds the Job and checks it.
 pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) {
     let built = build(scheduled, queue, definition, config);
     assert_eq!((&built["apiVersion"], &built["kind"]), (&json!("batch/v1"), &json!("Job")));
@@ -23,22 +59,10 @@ pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefi
     }
     environment(&built, &uuid, definition, config);
 
-    // Whatever else the event says of itself is in the annotations and nowhere else: not in the name, the namespace, the
-    // labels, the service account, the volumes or the Secrets.
-    let silent = ScheduledJob {
-        time: None,
-        uuid: scheduled.uuid,
-        kind: "script".to_owned(),
-        agent_query_rules: Vec::new(),
-        step_key: None,
-        build_number: None,
-        commit: None,
-        branch: None,
-        pipeline: None,
-        organization: None,
-    };
-    let silent = build(&silent, queue, definition, config);
-    assert_eq!(without_annotations(built), without_annotations(silent));
+    // The other fields of the event appear in the annotations and nowhere else: not in the name, the namespace, the labels, the
+    // service account, the volumes or the Secrets.
+    let bare = build(&job(scheduled.uuid), queue, definition, config);
+    assert_eq!(without_annotations(built), without_annotations(bare));
 }
 
 fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
@@ -60,10 +84,10 @@ fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, config: &Confi
     for (key, value) in labels.as_object().expect("labels are a map") {
         let value = value.as_str().expect("a label is a string");
         if key == "buildkite.com/queue" && !theirs.contains(key) {
-            assert!(config.queues.iter().any(|queue| queue == value), "queue {value:?} is none of ours");
-            assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is no value of a label");
+            assert!(config.queues.iter().any(|queue| queue == value), "queue {value:?} is not ours");
+            assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is not a valid label value");
         } else if key != "app.kubernetes.io/managed-by" && key != "buildkite.com/job-uuid" {
-            assert!(theirs.contains(key), "label {key} comes from nowhere");
+            assert!(theirs.contains(key), "label {key} has no source");
         }
     }
 }
@@ -73,11 +97,11 @@ fn annotations(annotations: &Value, definition: &PodDefinition) {
     let annotations = annotations.as_object().expect("annotations are a map");
     let all: usize = annotations.iter().map(|(key, value)| size(key, value.as_str().expect("each is a string"))).sum();
     let theirs: usize = definition.metadata("annotations").map(|(key, value)| size(key, &value)).sum();
-    // What its author writes is judged by the API server when he applies it; what an event adds to that is little.
-    assert!(all - theirs.min(all) <= ANNOTATIONS / 4, "{} bytes of annotations beside {theirs}", all - theirs);
+    // The API server checks the author's own annotations when they are applied. An event adds little to them.
+    assert!(all - theirs.min(all) <= MAX_ANNOTATION_BYTES / 4, "{} bytes of annotations beside {theirs}", all - theirs);
 }
 
-/// The agent has its job, and the one Secret that is configured, and else what the definition says.
+/// The agent has its job and the configured Secret. Everything else comes from the definition.
 fn environment(built: &Value, uuid: &str, definition: &PodDefinition, config: &Config) {
     let containers = built["spec"]["template"]["spec"]["containers"].as_array().expect("containers are a list");
     assert_eq!((containers.len(), &containers[0]["name"]), (1, &json!("agent")));
@@ -88,7 +112,7 @@ fn environment(built: &Value, uuid: &str, definition: &PodDefinition, config: &C
     let reference = json!({"name": config.agent_token_secret, "key": "token"});
     let token = json!({"name": "BUILDKITE_AGENT_TOKEN", "valueFrom": {"secretKeyRef": reference}});
     for variable in env.iter().filter(|variable| !variable["valueFrom"].is_null()) {
-        assert!(*variable == token || theirs.contains(variable), "{variable} comes from nowhere");
+        assert!(*variable == token || theirs.contains(variable), "{variable} has no source");
     }
     assert_eq!(env.contains(&token), !definition.brings_agent_token() || theirs.contains(&token));
     assert_eq!(built["spec"]["template"]["spec"]["restartPolicy"], "Never");

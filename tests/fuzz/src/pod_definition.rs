@@ -1,49 +1,43 @@
-//! A pod definition, whether from `pod-definitions/` or from the cluster, and the Job that is built on it.
+//! A pod definition, from `pod-definitions/` or from the cluster, and the Job that is built on it.
 
 use std::str;
 
 use agent_scheduler::{
     event::{Event, ScheduledJob},
-    overrides::Overrides,
     pod_definition::PodDefinition,
     query_rules::AgentQueryRules,
 };
 use serde_json::{Value, json};
 
-use crate::{CONFIGS, MANIFESTS, manifest, told};
+use crate::{CONFIGS, MANIFESTS, check_text, manifest};
 
-/// What steps ask for on top.
-const ASKED: [&[&str]; 4] = [&[], &["cpu=2", "memory=4Gi"], &["image=node:24"], &["image=node:24", "memory=1Gi"]];
+/// What steps ask for on top of a definition.
+const RULES: [&[&str]; 4] = [&[], &["cpu=2", "memory=4Gi"], &["image=node:24"], &["image=node:24", "memory=1Gi"]];
 
-/// `data` is a manifest in JSON, or changes to one that is good: a JSON pointer, a blank and the value in each line.
+/// `data` is a manifest in JSON, or changes to a valid one: each line is a JSON pointer, a space and the value.
 pub fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let manifest = serde_json::from_str(text).ok().filter(Value::is_object).unwrap_or_else(|| changed(text));
     if let Err(invalid) = PodDefinition::parse("a file", &manifest) {
-        told(&invalid.to_string());
+        check_text(&invalid.to_string());
     }
     let definition = match PodDefinition::of_object("PodTemplate node in namespace buildkite", &manifest) {
         Ok(definition) => definition,
-        Err(invalid) => return told(&invalid.to_string()),
+        Err(invalid) => return check_text(&invalid.to_string()),
     };
     assert!(definition.name().len() <= 253);
     assert!(definition.name().bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')));
     let job = scheduled();
-    for rules in ASKED {
+    for rules in RULES {
         let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
-        let parsed = AgentQueryRules::parse(&rules);
-        match Overrides::of(&parsed).and_then(|overrides| overrides.apply(&definition)) {
-            Ok(changed) => {
-                for config in &*CONFIGS {
-                    manifest::check(&job, Some("default"), &changed, config);
-                }
-            }
-            Err(unmet) => told(&unmet.to_string()),
+        let rules = AgentQueryRules::parse(&rules);
+        for config in &*CONFIGS {
+            manifest::check_overridden(&job, Some("default"), &definition, &rules, config);
         }
     }
 }
 
-/// The default definition with these changes; a line that is none changes nothing.
+/// The default definition with these changes; an invalid line changes nothing.
 fn changed(text: &str) -> Value {
     let mut manifest = MANIFESTS[0].clone();
     for line in text.lines() {
@@ -70,7 +64,7 @@ pub(crate) fn scheduled() -> ScheduledJob {
     }
 }
 
-/// `pod-definitions/`, and changes in places that are checked.
+/// `pod-definitions/`, and changes to fields that are checked.
 pub fn seeds() -> Vec<Vec<u8>> {
     const AGENT: &str = "/template/spec/containers/0";
     let changes = [

@@ -1,4 +1,4 @@
-//! The targets of `make fuzz` on what is known: their seeds, and what was found once.
+//! The targets of `make fuzz` on their seeds and on earlier findings.
 
 use std::{fs, panic, path::Path};
 
@@ -8,7 +8,7 @@ use fuzz::{TARGETS, files};
 fn everything_holds_on_the_seeds() {
     for target in &TARGETS {
         let seeds = (target.seeds)();
-        assert!(!seeds.is_empty(), "{} has none", target.name);
+        assert!(!seeds.is_empty(), "{} has no seeds", target.name);
         for seed in seeds {
             (target.run)(&seed);
         }
@@ -16,7 +16,7 @@ fn everything_holds_on_the_seeds() {
 }
 
 #[test]
-fn everything_holds_on_what_was_found_once() {
+fn everything_holds_on_earlier_findings() {
     for target in &TARGETS {
         for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("findings").join(target.name)) {
             let found = fs::read(&file).expect("it can be read");
