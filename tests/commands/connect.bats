@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# `connect` with stand-ins for aws, kubectl and eksctl. tests/deployment/test_deploy.py runs it with the real AWS CLI, on moto.
+# `connect`, with stand-ins for aws, kubectl and eksctl. tests/deployment/test_deploy.py runs it with the real AWS CLI, on moto.
 # shellcheck disable=SC2016,SC2030,SC2031 # Shell in strings, and a process of each test.
 
 bats_require_minimum_version 1.5.0
