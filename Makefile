@@ -1,4 +1,4 @@
-# Every command of this project; README says what they are for.
+# Every command of this project. `make` lists them.
 
 EVENT ?= events/job-scheduled.json
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -10,62 +10,107 @@ SOAK_EVENTS ?= 100000
 TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
-# Every script there; the Dockerfile is no shell.
+# The scripts of the image; its Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
+PYTHON = tests/deployment scripts/package scripts/release scripts/third-party-notices
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 BENCH = $(CARGO_TARGET_DIR)/lab/bench
-# The long runs, with what a test has built anyway.
+# The long runs, with what the tests have built.
 SHORT = $(CARGO_TARGET_DIR)/debug/bench
 SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
 
-.PHONY: run test test-quick test-scripts test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions load soak cold-starts scale release lint valgrind
+# What CloudFormation writes on every resource.
+STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
+# The quick ones first.
+STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
-## One event through the real function, against stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another.
-## CLUSTER=real takes a real control plane in place of the stand-in for Kubernetes; CONTEXT=… a cluster of your kubeconfig,
-## where TOKEN=… is the Buildkite agent token of the pod, and NAMESPACE=… may be another one than `buildkite`.
+.PHONY: help run package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools docker-engine \
+	faketime bench fuzz load soak cold-starts scale binary binaries valgrind lint
+
+## Lists the targets.
+help:
+	@awk '/^## / { text = text "    " substr($$0, 4) "\n" } /^[a-z-]+:/ && text { sub(":.*", ""); printf "make %s\n%s", $$0, text } \
+		!/^## / { text = "" }' $(MAKEFILE_LIST)
+
+## One event through the real function, with stand-ins for AWS, Lambda and Kubernetes: EVENT=events/… picks another event.
+## QUEUE=… and TAGS=… are the function's BuildkiteQueue and BuildkiteAgentTags, and NAMESPACE=… its KubernetesNamespace.
+## CLUSTER=real uses a real control plane. CONTEXT=… uses a cluster of your kubeconfig, where the pod gets the Buildkite agent
+## token in TOKEN=…; the namespace must exist there.
 run: export BUILDKITE_AGENT_TOKEN := $(TOKEN)
-run:
-	cargo build --workspace --bins
+run: binaries
 	@$(CARGO_TARGET_DIR)/debug/lab run --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event $(EVENT) \
 		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT)) \
-		$(if $(NAMESPACE),--env KUBERNETES_NAMESPACE=$(NAMESPACE))
+		$(if $(NAMESPACE),--env KUBERNETES_NAMESPACE=$(NAMESPACE)) \
+		$(if $(QUEUE),--env 'BUILDKITE_QUEUE=$(QUEUE)') $(if $(TAGS),--env 'BUILDKITE_AGENT_TAGS=$(TAGS)')
 
-## Every test; installs what it needs.
-test: test-quick instructions control-plane faketime
+## Writes dist/agent-scheduler-VERSION: the function for x86_64 and arm64, and all that a deploy without a compiler needs.
+package: deployment-tools
+	@PATH="$$(tests/deployment/tools):$$PATH"; scripts/package
+
+## Builds the function for a deploy from this clone, with sam, cargo-lambda and zig.
+build:
+	sam build
+
+## Builds and deploys, with a prompt for each setting. The answers are in samconfig.local.toml, which git ignores.
+deploy-guided: build
+	@[ -e samconfig.local.toml ] || grep -v tags samconfig.toml >samconfig.local.toml
+	sam deploy --guided --config-file samconfig.local.toml --tags "$(STACK_TAGS)"
+
+## Builds and deploys with those answers; OPTIONS="--parameter-overrides RedriveEnabled=true" changes one.
+deploy: build
+	sam deploy --config-file samconfig.local.toml --tags "$(STACK_TAGS)" $(OPTIONS)
+
+## Gives the function of STACK=… access to its cluster; OPTIONS=--dry-run only prints what is to do.
+connect:
+	@./connect $(OPTIONS) $(STACK)
+
+## Commits and tags VERSION=…, written to every file that has it. Needs a tree without changes; pushes nothing.
+release:
+	@scripts/release $(VERSION)
+
+## Draws docs/dashboard.svg: the dashboard of template.yml, with sample metrics.
+dashboard: deployment-tools
+	PATH="$$(tests/deployment/tools):$$PATH"; tests/deployment/dashboard.py >docs/dashboard.svg
+
+## Every test, the quick ones first; installs what it needs, and prints the stages with their times.
+test:
+	@scripts/stages $(STAGES)
+
+## Builds the programs of a Kubernetes control plane, once per machine; ten minutes on two cores.
+control-plane:
+	@tests/control-plane/build >/dev/null
+
+## The tests on a real control plane, and those that set clocks forward.
+test-control-plane: control-plane faketime
 	cargo test --workspace --test control_plane --test process
-	cargo build --workspace --bins
+
+## Short forms of `make load`, `make soak` and `make cold-starts`.
+test-runs: control-plane binaries
 	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
 	@$(SHORT) soak --events 3000 $(SHORT_EVENT)
 	@$(SHORT) cold-starts --starts 40 --calls 10 --reserved 10 $(SHORT_EVENT)
-	$(MAKE) test-scripts
-	$(MAKE) test-deployment
-
-# The programs of a Kubernetes control plane: built once per machine.
-control-plane:
-	@tests/control-plane/build >/dev/null
 
 faketime:
 	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
-## The scripts of src/pod and of pod-definitions/elastic-ci-stack/agent, with bats and shellcheck; busybox, jq and git, too.
+## The scripts of src/pod, of the elastic-ci-stack image, `connect` and this file, with bats and shellcheck; needs busybox, jq and git, too.
 test-scripts:
 	@( for tool in bats shellcheck busybox jq git; do command -v $$tool || exit 1; done ) >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck busybox jq git; } \
 		|| { echo "install bats (1.5 or newer), shellcheck, busybox, jq and git" >&2; exit 1; }
-	shellcheck --external-sources $(HOOKS) tests/elastic-ci-stack/* tests/pod/*
+	shellcheck --external-sources $(HOOKS) connect scripts/stages tests/elastic-ci-stack/* tests/commands/* tests/pod/*
 	shellcheck --shell=sh src/pod/*.sh
-	bats tests/elastic-ci-stack tests/pod
+	bats tests/elastic-ci-stack tests/commands tests/pod
 
-## The tests of template.yml, of `sam build`, `sam local invoke`, `cargo lambda` and `sam deploy`. Those of `sam local invoke`
-## need Docker, and are skipped without it: TESTS=tests/deployment/test_local_invoke.py runs them alone.
-test-deployment: deployment-tools release valgrind
-	cargo build --workspace --bins
+## The tests of the deployment: the template, `sam build`, `sam local invoke`, `cargo lambda`, `sam deploy` and the package. Those
+## of `sam local invoke` need Docker, and are skipped without it: TESTS=tests/deployment/test_local_invoke.py runs them alone.
+test-deployment: deployment-tools binary binaries valgrind
 	PATH="$$(tests/deployment/tools):$$PATH" python -m pytest -rs $(TESTS)
 
-## Docker's engine, installed and started if there is none (as root, on Debian).
+## Starts a Docker engine, if none answers; as root on Debian it installs one.
 docker-engine:
 	@tests/deployment/docker-engine
 
@@ -77,9 +122,9 @@ deployment-tools:
 test-quick:
 	cargo test --workspace
 
-## What a start and a warm event cost, beside a floor that does nothing but POST; some minutes.
+## What a start and a warm event cost, beside a floor that only POSTs; some minutes.
 ## CLUSTER=real: events per second on a real control plane, beside a bare client.
-bench: release
+bench: binary
 	cargo build --release -p floor
 	cargo build --profile lab -p bench
 	@$(BENCH) $(if $(filter real,$(CLUSTER)),throughput, \
@@ -87,9 +132,8 @@ bench: release
 		--function $(FUNCTION) --event $(EVENT) --events $(EVENTS)
 
 ## The same in instructions, compared with tests/bench/instructions.json; UPDATE=1 keeps the new counts.
-instructions: release valgrind
+instructions: binary binaries valgrind
 	cargo build --release -p floor
-	cargo build --workspace --bins
 	@$(SHORT) instructions --function $(FUNCTION) --floor $(FLOOR) --event events/job-scheduled.json \
 		--figures tests/bench/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
 
@@ -98,41 +142,47 @@ fuzz:
 	@tests/fuzz/run $(FUZZ_SECONDS) $(TARGETS)
 
 ## The simulated day of a million jobs: prints its tables, and writes them and the plots into docs/scale.md and docs/scale.
-## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` tells all.
+## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` lists all.
 scale:
 	cargo run --release -p scale -- --page docs/scale.md --out docs/scale $(OPTIONS)
 
-## A burst of 10,000 events on a real control plane, where requests fail and functions are killed: one Job for each in the end.
-## CLUSTER=stand-in takes the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.
-load: release control-plane
+## 10,000 events on a real control plane, with requests that fail and functions that are killed: one Job for each in the end.
+## CLUSTER=stand-in uses the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.
+load: binary control-plane
 	cargo build --profile lab -p bench
 	@$(BENCH) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
-## 100,000 warm events to one process, whose memory, descriptors and threads stay as they were; then with a trace id for each
-## event, as Lambda has them, of which glibc keeps each. Some minutes.
-soak: release
+## 100,000 warm events to one process: memory, descriptors and threads do not grow. Then with a trace id for each event, as in
+## Lambda, each of which glibc keeps. Some minutes.
+soak: binary
 	cargo build --profile lab -p bench
 	@$(BENCH) soak --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
 	@$(BENCH) soak --own-traces --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
 ## 200 functions that start at once, before an SSM that answers 40 calls a second, or 10,000; and with a reserved concurrency of 40.
-cold-starts: release
+cold-starts: binary
 	cargo build --profile lab -p bench
 	@$(BENCH) cold-starts --function $(FUNCTION) --event $(EVENT)
 
-release:
+# The function, optimised: cargo takes minutes to link it.
+binary:
+	@echo "building the function, optimised: some minutes after a change" >&2
 	cargo build --release -p agent-scheduler --bin agent-scheduler
+
+# The function and the lab, for tests.
+binaries:
+	cargo build --workspace --bins
 
 valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, and what the dependencies may be (deny.toml).
+## Format, clippy, rustdoc, ruff, hadolint, and the rules for dependencies (deny.toml).
 lint: deployment-tools
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --test control_plane --test process -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
+	PATH="$$(tests/deployment/tools):$$PATH"; ruff check $(PYTHON) && ruff format --check $(PYTHON)
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile

@@ -7,13 +7,13 @@ import zipfile
 import boto3
 from samtranslator.yaml_helper import yaml_parse
 
-# What Buildkite calls an event source and its bus, and the account: those of the sample events.
+# The event source, which is also the name of its bus, and the account of the sample events.
 EVENT_BUS = "aws.partner/buildkite.com/example-org/0000-0000-0000000"
 ACCOUNT_ID = "111122223333"
 
 
 class Account:
-    """An account at an address, with the event bus that Buildkite makes when an organization adds EventBridge."""
+    """An account at an address, with the event bus that exists when an organization has added EventBridge."""
 
     def __init__(self, endpoint):
         self.endpoint = endpoint
@@ -25,13 +25,15 @@ class Account:
         return boto3.client(service, endpoint_url=self.endpoint)
 
     def create_stack(self, template, name, **parameters):
-        """A stack of the template, as `sam deploy` makes it, but without sam and with a function that is empty."""
+        """A stack of the template, as `sam deploy` makes it, without sam and with an empty function."""
         s3 = self.client("s3")
         s3.create_bucket(Bucket="upload")
         s3.put_object(Bucket="upload", Key="function.zip", Body=empty_function())
         body = template.read_text().replace("CodeUri: .\n", "CodeUri: s3://upload/function.zip\n")
         s3.put_object(Bucket="upload", Key="template.yml", Body=body)
-        parameters = {"EventBridgeBusName": EVENT_BUS, "KubernetesClusterIdentifier": "example-cluster"} | parameters
+        # The queue of the sample events.
+        required = {"BuildkiteQueue": "default", "KubernetesClusterIdentifier": "example-cluster"}
+        parameters = {"EventBridgeBusName": EVENT_BUS} | required | parameters
         self.client("cloudformation").create_stack(
             StackName=name, TemplateURL=f"{self.endpoint}/upload/template.yml", Parameters=listed(parameters)
         )
@@ -63,7 +65,7 @@ def listed(parameters):
 
 
 def empty_function():
-    """A package for Lambda that holds no program."""
+    """A package for Lambda with an empty program."""
     package = io.BytesIO()
     with zipfile.ZipFile(package, "w") as files:
         files.writestr("bootstrap", "")

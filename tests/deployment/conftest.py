@@ -1,4 +1,4 @@
-"""What the tests of the deployment share: where the project is, and sam run as a user would run it, but for the network."""
+"""What the tests of the deployment share: the project's folder, and sam as a user runs it, without the network."""
 
 import filecmp
 import json
@@ -18,7 +18,7 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 @pytest.fixture(scope="session", autouse=True)
 def environment():
-    """Nobody's account, and no word to the outside."""
+    """No real account, and no telemetry."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(
@@ -32,7 +32,7 @@ def environment():
 
 
 def run(*command, expect=0, **options):
-    """Runs a command in the project's folder, and fails with all that it printed unless it ends as expected."""
+    """Runs a command in the project's folder; fails with its output if it does not end with the expected status."""
     options = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     done = subprocess.run([str(part) for part in command], check=False, **options)
     assert done.returncode == expect, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
@@ -41,7 +41,7 @@ def run(*command, expect=0, **options):
 
 @pytest.fixture(scope="session")
 def account(environment):
-    """An AWS account without anything but Buildkite's event bus, which is moto (moto_sam.py)."""
+    """An AWS account with Buildkite's event bus and nothing else, in moto (moto_sam.py)."""
     command = [sys.executable, Path(__file__).with_name("moto_sam.py")]
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as moto:
         yield Account(moto.stdout.readline().strip())
@@ -58,9 +58,9 @@ def clone():
 
 
 def keep_in_step(folder):
-    """Makes a folder what a fresh clone would be if all that stands in the tree were committed.
+    """Makes a folder what a fresh clone would be if the tree were committed.
 
-    Files that did not change are left alone, so that cargo does not link for minutes what it has linked before.
+    Files that did not change are not written, so that cargo does not link again for minutes.
     """
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     wanted = {folder / name: ROOT / name for name in listed if name and (ROOT / name).is_file()}
@@ -73,10 +73,19 @@ def keep_in_step(folder):
             shutil.copy(source, path)
 
 
-class Lab:
-    """`lab serve`: stands in for AWS and Kubernetes while a block lasts, and knows afterwards which Jobs were made.
+def pack(folder):
+    """The package that `make package` writes, in a folder; its programs are the names of their architectures."""
+    binaries = {architecture: folder / architecture for architecture in ("x86_64", "arm64")}
+    for architecture, binary in binaries.items():
+        binary.write_text(architecture)
+    given = [f"{architecture}={binary}" for architecture, binary in binaries.items()]
+    return Path(run("scripts/package", "--into", folder, *given, stderr=subprocess.DEVNULL).strip())
 
-    `variables` lead a function to it.
+
+class Lab:
+    """`lab serve`: stands in for AWS and Kubernetes while a block lasts; `jobs` are those that it then has.
+
+    `variables` direct a function to it.
     """
 
     def __init__(self, host="127.0.0.1"):

@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""An AWS account to deploy to that is none: moto, with the gaps mended that a SAM stack falls through.
+"""A stand-in for an AWS account: moto, with fixes for what a SAM stack needs and moto lacks.
 
-Prints the address to give as AWS_ENDPOINT_URL, and serves until its input ends. What moto says is worth as much as moto
-does: test_deploy.py lists what it does not do.
+Prints the address for AWS_ENDPOINT_URL, and serves until its input ends. test_deploy.py lists what moto does not do.
 """
 
 import json
 import os
+import re
 import sys
 
 # The account of the sample events.
 os.environ["MOTO_ACCOUNT_ID"] = "111122223333"
-# moto makes what a stack holds in this region, whatever region the stack is in, unless it is told.
+# By default moto makes the resources of every stack in one region, which this sets.
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 from moto.cloudformation.models import CloudFormationBackend
+from moto.cloudwatch.models import cloudwatch_backends
+from moto.core.common_models import CloudFormationModel
 from moto.events.models import EventsBackend
 from moto.iam.models import Role
 from moto.server import ThreadedMotoServer
@@ -25,7 +27,7 @@ from template import NoManagedPolicies
 
 
 def patch(cls):
-    """Puts the decorated function in the place of the method of its name, which it gets as its first argument."""
+    """Replaces the method of the same name with the decorated function, which gets the original as its first argument."""
 
     def put(replacement):
         original = getattr(cls, replacement.__name__)
@@ -35,7 +37,7 @@ def patch(cls):
 
 
 def expand(template, parameters):
-    """What CloudFormation makes of a SAM template, by SAM's own translator; any other template as it is."""
+    """A SAM template as SAM's own translator expands it; any other template as it is."""
     parsed = yaml_parse(template)
     if parsed.get("Transform") != "AWS::Serverless-2016-10-31":
         return template
@@ -43,11 +45,11 @@ def expand(template, parameters):
 
 
 def written(value):
-    """A parameter as it was given; moto takes the previous value of one in the form that it has parsed it to."""
+    """A parameter as it was given; moto keeps the previous value parsed."""
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-# moto knows no transforms: it would report the stack as made, and leave out every resource of a type that is SAM's.
+# moto ignores transforms: it reports success, and leaves out every resource of SAM's own types.
 @patch(CloudFormationBackend)
 def create_stack(original, self, name, template, parameters, **options):
     return original(self, name=name, template=expand(template, parameters), parameters=parameters, **options)
@@ -59,7 +61,7 @@ def create_change_set(original, self, template, parameters, **options):
     return original(self, template=expand(template, parameters), parameters=parameters, **options)
 
 
-# moto makes the resources of a change set, and forgets its tags and outputs. sam knows its own bucket by both.
+# moto makes the resources of a change set, but loses its tags and outputs. sam finds its own bucket by both.
 @patch(CloudFormationBackend)
 def execute_change_set(original, self, change_set_name, stack_name=None):
     original(self, change_set_name=change_set_name, stack_name=stack_name)
@@ -72,7 +74,7 @@ def execute_change_set(original, self, change_set_name, stack_name=None):
     stack.output_map = stack._create_output_map()
 
 
-# moto keeps just what is behind the last slash, and finds no partner's bus, whose name is all slashes.
+# moto keeps only the part after the last slash, and so finds no partner bus.
 @patch(EventsBackend)
 def _normalize_event_bus_arn(_original, _self, event_bus_arn):
     return (event_bus_arn or "default").split(":event-bus/")[-1]
@@ -87,8 +89,49 @@ def put_policy(original, self, policy_name, policy_json):
     return original(self, policy_name, policy_json)
 
 
+class AlarmOfStack(CloudFormationModel):
+    """moto makes alarms, but not those of a stack."""
+
+    # moto reads the service of a model from this.
+    __module__ = "moto.cloudwatch.models"
+
+    def __init__(self, alarm):
+        self.alarm, self.physical_resource_id = alarm, alarm.name
+
+    @staticmethod
+    def cloudformation_name_type():
+        return "AlarmName"
+
+    @staticmethod
+    def cloudformation_type():
+        return "AWS::CloudWatch::Alarm"
+
+    @staticmethod
+    def is_created():
+        return True
+
+    @classmethod
+    def create_from_cloudformation_json(cls, resource_name, cloudformation_json, account_id, region_name, **_):
+        properties = cloudformation_json["Properties"]
+        options = {re.sub(r"(?<!^)(?=[A-Z])", "_", key).lower(): value for key, value in properties.items()}
+        options["description"] = options.pop("alarm_description")
+        backend = cloudwatch_backends[account_id][region_name]
+        return cls(backend.put_metric_alarm(name=resource_name, **{"alarm_actions": []} | options))
+
+    @classmethod
+    def delete_from_cloudformation_json(cls, resource_name, _json, account_id, region_name):
+        cloudwatch_backends[account_id][region_name].delete_alarms([resource_name])
+
+    @staticmethod
+    def has_cfn_attr(attribute):
+        return attribute == "Arn"
+
+    def get_cfn_attribute(self, _attribute):
+        return self.alarm.alarm_arn
+
+
 if __name__ == "__main__":
-    # By this name, not by its address: moto and sam know an S3 address of a bucket by "localhost".
+    # Not 127.0.0.1: moto and sam recognise a bucket's address by "localhost".
     server = ThreadedMotoServer("localhost", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +15,10 @@ EMULATORS = {"x86_64": "aws-lambda-rie-x86_64", "aarch64": "aws-lambda-rie-arm64
 
 
 class Function:
-    """A program that the emulator runs while a block lasts, with these variables and no others."""
+    """A program that the emulator runs while a block lasts, with these variables and no others.
+
+    `printed` has its lines afterwards.
+    """
 
     def __init__(self, program, variables):
         self.program, self.variables = program, variables
@@ -24,7 +28,8 @@ class Function:
         self.port = free_port()
         places = {"runtime-interface-emulator": self.port, "runtime-api": free_port()}
         command = [emulator, *(f"--{place}-address=127.0.0.1:{port}" for place, port in places.items())]
-        self.process = subprocess.Popen([*command, self.program], env=self.variables)
+        self.output = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([*command, self.program], env=self.variables, stdout=self.output)
         return self
 
     def invoke(self, event):
@@ -38,3 +43,5 @@ class Function:
     def __exit__(self, *_):
         self.process.terminate()
         self.process.wait()
+        self.output.seek(0)
+        self.printed = self.output.read().splitlines()

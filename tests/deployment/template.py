@@ -19,9 +19,10 @@ PSEUDO_PARAMETERS = {
     "AWS::StackName": "buildkite-agent-scheduler",
 }
 
-# What has no default.
+# The parameters without a default.
 REQUIRED = {
     "EventBridgeBusName": "aws.partner/buildkite.com/example-org/0123-4567",
+    "BuildkiteQueue": "kubernetes",
     "KubernetesClusterIdentifier": "example-cluster",
 }
 
@@ -29,7 +30,7 @@ NO_VALUE = object()
 
 
 class NoManagedPolicies:
-    """SAM asks for the managed policies that its own role would have; ours has none."""
+    """SAM asks for the managed policies of the role that it would make; ours has none."""
 
     def load(self):
         return {}
@@ -78,7 +79,7 @@ class Stack:
         }
 
     def broken_rules(self):
-        """What CloudFormation would say instead of making the stack."""
+        """The errors with which CloudFormation would refuse the stack."""
         return [
             assertion["AssertDescription"]
             for rule in self.template.get("Rules", {}).values()

@@ -1,16 +1,18 @@
-"""`sam deploy` and `sam delete`, as README has them, on an account that is moto.
+"""`sam deploy` and `sam delete`, from a clone and from a package, on an account that is moto; then `connect`.
 
 They show sam's side, and that the template holds together: every reference, condition and output of it is resolved, and
 most resources are made. What moto does not prove, and only AWS can:
 
 - IAM: moto lets everyone do everything, so nothing here shows that the role's permissions suffice.
-- The alarms, the failure queue's policy and the settings of asynchronous invocation, types that moto leaves out, and
+- The failure queue's policy, the saved queries and the settings of asynchronous invocation, types that moto leaves out, and
   the access entry, which moto reports as made without making it: LEFT_OUT.
 - The partner's bus, which the test makes itself, and that events, or messages of the failure queue, reach the function.
-- AllowedPattern, MinValue and the like: moto takes any value for a parameter.
+- AllowedPattern, MinValue and the like: moto takes any value for a parameter. Nor does it give the stack's tags to resources.
 - The program: an empty file is in its place. test_build.py builds it.
 """
 
+import base64
+import hashlib
 import os
 import shutil
 
@@ -20,14 +22,18 @@ from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
 
 from account import ACCOUNT_ID, EVENT_BUS
-from conftest import ROOT, run
+from conftest import ROOT, pack, run
+from template import REQUIRED, Stack
 
 STACK = "buildkite-agent-scheduler"
+# What has no default, on this account.
+NEEDED = [f"{name}={value}" for name, value in (REQUIRED | {"EventBridgeBusName": EVENT_BUS}).items()]
+TAGS = [{"Key": "agent-scheduler:version", "Value": Stack().outputs["Version"]}]
 
 LEFT_OUT = {
-    "AWS::CloudWatch::Alarm",
     "AWS::EKS::AccessEntry",
     "AWS::Lambda::EventInvokeConfig",
+    "AWS::Logs::QueryDefinition",
     "AWS::SQS::QueuePolicy",
 }
 
@@ -51,41 +57,49 @@ QUESTIONS = {
     "Allow SAM CLI IAM role creation [Y/n]": "",
     "Disable rollback [y/N]": "",
     "Save arguments to configuration file [Y/n]": "",
-    "SAM configuration file [samconfig.toml]": "",
+    "SAM configuration file [samconfig.local.toml]": "",
     "SAM configuration environment [default]": "",
     "Deploy this changeset? [y/N]": "y",
 }
 
 
 class Project:
-    """A copy of the project's folder as `sam build` leaves it; a copy, since sam writes answers into samconfig.toml."""
+    """A folder to deploy from, on an account."""
 
     def __init__(self, folder, account):
         self.folder = folder
         # sam asks every five seconds how a deploy goes on; moto is done at once.
         self.environment = os.environ | {"AWS_ENDPOINT_URL": account.endpoint, "SAM_CLI_POLL_DELAY": "0.1"}
-        shutil.copy(ROOT / "template.yml", folder)
-        shutil.copy(ROOT / "samconfig.toml", folder)
-        built = folder / ".aws-sam" / "build"
-        (built / "AgentScheduler").mkdir(parents=True)
-        (built / "AgentScheduler" / "bootstrap").touch(mode=0o755)
-        template = (ROOT / "template.yml").read_text()
-        (built / "template.yaml").write_text(template.replace("CodeUri: .\n", "CodeUri: AgentScheduler\n"))
 
-    def sam(self, *command, answers=()):
+    def run(self, *command, answers=(), **options):
         typed = "".join(f"{answer}\n" for answer in answers)
-        return run("sam", *command, cwd=self.folder, env=self.environment, input=typed)
+        return run(*command, cwd=self.folder, env=self.environment, input=typed, **options)
 
 
 @pytest.fixture(scope="module")
 def project(account, tmp_path_factory):
-    return Project(tmp_path_factory.mktemp("project"), account)
+    """A clone as `sam build` leaves it."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("template.yml", "samconfig.toml", "Makefile", "connect", "buildkite-role.yaml"):
+        shutil.copy(ROOT / name, folder)
+    built = folder / ".aws-sam" / "build"
+    (built / "AgentScheduler").mkdir(parents=True)
+    (built / "AgentScheduler" / "bootstrap").touch(mode=0o755)
+    template = (ROOT / "template.yml").read_text()
+    (built / "template.yaml").write_text(template.replace("CodeUri: .\n", "CodeUri: AgentScheduler\n"))
+    return Project(folder, account)
+
+
+@pytest.fixture(scope="module")
+def package(account, tmp_path_factory):
+    """What `make package` writes."""
+    return Project(pack(tmp_path_factory.mktemp("package")), account)
 
 
 @pytest.fixture(scope="module")
 def guided(project):
-    """What `sam deploy --guided` said when it made the stack that the tests below are about."""
-    return project.sam("deploy", "--guided", answers=QUESTIONS.values())
+    """What `make deploy-guided` printed when it made the stack that the tests below are about; it is built already."""
+    return project.run("make", "--assume-old=build", "deploy-guided", answers=QUESTIONS.values())
 
 
 def contents(account):
@@ -99,6 +113,7 @@ def contents(account):
         "AWS::SQS::Queue": account.client("sqs").list_queues().get("QueueUrls", []),
         "AWS::Logs::LogGroup": account.client("logs").describe_log_groups()["logGroups"],
         "AWS::CloudWatch::Dashboard": account.client("cloudwatch").list_dashboards()["DashboardEntries"],
+        "AWS::CloudWatch::Alarm": account.client("cloudwatch").describe_alarms()["MetricAlarms"],
     }
 
 
@@ -118,6 +133,30 @@ def parameters(account):
     return {each["ParameterKey"]: each["ParameterValue"] for each in account.stack(STACK)["Parameters"]}
 
 
+@pytest.mark.parametrize(
+    "kind, options, architecture",
+    [
+        ("project", [], "x86_64"),
+        ("package", ["--template-file", "template-x86_64.yml"], "x86_64"),
+        ("package", ["--template-file", "template-arm64.yml"], "arm64"),
+    ],
+)
+def test_one_line_deploys_with_three_values(request, account, kind, options, architecture):
+    project = request.getfixturevalue(kind)
+    project.run("sam", "deploy", *options, "--parameter-overrides", *NEEDED, answers=["y"])
+    stack = account.stack(STACK)
+    assert (stack["StackStatus"], stack["Tags"]) == ("CREATE_COMPLETE", TAGS)
+    assert parameters(account) == DEFAULTS | dict(value.split("=", 1) for value in NEEDED)
+    template = account.client("cloudformation").get_template(StackName=STACK)["TemplateBody"]
+    assert template["Resources"]["AgentScheduler"]["Properties"]["Architectures"] == [architecture]
+    if kind == "package":
+        [function] = contents(account)["AWS::Lambda::Function"]
+        packed = (project.folder / f"agent-scheduler-{architecture}.zip").read_bytes()
+        assert function["CodeSha256"] == base64.b64encode(hashlib.sha256(packed).digest()).decode()
+    project.run("sam", "delete", "--no-prompts")
+    assert not any(contents(account).values())
+
+
 def test_guided_asks_for_every_parameter_and_succeeds(guided):
     asked = guided.replace("\t", "")
     places = [asked.index(f"{question}: ") for question in QUESTIONS]
@@ -126,16 +165,17 @@ def test_guided_asks_for_every_parameter_and_succeeds(guided):
     assert f"Successfully created/updated stack - {STACK} in us-east-1" in guided
 
 
-def test_the_answers_are_kept_in_the_samconfig_of_the_project_beside_all_that_was_there(project, guided):
-    assert list(project.folder.rglob("samconfig*")) == [project.folder / "samconfig.toml"]
-    after = (project.folder / "samconfig.toml").read_text()
-    lines = iter(after.splitlines())
-    assert all(line in lines for line in (ROOT / "samconfig.toml").read_text().splitlines())
-
+def test_the_answers_are_kept_in_a_file_of_their_own_beside_our_defaults(project, guided):
+    assert (project.folder / "samconfig.toml").read_text() == (ROOT / "samconfig.toml").read_text()
+    after = (project.folder / "samconfig.local.toml").read_text()
+    assert set((ROOT / "samconfig.toml").read_text().splitlines()) - set(after.splitlines()) <= {
+        line for line in (ROOT / "samconfig.toml").read_text().splitlines() if "tags" in line
+    }
     deploy = tomlkit.parse(after)["default"]["deploy"]["parameters"]
     assert deploy["region"] == "us-east-1"
     answers = [f'{name}="{TYPED.get(name, default)}"' for name, default in DEFAULTS.items()]
     assert deploy["parameter_overrides"] == " ".join(answers)
+    assert "samconfig.local.toml" in run("git", "check-ignore", "samconfig.local.toml")
 
 
 def test_function_role_rule_queues_and_the_rest_exist(account, guided):
@@ -148,6 +188,7 @@ def test_function_role_rule_queues_and_the_rest_exist(account, guided):
         "AWS::SQS::Queue": 2,
         "AWS::Logs::LogGroup": 1,
         "AWS::CloudWatch::Dashboard": 1,
+        "AWS::CloudWatch::Alarm": 9,
     }
     made = physical_ids(account)
     template = account.client("cloudformation").get_template(StackName=STACK)["TemplateBody"]
@@ -172,6 +213,7 @@ def test_the_outputs_are_names_that_exist_and_commands_to_paste(account, guided)
     cluster = "--region us-east-1 --name example-cluster"
     user = "buildkite-on-demand-agent-scheduler"
     assert outputs == {
+        "Version": TAGS[0]["Value"],
         "FunctionName": function["FunctionName"],
         "FunctionArn": f"arn:aws:lambda:us-east-1:{ACCOUNT_ID}:function:{function['FunctionName']}",
         "RoleArn": role["Arn"],
@@ -195,23 +237,42 @@ def test_the_outputs_are_names_that_exist_and_commands_to_paste(account, guided)
     assert rule["Name"] == "linux-Queue"
 
 
+def test_connect_reads_the_stack(project, account, guided, tmp_path):
+    """With the real AWS CLI, if there is one; kubectl and eksctl only say that there is nothing."""
+    if not shutil.which("aws"):
+        pytest.skip("NO AWS CLI, SO `connect` IS TESTED WITH A STAND-IN ALONE")
+    account.client("eks").create_cluster(
+        name="example-cluster", roleArn="arn:aws:iam::111122223333:role/r", resourcesVpcConfig={}
+    )
+    for tool in ("kubectl", "eksctl"):
+        (tmp_path / tool).write_text("#!/bin/sh\n")
+        (tmp_path / tool).chmod(0o755)
+    project.environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    said = project.run("make", "connect", f"STACK={STACK}", "OPTIONS=--dry-run")
+    assert f"map the role {account.outputs(STACK)['RoleArn']}" in said
+    assert "create the namespace agents" in said
+    assert "does not exist" in project.run("./connect", "another-stack", expect=1)
+
+
 def test_a_second_deploy_changes_nothing_and_succeeds(account, project, guided):
     before = contents(account)
-    said = project.sam("deploy")
+    said = project.run("make", "--assume-old=build", "deploy")
     assert f"No changes to deploy. Stack {STACK} is up to date" in said
     assert contents(account) == before
 
 
 def test_one_parameter_can_be_changed_and_the_others_stay(account, project, guided):
-    """As README has it for a redrive. What comes of it is not seen: moto overlooks a parameter in a condition."""
+    """As docs have it for a redrive. What comes of it is not seen: moto overlooks a parameter in a condition."""
     before = parameters(account)
-    project.sam("deploy", "--parameter-overrides", "RedriveEnabled=true", answers=["y"])
+    change = "OPTIONS=--parameter-overrides RedriveEnabled=true"
+    project.run("make", "--assume-old=build", "deploy", change, answers=["y"])
     assert parameters(account) == before | {"RedriveEnabled": "true"}
+    assert account.stack(STACK)["Tags"] == TAGS
 
 
 def test_delete_removes_all_that_the_stack_made(account, project, guided):
     """The last about the stack."""
-    project.sam("delete", answers=["y", "y"])
+    project.run("sam", "delete", answers=["y", "y"])
     with pytest.raises(ClientError, match="does not exist"):
         account.stack(STACK)
     assert not any(contents(account).values())
@@ -224,11 +285,9 @@ def test_a_stack_with_every_switch_on_is_made_and_deleted(account, project):
     topic = account.client("sns").create_topic(Name="alarms")["TopicArn"]
     key = account.client("kms").create_key()["KeyMetadata"]["Arn"]
     switches = {
-        "EventBridgeBusName": EVENT_BUS,
         "ServeJobsWithoutQueue": "true",
         "BuildkiteAgentTokenParameterPath": "/aws/reference/secretsmanager/buildkite/agent-token",
         "AgentTokenKmsKeyArn": key,
-        "KubernetesClusterIdentifier": "example-cluster",
         "KubernetesApiServerEndpoint": "https://example.gr7.us-east-1.eks.amazonaws.com",
         "KubernetesCertificateAuthorityData": "LS0tLS1CRUdJTg==",
         "CreateAccessEntry": "true",
@@ -238,8 +297,10 @@ def test_a_stack_with_every_switch_on_is_made_and_deleted(account, project):
         "RedriveEnabled": "true",
         "AlarmTopicArn": topic,
     }
-    overrides = [f"{name}={value}" for name, value in switches.items()]
-    project.sam("deploy", "--no-confirm-changeset", "--stack-name", "every-switch", "--parameter-overrides", *overrides)
+    overrides = NEEDED + [f"{name}={value}" for name, value in switches.items()]
+    project.run(
+        "sam", "deploy", "--no-confirm-changeset", "--stack-name", "every-switch", "--parameter-overrides", *overrides
+    )
 
     functions = account.client("lambda")
     function = functions.get_function(FunctionName=account.outputs("every-switch")["FunctionName"])
@@ -251,5 +312,5 @@ def test_a_stack_with_every_switch_on_is_made_and_deleted(account, project):
     # The stack has mapped the role itself.
     assert not account.outputs("every-switch").keys() & {"CreateAccessEntryCommand", "CreateIdentityMappingCommand"}
 
-    project.sam("delete", "--no-prompts", "--stack-name", "every-switch")
+    project.run("sam", "delete", "--no-prompts", "--stack-name", "every-switch")
     assert not any(contents(account).values())

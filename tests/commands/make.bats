@@ -1,0 +1,48 @@
+#!/usr/bin/env bats
+# The Makefile as a user meets it, and scripts/stages.
+
+bats_require_minimum_version 1.5.0
+
+setup() {
+    cd "$BATS_TEST_DIRNAME/../.." || exit
+    # Those of the `make test` that runs this.
+    unset MAKEFLAGS MAKELEVEL
+}
+
+@test "make lists the targets, each with what it does" {
+    run --separate-stderr make
+    [ "$status" -eq 0 ]
+    [ "$output" = "$(make help)" ]
+    # Every target but those that only others need.
+    sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile | while read -r target; do
+        case $target in
+            deployment-tools | faketime | binary | binaries | valgrind) ;;
+            *) grep -A 1 -x "make $target" <<<"$output" | grep -q '^    [A-Z0-9]' || { echo "$target has no ## line" && false; } ;;
+        esac
+    done
+}
+
+@test "make run gives the function QUEUE, TAGS and NAMESPACE" {
+    run make --dry-run run QUEUE=linux,gpu TAGS=os=linux,team=web NAMESPACE=agents
+    [[ $output == *"--env 'BUILDKITE_QUEUE=linux,gpu' --env 'BUILDKITE_AGENT_TAGS=os=linux,team=web'"* ]]
+    [[ $output == *"--env KUBERNETES_NAMESPACE=agents"* ]]
+    run make --dry-run run
+    [[ $output != *--env* ]]
+}
+
+@test "make test runs the stages without a release build first" {
+    run make --dry-run test
+    [[ $output == *"scripts/stages test-scripts test-quick "*" instructions test-deployment"* ]]
+}
+
+@test "stages prints each name and time, and stops at the first that fails" {
+    printf 'good:\n\t@echo made\nbad:\n\tfalse\n' >"$BATS_TEST_TMPDIR/Makefile"
+    cd "$BATS_TEST_TMPDIR"
+    run "$BATS_TEST_DIRNAME/../../scripts/stages" good good
+    [ "$status" -eq 0 ]
+    [[ $output == "=== make good"$'\n'made$'\n'"===     0 s  make good"*"=== all 2 stages passed in 0 s"* ]]
+    run "$BATS_TEST_DIRNAME/../../scripts/stages" bad good
+    [ "$status" -eq 1 ]
+    [[ $output == *"=== make bad failed after 0 s" ]]
+    [[ $output != *made* ]]
+}

@@ -1,0 +1,103 @@
+"""Alarms, dashboard and saved queries: they ask for what AWS counts and what the function really writes."""
+
+import json
+import re
+
+import pytest
+
+import dashboard
+from conftest import ROOT, TARGET, Lab
+from runtime import Function
+from template import Stack
+
+# What AWS documents of its own metrics: their dimensions and names.
+METRICS = {
+    "AWS/SQS": ({"QueueName"}, {"ApproximateNumberOfMessagesVisible"}),
+    "AWS/Lambda": (
+        {"FunctionName"},
+        {"Invocations", "Duration", "Errors", "Throttles", "AsyncEventsDropped", "DestinationDeliveryFailures"},
+    ),
+    "AWS/Events": ({"EventBusName", "RuleName"}, {"FailedInvocations", "InvocationsFailedToBeSentToDlq"}),
+}
+OURS = "AgentScheduler"
+LINK = "https://buildkite.com/{}/', pipeline, '/builds/', build, '#', job) as link"
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """What the function writes, as JSON, of an event that it creates, finds created, ignores, cannot serve, and fails."""
+    names = ["job-scheduled", "job-scheduled", "job-other-queue", "job-unserved-tag", "job-scheduled"]
+    events = [json.loads((ROOT / "events" / f"{name}.json").read_text()) for name in names]
+    events[-1]["detail"]["job"]["agent_query_rules"].append("pod-definition=missing")
+    with Lab() as lab:
+        variables = lab.variables | {"AWS_LAMBDA_LOG_FORMAT": "JSON"}
+        with Function(TARGET / "debug" / "agent-scheduler", variables) as function:
+            for event in events:
+                function.invoke(event)
+    return [json.loads(line) for line in function.printed if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def metrics(lines):
+    """Those that the function writes."""
+    directives = [directive for line in lines for directive in line.get("_aws", {}).get("CloudWatchMetrics", [])]
+    assert {directive["Namespace"] for directive in directives} == {OURS}
+    return {metric["Name"] for directive in directives for metric in directive["Metrics"]}
+
+
+def of_type(kind, stack=None):
+    resources = (stack or Stack()).resources
+    return {name: each["Properties"] for name, each in resources.items() if each["Type"] == f"AWS::{kind}"}
+
+
+def widgets(kind, stack=None):
+    [board] = of_type("CloudWatch::Dashboard", stack).values()
+    return [each["properties"] for each in json.loads(board["DashboardBody"])["widgets"] if each["type"] == kind]
+
+
+def test_an_alarm_watches_a_metric_that_exists_and_starts_with_the_first_count(metrics):
+    stack = Stack(BuildkiteQueue="linux,gpu")
+    rule = stack.properties("AgentSchedulerJobScheduled")
+    there = {"<AgentScheduler>", "<FailureQueue.QueueName>", "<ParkingQueue.QueueName>", rule["EventBusName"]}
+    watched = []
+    for name, alarm in of_type("CloudWatch::Alarm", stack).items():
+        dimensions = {dimension["Name"]: dimension["Value"] for dimension in alarm["Dimensions"]}
+        names, counted = METRICS.get(alarm["Namespace"], ({"FunctionName"}, metrics))
+        assert alarm["MetricName"] in counted, name
+        assert (dimensions.keys(), {*dimensions.values()} - there) in [(names, set()), (names, {rule["Name"]})], name
+        assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanThreshold", 0), name
+        assert alarm["TreatMissingData"] == "notBreaching", name
+        # Throttling is what a limit is for, unless it lasts.
+        lasts = alarm["Period"] * alarm["EvaluationPeriods"]
+        assert lasts == (900 if alarm["MetricName"] == "Throttles" else 60), name
+        watched.append((alarm["MetricName"], dimensions))
+    assert all(watched.count(each) == 1 for each in watched)
+
+
+def test_the_dashboard_shows_the_metrics_that_the_function_writes_and_every_alarm(metrics):
+    shown = [metric for widget in widgets("metric") for metric in widget["metrics"]]
+    searched = set(re.findall(r'MetricName="(\w+)"', str(shown)))
+    named = [metric for metric in shown if isinstance(metric[0], str)]
+    assert searched | {name for space, name, *_ in named if space == OURS} == metrics
+    assert all(name in METRICS[space][1] for space, name, *_ in named if space != OURS)
+    [alarms] = widgets("alarm")
+    assert alarms["alarms"] == [f"<{alarm}.Arn>" for alarm in of_type("CloudWatch::Alarm")]
+
+
+def test_the_queries_ask_for_fields_that_the_log_has(lines):
+    queries = {name: " ".join(query["QueryString"].split()) for name, query in of_type("Logs::QueryDefinition").items()}
+    [failed] = [line for line in lines if line.get("level") == "ERROR"]
+    written = {name for line in lines for name in line}
+    for name, query in queries.items():
+        fields = set(re.findall(r"\w+", re.sub(r"'[^']*'|concat|as link|@timestamp", "", query.split("|")[0])))
+        assert fields - {"fields"} <= (set(failed) if name == "FailedJobsQuery" else written), name
+    [table] = widgets("log")
+    assert table["query"] == f"SOURCE '<LogGroup>' | {queries['FailedJobsQuery']}"
+    assert LINK.format("example-org") in table["query"]
+    # A bus that is not a partner's.
+    [table] = widgets("log", Stack(EventBridgeBusName="events"))
+    assert LINK.format("") in table["query"]
+
+
+def test_the_picture_in_docs_is_that_of_the_dashboard():
+    assert (ROOT / "docs" / "dashboard.svg").read_text() == dashboard.picture(), "run `make dashboard`"
