@@ -309,18 +309,3 @@ def test_nobodys_account_or_region_is_in_it():
     text = TEMPLATE.read_text()
     assert "arn:aws:" not in text.split("Rules:")[1]
     assert PSEUDO_PARAMETERS["AWS::AccountId"] not in text
-
-
-def test_the_readme_names_every_parameter_and_every_setting():
-    readme = (ROOT / "README.md").read_text()
-    chapter = readme.split("\n## The elastic-ci-stack pod definition\n")[1].split("\n## ")[0]
-    parameters = set(source(TEMPLATE)["Parameters"])
-    assert {name for name in parameters if name not in chapter} == set()
-    command = re.search(r"--parameter-overrides((?: \\\n|[^\n])*)", chapter)[1]
-    assert set(re.findall(r"(\w+)=", command)) <= parameters
-
-    definition = source(TEMPLATE.parents[1] / "pod-template.yaml")
-    [agent] = definition["template"]["spec"]["containers"]
-    # The last five are the same for everybody.
-    settings = [variable["name"] for variable in agent["env"]][:-5]
-    assert [name for name in settings if f"`{name}`" not in chapter] == []
