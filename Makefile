@@ -126,12 +126,13 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, and what the dependencies may be (deny.toml).
+## Format, clippy, rustdoc, ruff, hadolint, what the dependencies may be (deny.toml), and links.
 lint: deployment-tools
+	tests/lint/links
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --test control_plane --test panics -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment && ruff format --check tests/deployment
+	PATH="$$(tests/deployment/tools):$$PATH"; ruff check tests/deployment tests/lint && ruff format --check tests/deployment tests/lint
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile
