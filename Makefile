@@ -126,9 +126,10 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, what the dependencies may be (deny.toml), and links.
+## Format, clippy, rustdoc, ruff, hadolint, what the dependencies may be (deny.toml), links, and words.
 lint: deployment-tools
 	tests/lint/links
+	tests/lint/words
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
