@@ -126,10 +126,11 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, what the dependencies may be (deny.toml), links, and words.
+## Format, clippy, rustdoc, ruff, hadolint, what the dependencies may be (deny.toml), links, words, and the clock.
 lint: deployment-tools
 	tests/lint/links
 	tests/lint/words
+	tests/lint/clock
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -46,3 +46,14 @@ def test_a_word_that_we_do_not_use_is_found(lint, text):
 @pytest.mark.parametrize("text", ["`told`", "recommend, amendment", "value.is_none()", "untold"])
 def test_words_that_contain_or_quote_it_are_not(lint, text):
     assert lint("words", {"a.rs": text, "a.md": "```\ntold\n```\n"}) == []
+
+
+def test_the_clock_and_chance_have_one_place_outside_of_tests(lint):
+    tested = "#[cfg(test)]\nmod tests {\n    fn now() {\n        Instant::now();\n    }\n}\n"
+    files = {
+        "src/clock.rs": "Instant::now();\n",
+        "src/a.rs": f"// SystemTime::now\n{tested}fn id() {{\n    Uuid::new_v4();\n}}\n",
+        "src/b/mod.rs": "#[cfg(test)]\nuse std::rand::random;\nuse tokio::time::Instant;\nlet start = Instant::now();\n",
+        "src/b/tests.rs": "SystemTime::now();\n",
+    }
+    assert lint("clock", files) == ["src/a.rs:9", "src/b/mod.rs:4"]
