@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
 # The scripts of the image; its Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
-PYTHON = tests/deployment scripts/package scripts/release scripts/third-party-notices
+PYTHON = tests/deployment tests/lint scripts/package scripts/release scripts/third-party-notices
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 BENCH = $(CARGO_TARGET_DIR)/lab/bench
@@ -177,8 +177,11 @@ valgrind:
 	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y valgrind; } \
 		|| { echo "install valgrind: it counts the instructions" >&2; exit 1; }
 
-## Format, clippy, rustdoc, ruff, hadolint, and the rules for dependencies (deny.toml).
+## Links, words, the clock, the rules for dependencies (deny.toml), format, clippy, rustdoc, ruff and hadolint.
 lint: deployment-tools
+	tests/lint/links
+	tests/lint/words
+	tests/lint/clock
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -111,8 +111,8 @@ constants! {
 
     "CPU of a start, on a whole core", cpu_start = 0.003_2, "s", Measured("docs/performance.md, `make bench`");
     "CPU of a warm event, on a whole core", cpu_event = 0.000_164, "s", Measured("docs/performance.md, `make bench`");
-    "Age at which the token is read anew", token_age = 300.0, "s", Ours("`src/agent_token.rs`, AGE");
-    "Age at which the pod definitions are listed anew", definitions_age = 60.0, "s", Ours("`src/library.rs`, AGE");
+    "Age at which the token is read again", token_age = 300.0, "s", Ours("`src/agent_token.rs`, AGE");
+    "Age at which the pod definitions are listed again", definitions_age = 60.0, "s", Ours("`src/library.rs`, AGE");
     "How long an event waits for either", refresh = 2.0, "s", Ours("`src/refresh.rs`, TIMEOUT");
     "When to look again after that failed", refresh_again = 30.0, "s", Ours("`src/refresh.rs`, AGAIN");
 
