@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use agent_scheduler::eks;
+use agent_scheduler::aws::eks_token;
 use aws_credential_types::Credentials;
 use base64::{
     Engine,
@@ -117,7 +117,7 @@ impl Scene {
 
     /// A token as the function signs it.
     fn token(&self) -> String {
-        eks::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
+        eks_token::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
     }
 
     /// The API server as the function sees it.
@@ -803,7 +803,7 @@ mod an_eks_token {
     }
 
     fn signed(scene: &Scene, cluster: &str, at: SystemTime) -> String {
-        eks::token(&scene.credentials(), REGION, cluster, at).unwrap()
+        eks_token::token(&scene.credentials(), REGION, cluster, at).unwrap()
     }
 
     /// The same token with another URL in it.
@@ -848,7 +848,7 @@ mod an_eks_token {
         let scene = Scene::new().await;
         let keys = scene.lab.credentials();
         let other = Credentials::new(&keys.access_key_id, "another", Some(keys.session_token.clone()), None, "lab");
-        let token = eks::token(&other, REGION, CLUSTER, SystemTime::now()).unwrap();
+        let token = eks_token::token(&other, REGION, CLUSTER, SystemTime::now()).unwrap();
         refused(&scene, &token, "the signature is not that of this request for this cluster").await;
     }
 

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_scheduler::refresh;
+use agent_scheduler::kept;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Certificate, Entry, Event, Fault, Function, Kind, Lab, When, fault::ErrorAnswer};
 use serde_json::{Value, json};
@@ -324,7 +324,7 @@ impl Cell {
     fn pause(self) -> Duration {
         match (self.call, self.warm) {
             // Not every event of a burst with an unknown name lists the definitions.
-            (Call::PodTemplates, true) => refresh::AGAIN + Duration::from_secs(1),
+            (Call::PodTemplates, true) => kept::REFRESH_PAUSE + Duration::from_secs(1),
             _ => Duration::ZERO,
         }
     }
