@@ -14,9 +14,9 @@ TARGETS ?= event query_rules pod_definition certificate_authority api_server
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
-LAB = $(CARGO_TARGET_DIR)/lab/lab
+BENCH = $(CARGO_TARGET_DIR)/lab/bench
 # The long runs, with what a test has built anyway.
-SHORT = $(CARGO_TARGET_DIR)/debug/lab
+SHORT = $(CARGO_TARGET_DIR)/debug/bench
 SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
 
 .PHONY: run test test-quick test-hooks test-deployment deployment-tools docker-engine control-plane faketime bench fuzz instructions load soak cold-starts scale release lint valgrind
@@ -80,17 +80,17 @@ test-quick:
 ## CLUSTER=real: events per second on a real control plane, beside a bare client.
 bench: release
 	cargo build --release -p floor
-	cargo build --profile lab -p lab
-	@$(CARGO_TARGET_DIR)/lab/lab $(if $(filter real,$(CLUSTER)),throughput, \
-		bench --floor $(FLOOR) --starts $(STARTS)) \
+	cargo build --profile lab -p bench
+	@$(BENCH) $(if $(filter real,$(CLUSTER)),throughput, \
+		cost --floor $(FLOOR) --starts $(STARTS)) \
 		--function $(FUNCTION) --event $(EVENT) --events $(EVENTS)
 
-## The same in instructions, compared with tests/instructions.json; UPDATE=1 keeps the new counts.
+## The same in instructions, compared with tests/bench/instructions.json; UPDATE=1 keeps the new counts.
 instructions: release valgrind
 	cargo build --release -p floor
 	cargo build --workspace --bins
-	@$(CARGO_TARGET_DIR)/debug/lab instructions --function $(FUNCTION) --floor $(FLOOR) --event events/job-scheduled.json \
-		--figures tests/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
+	@$(SHORT) instructions --function $(FUNCTION) --floor $(FLOOR) --event events/job-scheduled.json \
+		--figures tests/bench/instructions.json --toolchain "$$(rustc -vV | awk '/^host:/ { host = $$2 } /^release:/ { print "rustc " $$2 " for " host }')" $(if $(UPDATE),--update)
 
 ## The targets of tests/fuzz with libFuzzer, a minute each: FUZZ_SECONDS=1800 for longer, TARGETS=event for one of them.
 fuzz:
@@ -104,20 +104,20 @@ scale:
 ## A burst of 10,000 events on a real control plane, where requests fail and functions are killed: one Job for each in the end.
 ## CLUSTER=stand-in takes the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.
 load: release control-plane
-	cargo build --profile lab -p lab
-	@$(LAB) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
+	cargo build --profile lab -p bench
+	@$(BENCH) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
 ## 100,000 warm events to one process, whose memory, descriptors and threads stay as they were; then with a trace id for each
 ## event, as Lambda has them, of which glibc keeps each. Some minutes.
 soak: release
-	cargo build --profile lab -p lab
-	@$(LAB) soak --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
-	@$(LAB) soak --own-traces --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
+	cargo build --profile lab -p bench
+	@$(BENCH) soak --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
+	@$(BENCH) soak --own-traces --events $(SOAK_EVENTS) --function $(FUNCTION) --event $(EVENT)
 
 ## 200 functions that start at once, before an SSM that answers 40 calls a second, or 10,000; and with a reserved concurrency of 40.
 cold-starts: release
-	cargo build --profile lab -p lab
-	@$(LAB) cold-starts --function $(FUNCTION) --event $(EVENT)
+	cargo build --profile lab -p bench
+	@$(BENCH) cold-starts --function $(FUNCTION) --event $(EVENT)
 
 release:
 	cargo build --release -p agent-scheduler --bin agent-scheduler

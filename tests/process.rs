@@ -36,7 +36,7 @@ async fn a_panic_fails_one_event_and_the_next_one_succeeds() {
     assert_eq!(function.succeed(event(1)).await["outcome"], "created");
 
     clock.set("@1960-01-01 00:00:00");
-    lab.kubernetes.hang_up();
+    lab.kubernetes.close_connections();
     let (_, error_message) = function.fail(event(2)).await;
     assert!(error_message.starts_with("Lambda panicked: "), "{error_message}");
     assert!(function.output().contains("panicked at"), "{}", function.output());

@@ -650,8 +650,8 @@ impl World {
             }
             Step::Freeze { age, cut } => {
                 if *cut {
-                    self.lab.kubernetes.hang_up();
-                    self.lab.aws.hang_up();
+                    self.lab.kubernetes.close_connections();
+                    self.lab.aws.close_connections();
                 }
                 settle().await;
                 advance(*age).await;

@@ -56,10 +56,10 @@ def test_a_panic_unwinds_and_fails_one_event_only(bootstrap):
 def test_cargo_config_is_honoured(bootstrap):
     """Without the setting in .cargo/config.toml, both would take some nine times the instructions."""
     start, start_of_plain_cargo = (
-        int(run(TARGET / "debug/lab", "count", "--function", binary, "--event", ROOT / "events/job-scheduled.json"))
+        int(run(TARGET / "debug/bench", "count", "--function", binary, "--event", ROOT / "events/job-scheduled.json"))
         for binary in (bootstrap, TARGET / "release/agent-scheduler")
     )
     assert start < 1.3 * start_of_plain_cargo
-    figures = json.loads((ROOT / "tests/instructions.json").read_text())
+    figures = json.loads((ROOT / "tests/bench/instructions.json").read_text())
     # Whatever the compiler.
     assert start < 2 * figures["start-to-first-job"]

@@ -1,8 +1,8 @@
-//! What stands in for two services of AWS: the parameter store of SSM and the cluster directory of EKS.
+//! The stand-in for two services of AWS: the parameter store of SSM, and `DescribeCluster` of EKS.
 //!
-//! One router plays both, as one endpoint URL can serve every service of the SDK.
+//! One router serves both, as the SDK takes one endpoint URL for all services.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, ops::Deref, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -20,15 +20,15 @@ use serde_json::{Value, json};
 use crate::{
     certificates::{Certificate, Certificates},
     credentials::Credentials,
-    exchange::{ExchangeLog, Request, Role},
-    fault::{ErrorAnswer, Fault, When},
-    server::{Server, Service},
+    exchange::{Role, StandIn},
+    fault::ErrorAnswer,
+    server::Server,
     timeline::{Actor, Call, Timeline},
 };
 
-/// The region that everything is in.
+/// The region of the lab.
 pub const REGION: &str = "us-east-1";
-/// The account that everything belongs to.
+/// The account of the lab.
 pub const ACCOUNT: &str = "111122223333";
 
 const TARGET: &str = "x-amz-target";
@@ -41,50 +41,35 @@ pub(crate) const SESSION: &str = "agent-scheduler";
 #[derive(Clone)]
 pub struct Aws {
     api: Arc<Api>,
+    stand_in: StandIn,
     http: Arc<Server>,
     https: Arc<Server>,
 }
 
-/// A parameter as it is put.
-#[derive(Clone)]
+/// A parameter of the store.
 pub struct Parameter {
-    kind: Kind,
+    is_secure: bool,
     value: String,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Plain,
-    Secure,
-}
-
 impl Parameter {
-    /// Stored as it is.
+    /// A `String`.
     pub fn string(value: impl Into<String>) -> Self {
-        Self { kind: Kind::Plain, value: value.into() }
+        Self { is_secure: false, value: value.into() }
     }
 
-    /// Encrypted; shown in the clear only to those that ask for decryption.
+    /// A `SecureString`: in the clear only with decryption.
     pub fn secure_string(value: impl Into<String>) -> Self {
-        Self { kind: Kind::Secure, value: value.into() }
+        Self { is_secure: true, value: value.into() }
     }
 }
 
 struct Api {
     access_key_id: String,
-    log: ExchangeLog,
-    parameters: Mutex<BTreeMap<String, Stored>>,
-    clusters: Mutex<BTreeMap<String, Cluster>>,
-}
-
-struct Stored {
-    parameter: Parameter,
-    version: u64,
-}
-
-struct Cluster {
-    endpoint: String,
-    ca_data: String,
+    /// Name to value and version.
+    parameters: Mutex<BTreeMap<String, (Parameter, u64)>>,
+    /// Name to endpoint and certificate authority.
+    clusters: Mutex<BTreeMap<String, (String, String)>>,
 }
 
 impl Aws {
@@ -94,10 +79,9 @@ impl Aws {
         credentials: &Credentials,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let log = ExchangeLog::new(timeline);
+        let stand_in = StandIn::new(timeline, certificates);
         let api = Arc::new(Api {
             access_key_id: credentials.access_key_id.clone(),
-            log: log.clone(),
             parameters: Mutex::default(),
             clusters: Mutex::default(),
         });
@@ -107,88 +91,50 @@ impl Aws {
             .fallback(unknown_operation)
             .layer(from_fn_with_state(Arc::clone(&api), authenticate))
             .with_state(Arc::clone(&api));
-        let service = Service {
-            actor: Actor::Ssm,
-            router: log.around(routes, AwsRole),
-            faults: log.faults.clone(),
-            timeline: timeline.clone(),
-            certificates: Some(Arc::clone(certificates)),
-        };
+        let service = stand_in.service(Actor::Ssm, routes, AwsRole);
         let http = Server::listen(ip, None, service.clone()).await;
         let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), service).await;
-        Self { api, http: Arc::new(http), https: Arc::new(https) }
+        Self { api, stand_in, http: Arc::new(http), https: Arc::new(https) }
     }
 
     /// Where it listens without TLS; what `AWS_ENDPOINT_URL` of a function is.
     pub fn url(&self) -> String {
-        format!("http://{}", self.http.authority())
+        self.http.url()
     }
 
     /// Where it listens with a certificate of the lab's authority.
     pub fn https_url(&self) -> String {
-        format!("https://{}", self.https.authority())
+        self.https.url()
     }
 
     /// Stores a parameter; one that is there gets the next version.
     pub fn put_parameter(&self, name: impl Into<String>, parameter: Parameter) {
         let mut parameters = self.api.parameters.lock();
         let name = name.into();
-        let version = parameters.get(&name).map_or(1, |stored| stored.version + 1);
-        parameters.insert(name, Stored { parameter, version });
+        let version = parameters.get(&name).map_or(1, |(_, version)| version + 1);
+        parameters.insert(name, (parameter, version));
     }
 
-    /// Forgets a parameter.
+    /// Removes a parameter.
     pub fn remove_parameter(&self, name: &str) {
         self.api.parameters.lock().remove(name);
     }
 
-    /// Makes a cluster known to EKS; `ca_data` is base64 of a PEM.
+    /// Adds or replaces a cluster; `ca_data` is base64 of a PEM.
     pub fn put_cluster(&self, name: impl Into<String>, endpoint: impl Into<String>, ca_data: impl Into<String>) {
-        let cluster = Cluster { endpoint: endpoint.into(), ca_data: ca_data.into() };
-        self.api.clusters.lock().insert(name.into(), cluster);
-    }
-
-    /// Makes EKS forget a cluster.
-    pub fn remove_cluster(&self, name: &str) {
-        self.api.clusters.lock().remove(name);
-    }
-
-    /// Lets the next `times` requests that match, or connections, meet a fault.
-    pub fn inject(&self, when: When, fault: Fault, times: usize) {
-        self.api.log.faults.plan(when, fault, times);
-    }
-
-    /// Lets the requests that match meet a fault as far as more than so many come in a second.
-    pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
-        self.api.log.faults.plan_beyond(when, fault, per_second);
-    }
-
-    /// Forgets all faults that are still planned.
-    pub fn clear_faults(&self) {
-        self.api.log.faults.clear();
-    }
-
-    /// How many faults were committed so far.
-    pub fn faults_met(&self) -> usize {
-        self.api.log.faults.met()
-    }
-
-    /// Closes every connection that is idle now, and the others after their answer.
-    pub fn hang_up(&self) {
-        self.api.log.faults.hang_up();
-    }
-
-    /// All requests so far.
-    pub fn requests(&self) -> Vec<Request> {
-        self.api.log.requests()
-    }
-
-    pub(crate) fn forget(&self) {
-        self.api.log.forget();
+        self.api.clusters.lock().insert(name.into(), (endpoint.into(), ca_data.into()));
     }
 }
 
-/// Refuses a key that this lab never gave away. The signature itself is not looked at: the SDK makes it, not the function.
+impl Deref for Aws {
+    type Target = StandIn;
+
+    fn deref(&self) -> &StandIn {
+        &self.stand_in
+    }
+}
+
+/// Refuses a key that is not the lab's. The signature is not verified: the SDK makes it, not the function.
 async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let key = header.split_once("Credential=").and_then(|(_, rest)| rest.split('/').next());
@@ -225,36 +171,32 @@ struct GetParameter {
 
 fn get_parameter(api: &Api, request: &GetParameter) -> Response {
     let parameters = api.parameters.lock();
-    let Some(Stored { parameter, version }) = parameters.get(&request.name) else {
-        // The real service gives no message with it.
+    let Some((parameter, version)) = parameters.get(&request.name) else {
+        // The real service sends no message.
         return (StatusCode::BAD_REQUEST, aws_json(&json!({"__type": "ParameterNotFound"}))).into_response();
     };
-    let (kind, value) = match parameter.kind {
-        Kind::Plain => ("String", parameter.value.clone()),
-        Kind::Secure if request.with_decryption => ("SecureString", parameter.value.clone()),
-        Kind::Secure => ("SecureString", "kms:AQICAHhfakedciphertextblobthatnobodycanread==".to_owned()),
-    };
+    let is_encrypted = parameter.is_secure && !request.with_decryption;
     aws_json(&json!({"Parameter": {
         "ARN": parameter_arn(&request.name),
         "DataType": "text",
         "LastModifiedDate": 1_767_225_600.0,
         "Name": request.name,
-        "Type": kind,
-        "Value": value,
+        "Type": if parameter.is_secure { "SecureString" } else { "String" },
+        "Value": if is_encrypted { "kms:AQICAHhfakedciphertextblob==" } else { &parameter.value },
         "Version": version,
     }}))
 }
 
 async fn describe_cluster(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Response {
     let clusters = api.clusters.lock();
-    let Some(cluster) = clusters.get(&name) else {
+    let Some((endpoint, ca_data)) = clusters.get(&name) else {
         let message = format!("No cluster found for name: {name}.");
         return error(true, StatusCode::NOT_FOUND, "ResourceNotFoundException", &message);
     };
     Json(json!({"cluster": {
         "arn": cluster_arn(&name),
-        "certificateAuthority": {"data": cluster.ca_data},
-        "endpoint": cluster.endpoint,
+        "certificateAuthority": {"data": ca_data},
+        "endpoint": endpoint,
         "name": name,
         "status": "ACTIVE",
         "version": "1.33",
@@ -266,7 +208,7 @@ async fn unknown_operation() -> Response {
     error(false, StatusCode::NOT_FOUND, "UnknownOperationException", "the lab does not know this operation")
 }
 
-/// EKS speaks REST, SSM does not; their errors differ in form.
+/// EKS is a REST API and SSM is not; their errors differ in format.
 fn is_rest(path: &str) -> bool {
     path != "/"
 }
@@ -275,7 +217,7 @@ fn error(rest: bool, status: StatusCode, kind: &str, message: &str) -> Response 
     if rest {
         return (status, [("x-amzn-errortype", kind)], Json(json!({"message": message}))).into_response();
     }
-    // SSM spells the field with a capital in this one error.
+    // SSM capitalises the field in this error only.
     let field = if kind == "AccessDeniedException" { "Message" } else { "message" };
     (status, aws_json(&json!({"__type": kind, field: message}))).into_response()
 }

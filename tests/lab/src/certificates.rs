@@ -10,21 +10,21 @@ use rcgen::{
 use std::sync::Arc;
 use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 
-/// The lab's own authority. Nothing on the machine trusts it unless told.
+/// The lab's own certificate authority, which no program trusts by default.
 pub struct Certificates {
     authority: CertifiedIssuer<'static, KeyPair>,
-    stranger: CertifiedIssuer<'static, KeyPair>,
+    other: CertifiedIssuer<'static, KeyPair>,
     names: Vec<String>,
 }
 
-/// What a server shows to its clients.
+/// The certificate that a server shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certificate {
     /// Names the lab's hosts and is valid now.
     Good,
-    /// Names the lab's hosts, but its time is over.
+    /// Names the lab's hosts, and has expired.
     Expired,
-    /// Valid now, but for a host of another name.
+    /// Valid now, for another host.
     OtherHost,
 }
 
@@ -34,7 +34,7 @@ impl Certificates {
         if !names.contains(&ip.to_string()) {
             names.push(ip.to_string());
         }
-        Self { authority: authority("lab"), stranger: authority("stranger"), names }
+        Self { authority: authority("lab"), other: authority("other"), names }
     }
 
     /// The authority's certificate, as `AWS_CA_BUNDLE` wants it in a file.
@@ -49,7 +49,7 @@ impl Certificates {
 
     /// Like [`Self::ca_data`], of an authority that signed none of the lab's servers.
     pub fn other_ca_data(&self) -> String {
-        BASE64_STANDARD.encode(self.stranger.pem())
+        BASE64_STANDARD.encode(self.other.pem())
     }
 
     /// TLS for a server that shows this kind of certificate.
@@ -95,7 +95,7 @@ impl Certificates {
 }
 
 fn params(names: Vec<String>) -> CertificateParams {
-    let mut params = CertificateParams::new(names).expect("the names are fit for a certificate");
+    let mut params = CertificateParams::new(names).expect("the names are valid");
     params.distinguished_name.push(DnType::CommonName, "lab");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params

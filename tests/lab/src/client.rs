@@ -1,4 +1,4 @@
-//! A bare HTTP client, for tests and measurements: one connection, one request after the other, and nothing in between.
+//! A bare HTTP client, for tests and benchmarks: one connection, one request after the other.
 
 use std::{error::Error, sync::Arc};
 
@@ -33,7 +33,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a URL of the lab; trusts only that authority.
+    /// Connects to a URL of the lab; trusts only this authority.
     pub async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
         let uri: Uri = url.parse()?;
         let authority = uri.authority().ok_or("no authority")?;
@@ -41,9 +41,9 @@ impl Client {
         let stream = TcpStream::connect(authority.as_str()).await?;
         let sender = if uri.scheme_str() == Some("https") {
             let name = ServerName::try_from(authority.host().to_owned())?;
-            converse(tls(ca_pem)?.connect(name, stream).await?).await?
+            open(tls(ca_pem)?.connect(name, stream).await?).await?
         } else {
-            converse(stream).await?
+            open(stream).await?
         };
         Ok(Self { sender, host })
     }
@@ -56,7 +56,7 @@ impl Client {
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
     }
 
-    /// Status and JSON body; for a server that is known to answer so.
+    /// Status and JSON body; panics if there is no such answer.
     pub async fn ask(&mut self, request: Builder, body: &str) -> (StatusCode, Value) {
         let response = self.send(request, body.to_owned()).await.expect("the server answers");
         let body = serde_json::from_slice(response.body());
@@ -64,7 +64,7 @@ impl Client {
     }
 }
 
-async fn converse(
+async fn open(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> Result<SendRequest<Full<Bytes>>, Failure> {
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;

@@ -6,22 +6,23 @@
 //!                            etcd     └── kube-controller-manager: Jobs become Pods, and end
 //! ```
 //!
-//! There is no scheduler and no node: a Pod stays pending until a test writes its status. Everything ends with this process.
+//! Without scheduler and nodes: a Pod stays pending until a test writes its status. Everything ends with this process.
 
 mod caller;
 mod files;
-mod keeper;
 mod programs;
+mod supervisor;
 
 use std::{
     fmt::Write,
     fs, io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio::{
     process::Command as AsyncCommand,
@@ -30,56 +31,68 @@ use tokio::{
     time::sleep,
 };
 
-use self::{files::Site, keeper::Keeper, programs::Programs};
-use crate::{Lab, certificates::Certificates, client::Client, credentials::random_hex, sts::Sts};
+use self::{files::Endpoints, programs::Programs, supervisor::Supervisor};
+use crate::{
+    Lab, certificates::Certificates, client::Client, credentials::random_hex, kubernetes::NAMESPACE, sts::Sts,
+};
 
 pub use self::caller::Caller;
 
-/// After this long something is broken, and we say so. It takes some ten seconds.
-const PATIENCE: Duration = Duration::from_mins(3);
+/// The permissions of the function.
+const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
 
-/// How long to wait before looking again.
+/// How long to wait; the start takes ten seconds.
+const TIMEOUT: Duration = Duration::from_mins(3);
+
+/// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How much of a program's output is shown when it fails.
+/// How many lines of a program's output are shown when it fails.
 const LAST_LINES: usize = 15;
 
-/// A running control plane; dropping it ends it and leaves nothing behind.
+/// A running control plane; a drop ends it and removes its folder.
 pub struct ControlPlane {
     url: String,
     certificates: Certificates,
     admin_token: String,
     programs: Programs,
     sts: Sts,
-    // The order of the drops: first the programs, then their folder, then what the stand-in runs on.
+    // In the order of the drops: the programs, their folder, the threads of the stand-in.
     _running: Vec<Running>,
     folder: PathBuf,
-    _folder: Keeper,
+    _folder: Supervisor,
     _runtime: Background,
 }
 
-/// Why there is none.
+/// The cluster of `lab run` and of the benchmarks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ClusterKind {
+    /// The lab's own stand-in for an API server.
+    #[default]
+    StandIn,
+    /// A real control plane on this machine, without nodes; built first if need be, which takes minutes.
+    Real,
+}
+
+/// Why a control plane cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// kubectl refused.
+    /// kubectl failed.
     #[error("kubectl cannot apply {file}: {said}")]
     Apply {
         /// The manifest.
         file: String,
-        /// What it said.
+        /// Its error.
         said: String,
     },
-    /// `tests/control-plane/build` said why.
-    #[error("there are no programs for a control plane; tests/control-plane/build says above what is missing")]
-    NoPrograms {
-        /// Why the build could not even be started.
-        source: Option<io::Error>,
-    },
-    /// A file or a port that the lab needs.
-    #[error("the control plane cannot be set up")]
+    /// `tests/control-plane/build` failed and printed why.
+    #[error("there are no programs for a control plane: tests/control-plane/build failed ({0})")]
+    NoPrograms(ExitStatus),
+    /// A program, a file or a port that the lab needs.
+    #[error("the control plane cannot be set up: {0}")]
     Io(#[from] io::Error),
     /// A program ended.
-    #[error("{program} ended ({status}); it said last:\n{said}")]
+    #[error("{program} ended ({status}); its last lines:\n{said}")]
     Ended {
         /// Its name.
         program: &'static str,
@@ -88,10 +101,10 @@ pub enum Problem {
         /// Its last lines.
         said: String,
     },
-    /// It runs, and is of no use.
-    #[error("{what} after {} s; what the programs said last:\n{said}", PATIENCE.as_secs())]
+    /// The programs run, and are not ready.
+    #[error("{what} after {} s; the last lines of the programs:\n{said}", TIMEOUT.as_secs())]
     NotReady {
-        /// What is still missing.
+        /// What is missing.
         what: &'static str,
         /// The last lines of each.
         said: String,
@@ -101,10 +114,10 @@ pub enum Problem {
 struct Running {
     name: &'static str,
     log: PathBuf,
-    keeper: Keeper,
+    supervisor: Supervisor,
 }
 
-/// Threads of our own: a control plane that several tests share outlives the runtime of each.
+/// Own threads: a control plane that several tests share outlives the runtime of each.
 struct Background(Option<Runtime>);
 
 impl Drop for Background {
@@ -116,20 +129,20 @@ impl Drop for Background {
 }
 
 impl ControlPlane {
-    /// Builds the programs if this machine has none yet, and starts them; returns when Jobs become Pods.
+    /// Starts the programs, which are built first if this machine has none; returns when Jobs become Pods.
     pub async fn start() -> Result<Self, Problem> {
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let runtime = Background(Some(runtime));
         let programs =
-            tokio::task::spawn_blocking(Programs::find).await.expect("the look for programs does not panic")?;
+            tokio::task::spawn_blocking(Programs::find).await.expect("finding the programs does not panic")?;
 
-        let folder = keeper::folder(&format!("agent-scheduler-control-plane-{}", random_hex::<6>()))?;
-        let folder_keeper = Keeper::remove(&folder)?;
+        let folder = supervisor::folder(&format!("agent-scheduler-control-plane-{}", random_hex::<6>()))?;
+        let folder_supervisor = Supervisor::remove(&folder)?;
         let certificates = Certificates::new(Ipv4Addr::LOCALHOST.into());
         let [etcd, api_server, authenticator] = free_ports()?;
         let url = format!("https://127.0.0.1:{api_server}");
         let authenticator_url = format!("https://127.0.0.1:{authenticator}");
-        let admin_token = files::write(&Site {
+        let admin_token = files::write(&Endpoints {
             folder: &folder,
             certificates: &certificates,
             api_server: &url,
@@ -156,7 +169,7 @@ impl ControlPlane {
         })
         .await?;
         running.push(launch.controller_manager()?);
-        // Made by one of the controllers, and wanted by every Pod.
+        // A controller makes it, and every Pod requires it.
         let account = "/api/v1/namespaces/default/serviceaccounts/default";
         wait_for("the controllers do not work", &mut running, async || {
             probe(&url, &ca_pem, account, &admin_token).await
@@ -170,22 +183,29 @@ impl ControlPlane {
             sts,
             _running: running,
             folder,
-            _folder: folder_keeper,
+            _folder: folder_supervisor,
             _runtime: runtime,
         })
     }
 
-    /// The one that all tests of a process share.
+    /// The same with the namespace and the permissions that the function needs.
+    pub async fn start_for_function() -> Result<Self, Problem> {
+        let control_plane = Self::start().await?;
+        control_plane.make_namespace(NAMESPACE).await;
+        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        Ok(control_plane)
+    }
+
+    /// The control plane that all tests of a process share.
     pub async fn shared() -> &'static Self {
-        static SHARED: OnceCell<Result<ControlPlane, String>> = OnceCell::const_new();
-        let start = async || Self::start().await.map_err(|problem| explain(&problem));
-        match SHARED.get_or_init(start).await {
+        static SHARED: OnceCell<Result<ControlPlane, Problem>> = OnceCell::const_new();
+        match SHARED.get_or_init(Self::start).await {
             Ok(control_plane) => control_plane,
-            Err(problem) => panic!("there is no control plane: {problem}"),
+            Err(problem) => panic!("no control plane: {problem}"),
         }
     }
 
-    /// A lab whose functions are led to this control plane, with keys that its authenticator accepts.
+    /// A lab whose functions use this control plane, with keys that its authenticator accepts.
     pub async fn lab(&self) -> Lab {
         let mut lab = Lab::start().await;
         lab.set_endpoint(self.url.clone(), self.certificates.ca_data());
@@ -198,7 +218,7 @@ impl ControlPlane {
         &self.url
     }
 
-    /// What its certificate is signed with.
+    /// Its certificate authority.
     pub fn ca_pem(&self) -> String {
         self.certificates.ca_pem()
     }
@@ -213,18 +233,18 @@ impl ControlPlane {
         &self.admin_token
     }
 
-    /// Somebody who may do everything.
+    /// A client with all permissions.
     pub async fn admin(&self) -> Caller {
         self.caller(&self.admin_token).await
     }
 
-    /// Whoever has this bearer token.
+    /// A client with this bearer token.
     pub async fn caller(&self, token: &str) -> Caller {
         let client = Client::connect(&self.url, &self.ca_pem()).await.expect("the API server takes connections");
         Caller::new(client, token)
     }
 
-    /// Makes a namespace, and returns when Pods can be made in it.
+    /// Creates a namespace, and returns when Pods can be created in it.
     pub async fn make_namespace(&self, name: &str) {
         let mut admin = self.admin().await;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -242,7 +262,7 @@ impl ControlPlane {
         self.apply_by("-f", file, namespace).await
     }
 
-    /// The same with `-k`, which builds a folder that has a `kustomization.yaml`.
+    /// The same with `-k`, for a folder with a `kustomization.yaml`.
     pub async fn apply_folder(&self, folder: &str, namespace: &str) -> Result<(), Problem> {
         self.apply_by("-k", folder, namespace).await
     }
@@ -258,32 +278,32 @@ impl ControlPlane {
         Err(Problem::Apply { file: file.to_owned(), said: String::from_utf8_lossy(&applied.stderr).into_owned() })
     }
 
-    /// What the API server wrote down about requests to a namespace: those about Jobs with all that was said.
+    /// The audit log of a namespace; requests about Jobs with their bodies.
     pub fn audit(&self, namespace: &str) -> Vec<Value> {
         let log = fs::read_to_string(self.folder.join("audit.log")).unwrap_or_default();
         let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         entries.filter(|entry| entry["objectRef"]["namespace"] == namespace).collect()
     }
 
-    /// What a program printed so far, such as `aws-iam-authenticator` on the tokens that it refused.
+    /// The output of a program so far; `aws-iam-authenticator` logs why it refuses a token.
     pub fn log(&self, program: &str) -> String {
         fs::read_to_string(self.folder.join(format!("{program}.log"))).unwrap_or_default()
     }
 }
 
-/// Looks again and again until there is something to see. Ends the test after a long time, as then something is broken.
+/// Waits until `look` returns something; panics after a long time.
 pub async fn eventually<T>(missing: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(started.elapsed() < PATIENCE, "{missing} after {} s", PATIENCE.as_secs());
+        assert!(started.elapsed() < TIMEOUT, "{missing} after {} s", TIMEOUT.as_secs());
         sleep(PAUSE).await;
     }
 }
 
-/// Starts each program with what a control plane on loopback needs.
+/// Starts the programs. Their files are relative to the folder.
 struct Launch<'a> {
     programs: &'a Programs,
     folder: &'a Path,
@@ -292,81 +312,54 @@ struct Launch<'a> {
 impl Launch<'_> {
     fn etcd(&self, port: u16) -> io::Result<Running> {
         let url = format!("http://127.0.0.1:{port}");
-        let arguments = [
-            format!("--listen-client-urls={url}"),
-            format!("--advertise-client-urls={url}"),
-            "--listen-peer-urls=http://127.0.0.1:0".to_owned(),
-            format!("--data-dir={}", self.file("etcd")),
-            // Nothing here needs to survive.
-            "--unsafe-no-fsync".to_owned(),
-        ];
+        // Nothing has to survive, so without fsync.
+        let arguments = format!(
+            "--listen-client-urls={url} --advertise-client-urls={url} --listen-peer-urls=http://127.0.0.1:0
+             --data-dir=etcd --unsafe-no-fsync"
+        );
         self.run("etcd", &arguments, &[])
     }
 
     fn api_server(&self, port: u16, etcd: u16) -> io::Result<Running> {
-        let arguments = [
-            format!("--etcd-servers=http://127.0.0.1:{etcd}"),
-            "--bind-address=127.0.0.1".to_owned(),
-            format!("--secure-port={port}"),
-            format!("--tls-cert-file={}", self.file("server.pem")),
-            format!("--tls-private-key-file={}", self.file("server-key.pem")),
-            // A loopback address cannot be an endpoint of the `kubernetes` Service.
-            "--endpoint-reconciler-type=none".to_owned(),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-key-file={}", self.file("service-account.pem")),
-            format!("--service-account-signing-key-file={}", self.file("service-account-key.pem")),
-            "--authorization-mode=Node,RBAC".to_owned(),
-            "--allow-privileged".to_owned(),
-            format!("--token-auth-file={}", self.file("tokens.csv")),
-            format!("--authentication-token-webhook-config-file={}", self.file("authenticator.kubeconfig")),
-            format!("--audit-policy-file={}", self.file("audit-policy.yaml")),
-            format!("--audit-log-path={}", self.file("audit.log")),
-        ];
+        // A loopback address cannot be an endpoint of the `kubernetes` Service, so without a reconciler.
+        let arguments = format!(
+            "--etcd-servers=http://127.0.0.1:{etcd} --bind-address=127.0.0.1 --secure-port={port}
+             --tls-cert-file=server.pem --tls-private-key-file=server-key.pem
+             --endpoint-reconciler-type=none --service-cluster-ip-range=10.0.0.0/24
+             --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=service-account.pem
+             --service-account-signing-key-file=service-account-key.pem
+             --authorization-mode=Node,RBAC --allow-privileged --token-auth-file=tokens.csv
+             --authentication-token-webhook-config-file=authenticator.kubeconfig
+             --audit-policy-file=audit-policy.yaml --audit-log-path=audit.log"
+        );
         self.run("kube-apiserver", &arguments, &[])
     }
 
     fn controller_manager(&self) -> io::Result<Running> {
-        let arguments = [
-            format!("--kubeconfig={}", self.file("manager.kubeconfig")),
-            // It serves nobody.
-            "--secure-port=0".to_owned(),
-            "--leader-elect=false".to_owned(),
-            format!("--root-ca-file={}", self.file("ca.pem")),
-            // A test that makes hundreds of Jobs shall not wait for the default of 20 requests a second.
-            "--kube-api-qps=500".to_owned(),
-            "--kube-api-burst=1000".to_owned(),
-        ];
-        self.run("kube-controller-manager", &arguments, &[])
+        // Not the default of 20 requests a second: some tests make hundreds of Jobs.
+        let arguments = "--kubeconfig=manager.kubeconfig --secure-port=0 --leader-elect=false --root-ca-file=ca.pem
+                         --kube-api-qps=500 --kube-api-burst=1000";
+        self.run("kube-controller-manager", arguments, &[])
     }
 
     fn authenticator(&self, port: u16, sts: &str) -> io::Result<Running> {
-        let arguments = [
-            "server".to_owned(),
-            format!("--config={}", self.file("authenticator.yaml")),
-            format!("--state-dir={}", self.file("authenticator")),
-            "--kubeconfig-pregenerated".to_owned(),
-            "--address=127.0.0.1".to_owned(),
-            format!("--port={port}"),
-        ];
-        let ca = self.file("ca.pem");
-        let variables = [("HTTPS_PROXY", sts), ("SSL_CERT_FILE", &ca), ("AWS_EC2_METADATA_DISABLED", "true")];
+        let arguments = format!(
+            "server --config=authenticator.yaml --state-dir=authenticator --kubeconfig-pregenerated
+             --address=127.0.0.1 --port={port}"
+        );
+        let variables = [("HTTPS_PROXY", sts), ("SSL_CERT_FILE", "ca.pem"), ("AWS_EC2_METADATA_DISABLED", "true")];
         self.run("aws-iam-authenticator", &arguments, &variables)
     }
 
-    fn run(&self, name: &'static str, arguments: &[String], variables: &[(&str, &str)]) -> io::Result<Running> {
+    fn run(&self, name: &'static str, arguments: &str, variables: &[(&str, &str)]) -> io::Result<Running> {
         let log = self.folder.join(format!("{name}.log"));
         let mut command = Command::new(self.programs.path(name));
-        command.args(arguments).envs(variables.iter().copied());
-        Ok(Running { name, keeper: Keeper::run(&command, &log)?, log })
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.folder.join(name).display().to_string()
+        command.args(arguments.split_whitespace()).envs(variables.iter().copied());
+        Ok(Running { name, supervisor: Supervisor::run(&command, &log)?, log })
     }
 }
 
-/// Looks again and again, as long as all programs run.
+/// Waits until `ready`, while all programs run.
 async fn wait_for(
     what: &'static str,
     running: &mut [Running],
@@ -375,11 +368,11 @@ async fn wait_for(
     let started = Instant::now();
     while !ready().await {
         for program in &mut *running {
-            if let Some(status) = program.keeper.ended()? {
+            if let Some(status) = program.supervisor.ended()? {
                 return Err(Problem::Ended { program: program.name, status, said: program.said_last() });
             }
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > TIMEOUT {
             let said = running.iter().fold(String::new(), |mut text, program| {
                 let _ = writeln!(text, "{}:\n{}", program.name, program.said_last());
                 text
@@ -399,14 +392,14 @@ impl Running {
     }
 }
 
-/// Whether there is an answer, and a good one.
+/// Whether the answer is a success.
 async fn probe(url: &str, ca_pem: &str, path: &str, token: &str) -> bool {
     let Ok(mut client) = Client::connect(url, ca_pem).await else { return false };
     let request = hyper::Request::get(path).header(hyper::header::AUTHORIZATION, format!("Bearer {token}"));
     client.send(request, "").await.is_ok_and(|response| response.status().is_success())
 }
 
-/// Ports that nobody listens on. Held all together before any is given back, so that no two are the same.
+/// Free ports. All are held until each is known, so that no two are the same.
 fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
     let mut listeners = Vec::new();
     let mut ports = [0; N];
@@ -416,12 +409,4 @@ fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
         listeners.push(listener);
     }
     Ok(ports)
-}
-
-/// A problem with its cause, for a person.
-pub fn explain(problem: &Problem) -> String {
-    match std::error::Error::source(problem) {
-        Some(cause) => format!("{problem}: {cause}"),
-        None => problem.to_string(),
-    }
 }

@@ -1,21 +1,21 @@
-//! The keys that a function is handed and that the stand-ins know.
+//! The keys that a function gets and that the stand-ins accept.
 
 use aws_lc_rs::rand;
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-/// What AWS gives to an assumed role.
+/// The credentials of an assumed role.
 #[derive(Clone)]
 pub struct Credentials {
-    /// Names the key; no secret.
+    /// Identifies the key; not secret.
     pub access_key_id: String,
-    /// Signs.
+    /// Signs requests.
     pub secret_access_key: String,
-    /// Travels with each request; some 1,000 characters long, like a real one.
+    /// Sent with each request; 1,000 characters long, like a real one.
     pub session_token: String,
 }
 
 impl Credentials {
-    /// Fresh ones, so that a leak in one run says nothing about another.
+    /// New in each run, so that a test can search for a leak.
     pub(crate) fn random() -> Self {
         Self {
             access_key_id: format!("ASIA{}", random_hex::<8>().to_uppercase()),

@@ -1,7 +1,7 @@
-//! The judge of EKS bearer tokens: the rules of aws-iam-authenticator, and then what STS checks.
+//! The verifier of EKS bearer tokens: the rules of aws-iam-authenticator, and then the checks of STS.
 //!
 //! The rules and their order are those of kubernetes-sigs/aws-iam-authenticator `pkg/token`. Where the real one asks STS, this one
-//! recomputes the signature itself, from the keys that it is told; it shares no code with those who sign.
+//! computes the signature itself, from the keys that it has; it shares no code with the signers.
 
 mod query;
 mod signature;
@@ -19,10 +19,10 @@ use jiff::{civil::DateTime, tz::TimeZone};
 use self::query::Query;
 
 const PREFIX: &str = "k8s-aws-v1.";
-const LONGEST_TOKEN: usize = 4096;
-/// Names the cluster that a token is for; signed, and sent by the cluster itself.
+const MAX_TOKEN_BYTES: usize = 4096;
+/// Names the cluster of a token; signed, and sent to STS by the cluster.
 pub(crate) const CLUSTER_HEADER: &str = "x-k8s-aws-id";
-/// How long a token is good, whatever `X-Amz-Expires` says.
+/// How long a token is valid; `X-Amz-Expires` does not matter.
 const LIFETIME: Duration = Duration::from_mins(15);
 /// How far a signer's clock may be ahead of that of STS.
 const SKEW: Duration = Duration::from_mins(5);
@@ -35,22 +35,22 @@ const RAW_URL_ENCODING: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Judges tokens for one cluster.
+/// Verifies tokens for one cluster.
 #[derive(Clone)]
 pub struct Verifier {
-    /// The cluster's name, which the signer must have signed too.
+    /// The cluster's name, which the signature must cover.
     pub cluster: String,
-    /// The cluster's region; it says which partition's STS is asked.
+    /// The cluster's region, which decides the partition of STS.
     pub region: String,
-    /// The only key that is known.
+    /// The only valid key.
     pub access_key_id: String,
-    /// What that key signs with.
+    /// Its secret.
     pub secret_access_key: String,
-    /// What was handed out with it.
+    /// Its session token.
     pub session_token: String,
 }
 
-/// Whom a good token speaks for.
+/// The identity of a valid token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The key that signed.
@@ -120,14 +120,14 @@ pub enum Refusal {
     /// Rule 17.
     #[error("X-Amz-Date parameter is expired (15 minutes after it was signed)")]
     Expired,
-    /// STS: a parameter that its API or the signature needs.
+    /// STS: a parameter that its API or the signature requires.
     #[error("STS MissingParameter or InvalidParameterValue: {0}")]
     StsParameter(&'static str),
-    /// STS: not a key that anybody has.
-    #[error("STS InvalidClientTokenId: the access key id is not the one that was handed out")]
+    /// STS: not a valid key.
+    #[error("STS InvalidClientTokenId: unknown access key id")]
     AccessKey,
-    /// STS: not what was handed out with the key.
-    #[error("STS InvalidClientTokenId: the session token is not the one that was handed out")]
+    /// STS: not the session token of the key.
+    #[error("STS InvalidClientTokenId: the session token is not that of the access key id")]
     SessionToken,
     /// STS: the credential's date, region or service.
     #[error("STS SignatureDoesNotMatch: the credential should be scoped to {0}")]
@@ -138,7 +138,7 @@ pub enum Refusal {
     /// STS: `host` must be signed.
     #[error("STS SignatureDoesNotMatch: the host header must be signed")]
     HostNotSigned,
-    /// STS: a header was signed that the verifier does not send.
+    /// STS: a signed header that the verifier does not send.
     #[error("STS SignatureDoesNotMatch: the signed header \"{0}\" is not sent")]
     ForeignHeader(String),
     /// STS: another key, another cluster, or another text was signed.
@@ -147,7 +147,7 @@ pub enum Refusal {
 }
 
 impl Verifier {
-    /// Judges a token as an API server gets it, without the word `Bearer`.
+    /// Verifies a token as an API server gets it, without the word `Bearer`.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Identity, Refusal> {
         let url = decode(token)?;
         let url = PresignedUrl::split(&url)?;
@@ -169,17 +169,17 @@ impl Verifier {
         })
     }
 
-    /// What STS says to a pre-signed URL that came to `host` with this verifier's cluster in the header.
+    /// Verifies as STS does a pre-signed URL that came to `host` with this verifier's cluster in the header.
     ///
     /// Returns when it was signed.
-    pub(crate) fn judge_as_sts(&self, host: &str, query: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
+    pub(crate) fn verify_as_sts(&self, host: &str, query: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
         let query = Query::parse(query)?;
         let signed_at = check_parameters(&query, now)?;
         self.ask_sts(host, &query, signed_at, now)?;
         Ok(signed_at)
     }
 
-    /// What STS would say to the URL, sent with the header that names our own cluster.
+    /// The checks of STS, for a request with the header that names this cluster.
     fn ask_sts(&self, host: &str, query: &Query, signed_at: SystemTime, now: SystemTime) -> Result<(), Refusal> {
         let date = query.get("x-amz-date");
         if query.get("version") != "2011-06-15" {
@@ -225,7 +225,7 @@ impl Verifier {
 
 /// Rules 1 to 4, as far as they are about text.
 fn decode(token: &str) -> Result<String, Refusal> {
-    if token.len() > LONGEST_TOKEN {
+    if token.len() > MAX_TOKEN_BYTES {
         return Err(Refusal::TooLarge);
     }
     let encoded = token.strip_prefix(PREFIX).ok_or(Refusal::Prefix)?;
@@ -234,7 +234,7 @@ fn decode(token: &str) -> Result<String, Refusal> {
     String::from_utf8(url).map_err(|error| Refusal::Url(error.to_string()))
 }
 
-/// A URL in its parts, each exactly as it was written: a parser that tidies up would hide a port or an empty path.
+/// The parts of a URL as they are written: a parser that normalises would hide a port or an empty path.
 struct PresignedUrl<'a> {
     scheme: &'a str,
     host: &'a str,
@@ -275,7 +275,7 @@ fn check_parameters(query: &Query, now: SystemTime) -> Result<SystemTime, Refusa
     Ok(signed_at)
 }
 
-/// `YYYYMMDDTHHMMSSZ`, and nothing that is merely close to it.
+/// `YYYYMMDDTHHMMSSZ`, exactly.
 fn parse_date(date: &str) -> Option<SystemTime> {
     const FORMAT: &str = "%Y%m%dT%H%M%SZ";
     let parsed = DateTime::strptime(FORMAT, date).ok()?;

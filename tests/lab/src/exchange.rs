@@ -22,18 +22,19 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::{
-    fault::{ErrorAnswer, Fault, Faults},
-    server::Cut,
+    certificates::Certificates,
+    fault::{ErrorAnswer, Fault, Faults, When},
+    server::{Cut, Service},
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
-/// More than any real server of these takes.
+/// More than the real servers take.
 const BODY_LIMIT: usize = 16 * 1024 * 1024;
 
-/// What was asked of a stand-in, and what came of it.
+/// A request to a stand-in, and the status of its answer.
 #[derive(Clone)]
 pub struct Request {
-    /// Time since the lab started when the whole of it had come.
+    /// When all of it had come, since the start of the lab.
     pub at: Duration,
     /// HTTP method.
     pub method: String,
@@ -41,9 +42,9 @@ pub struct Request {
     pub path: String,
     /// Query without the question mark, still encoded; empty if there was none.
     pub query: String,
-    /// The user that the caller proved to be.
+    /// The authenticated user.
     pub user: Option<String>,
-    /// Why the caller was refused; the answer itself does not say.
+    /// Why authentication failed; the answer does not say.
     pub refusal: Option<String>,
     /// The body as text. May hold secrets, so `Debug` leaves it out.
     pub body: String,
@@ -64,51 +65,95 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Who called, for the record; a stand-in puts it on its response.
+/// Who called; a stand-in puts it into the extensions of its response.
 #[derive(Clone, Debug)]
 pub(crate) enum Caller {
     User(String),
     Refused(String),
 }
 
-/// The service that a stand-in plays, as far as the common treatment must know it.
+/// What differs from one stand-in to the other.
 pub(crate) trait Role: Send + Sync + 'static {
     /// Who is asked, and for what.
     fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call);
 
-    /// An error in this service's own words.
+    /// An error in the format of this service.
     fn error(&self, parts: &Parts, call: &Call, error: &ErrorAnswer) -> Response;
 }
 
-/// The faults that a stand-in has to inject, and the requests that it got. Clones share both.
+/// What all stand-ins have in common: the faults that they inject, and the requests that they got. Clones share both.
 #[derive(Clone)]
-pub(crate) struct ExchangeLog {
-    pub(crate) faults: Faults,
-    pub(crate) timeline: Timeline,
+pub struct StandIn {
+    faults: Faults,
+    timeline: Timeline,
+    certificates: Arc<Certificates>,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
-impl ExchangeLog {
-    pub(crate) fn new(timeline: &Timeline) -> Self {
-        Self { faults: Faults::default(), timeline: timeline.clone(), requests: Arc::default() }
+impl StandIn {
+    pub(crate) fn new(timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
+        Self {
+            faults: Faults::default(),
+            timeline: timeline.clone(),
+            certificates: Arc::clone(certificates),
+            requests: Arc::default(),
+        }
     }
 
-    pub(crate) fn requests(&self) -> Vec<Request> {
+    /// Lets the next `times` requests that match, or connections, meet a fault.
+    pub fn inject(&self, when: When, fault: Fault, times: usize) {
+        self.faults.plan(when, fault, times);
+    }
+
+    /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
+    pub fn inject_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
+        self.faults.plan_share(when, fault, share, seed);
+    }
+
+    /// Lets the requests that match meet a fault as far as more than this number come in a second.
+    pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
+        self.faults.plan_beyond(when, fault, per_second);
+    }
+
+    /// Forgets all faults that are still planned.
+    pub fn clear_faults(&self) {
+        self.faults.clear();
+    }
+
+    /// How many faults were injected so far.
+    pub fn faults_met(&self) -> usize {
+        self.faults.met()
+    }
+
+    /// Closes every connection that is idle now, and the others after their answer.
+    pub fn close_connections(&self) {
+        self.faults.close();
+    }
+
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().clone()
     }
 
-    /// Nothing may be in work.
+    /// No request may be in work.
     pub(crate) fn forget(&self) {
         self.requests.lock().clear();
     }
 
-    /// Puts the common treatment around a stand-in's routes.
-    pub(crate) fn around(&self, routes: Router, role: impl Role) -> Router {
-        let exchange = Exchange { log: self.clone(), role: Arc::new(role) };
-        routes.layer(from_fn_with_state(exchange, handle))
+    /// Serves a stand-in's routes, with faults and records.
+    pub(crate) fn service(&self, actor: Actor, routes: Router, role: impl Role) -> Service {
+        let exchange = Exchange { stand_in: self.clone(), role: Arc::new(role) };
+        let certificates = Some(Arc::clone(&self.certificates));
+        Service {
+            actor,
+            router: routes.layer(from_fn_with_state(exchange, handle)),
+            faults: self.faults.clone(),
+            timeline: self.timeline.clone(),
+            certificates,
+        }
     }
 
-    /// Keeps the request before it is served, so that one whose client leaves meanwhile is seen too.
+    /// Records the request before it is served, so that one whose client leaves meanwhile is seen too.
     fn arrived(&self, parts: &Parts, body: &[u8]) -> usize {
         let mut requests = self.requests.lock();
         requests.push(Request {
@@ -146,7 +191,7 @@ impl ExchangeLog {
 
 #[derive(Clone)]
 struct Exchange {
-    log: ExchangeLog,
+    stand_in: StandIn,
     role: Arc<dyn Role>,
 }
 
@@ -155,20 +200,20 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let log = &exchange.log;
+    let stand_in = &exchange.stand_in;
     let (actor, call) = exchange.role.call(&parts, &body);
-    let (index, arrived) = (log.arrived(&parts, &body), Instant::now());
-    let mut fault = log.faults.take(&call);
+    let (index, arrived) = (stand_in.arrived(&parts, &body), Instant::now());
+    let mut fault = stand_in.faults.take(&call);
 
     let mut response = match fault.clone() {
         Some(Fault::Delay(time)) => {
-            log.delayed(actor, &call, fault.take());
+            stand_in.delayed(actor, &call, fault.take());
             sleep(time).await;
             serve(next, parts, body).await
         }
         Some(Fault::DelayAfter(time)) => {
             let response = serve(next, parts, body).await;
-            log.delayed(actor, &call, fault.take());
+            stand_in.delayed(actor, &call, fault.take());
             sleep(time).await;
             response
         }
@@ -182,10 +227,10 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
         Some(Fault::Empty) => replaced(&serve(next, parts, body).await, ""),
         None | Some(Fault::Refuse | Fault::CutHandshake | Fault::Show(_)) => serve(next, parts, body).await,
     };
-    let status = log.answered(index, &response);
+    let status = stand_in.answered(index, &response);
     let called = Entry::new(actor, Kind::Called(call.clone()));
-    log.timeline.push(Entry { fault, status, took: arrived.elapsed(), ..called });
-    if log.faults.answered(&call) {
+    stand_in.timeline.push(Entry { fault, status, took: arrived.elapsed(), ..called });
+    if stand_in.faults.answered(&call) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -207,7 +252,7 @@ fn cut(mut response: Response, cut: Cut) -> Response {
     response
 }
 
-/// A success in any case: an error with such a body is one like any other.
+/// Always a success: an error with such a body is an ordinary error.
 fn replaced(served: &Response, body: &'static str) -> Response {
     let status = if served.status().is_success() { served.status() } else { StatusCode::OK };
     (status, body).into_response()

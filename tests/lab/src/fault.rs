@@ -1,4 +1,4 @@
-//! Misbehaviour on demand: which requests meet it, what happens to them, and how often.
+//! Injected faults: which requests meet them, what happens to these requests, and how often.
 
 use std::{
     sync::Arc,
@@ -11,20 +11,20 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 use crate::{certificates::Certificate, timeline::Call};
 
-/// What befalls a request, or, the first three, a connection.
+/// What happens to a request, or, for the first three, to a connection.
 ///
-/// Of a new connection it is not known yet what will be asked, so for these three [`When`] says when they begin: with
-/// [`When::any`] at once, else when the next such request is answered, so that the fault meets whatever is asked after it. From
-/// then on no connection of before is used any more: a server that is gone keeps none.
+/// The requests of a new connection are not known yet, so for these three [`When`] says when they begin: with [`When::any`] at
+/// once, else when the next such request is answered, so that the fault meets what is asked after it. All older connections are
+/// closed then, as those of a server that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A new connection is accepted and reset before a byte is read.
     Refuse,
-    /// A new connection breaks off in the middle of the server's first TLS record. Without TLS nobody meets this.
+    /// A new connection breaks off in the middle of the server's first TLS record. Only with TLS.
     CutHandshake,
-    /// A new connection is shown this certificate in place of the server's own. Without TLS nobody meets this.
+    /// A new connection is shown this certificate in place of the server's own. Only with TLS.
     Show(Certificate),
-    /// The request is served, but later; not at all if the client has left by then.
+    /// The request is carried out later; not at all if the client has left by then.
     Delay(Duration),
     /// The request is carried out at once, and answered later.
     DelayAfter(Duration),
@@ -36,8 +36,7 @@ pub enum Fault {
     CutAfter,
     /// The request is carried out, but the connection is closed in the middle of the answer, and of its TLS record if there is TLS.
     CutWithin,
-    /// The connection is reset instead of an answer, and nothing was done: all that a client sees of a server that died with
-    /// the request unread.
+    /// The connection is reset instead of an answer, and nothing was done, as by a server that died before it read the request.
     ResetBefore,
     /// The request is carried out, but the connection is reset instead of an answer.
     ResetAfter,
@@ -47,7 +46,7 @@ pub enum Fault {
     Empty,
 }
 
-/// An error in the words of the server that gives it; whatever is absent, that server fills in.
+/// An error answer; the server fills in what is absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorAnswer {
     /// HTTP status.
@@ -56,7 +55,7 @@ pub struct ErrorAnswer {
     pub reason: Option<&'static str>,
     /// What is wrong, for a person.
     pub message: Option<String>,
-    /// When to come again; sent in whole seconds.
+    /// `Retry-After`, in whole seconds.
     pub retry_after: Option<Duration>,
 }
 
@@ -80,7 +79,7 @@ impl Fault {
         })
     }
 
-    /// Kubernetes: 422, the object was judged and found wanting.
+    /// Kubernetes: 422, the object is invalid.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::Status(ErrorAnswer {
             code: 422,
@@ -90,7 +89,7 @@ impl Fault {
         })
     }
 
-    /// AWS: the role lacks the permission for what was asked.
+    /// AWS: the role lacks the permission.
     pub fn access_denied() -> Self {
         Self::Status(ErrorAnswer { code: 400, reason: Some("AccessDeniedException"), message: None, retry_after: None })
     }
@@ -145,25 +144,25 @@ impl When {
     }
 }
 
-/// The faults that one server still has to commit, first planned first. Clones share one plan.
+/// The faults that one server still has to inject, in the order of their plan. Clones share one plan.
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     planned: Arc<Mutex<Vec<Planned>>>,
     met: Arc<Mutex<usize>>,
-    hang_up: Arc<Notify>,
+    close: Arc<Notify>,
 }
 
 struct Planned {
     when: When,
     fault: Fault,
     due: Due,
-    /// One of connections may have to wait for that.
+    /// Whether the request that a fault of connections waits for was answered.
     begun: bool,
 }
 
 /// Which of the requests that match meet the fault.
 enum Due {
-    /// So many from now on.
+    /// This many from now on.
     Next(usize),
     /// Each with this probability.
     Share(f64, Rng),
@@ -198,7 +197,7 @@ impl Faults {
         let begun = !of_connections || when.is_any();
         self.planned.lock().push(Planned { when, fault, due: Due::Next(times), begun });
         if of_connections && begun {
-            self.hang_up();
+            self.close();
         }
     }
 
@@ -219,18 +218,18 @@ impl Faults {
         self.planned.lock().clear();
     }
 
-    /// How many faults were committed so far.
+    /// How many faults were injected so far.
     pub(crate) fn met(&self) -> usize {
         *self.met.lock()
     }
 
-    pub(crate) fn hang_up(&self) {
-        self.hang_up.notify_waiters();
+    pub(crate) fn close(&self) {
+        self.close.notify_waiters();
     }
 
-    /// Resolves when connections shall end, if that is said after this call.
-    pub(crate) fn hung_up(&self) -> OwnedNotified {
-        Arc::clone(&self.hang_up).notified_owned()
+    /// Resolves at the next [`Self::close`].
+    pub(crate) fn closed(&self) -> OwnedNotified {
+        Arc::clone(&self.close).notified_owned()
     }
 
     /// The fault for a request that has come, if one is due.
@@ -238,7 +237,7 @@ impl Faults {
         self.take_first(|planned| !planned.fault.is_of_connections() && planned.when.matches(call))
     }
 
-    /// Tells that a request is being answered, and returns whether that was the last one on its connection.
+    /// Notes that a request is answered, and returns whether its connection has to end.
     pub(crate) fn answered(&self, call: &Call) -> bool {
         let mut begins = false;
         for planned in self.planned.lock().iter_mut() {
@@ -248,7 +247,7 @@ impl Faults {
             }
         }
         if begins {
-            self.hang_up();
+            self.close();
         }
         begins
     }

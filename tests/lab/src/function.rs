@@ -35,12 +35,12 @@ use crate::{
     timeline::{Actor, Kind, Timeline},
 };
 
-/// How long a function that is told to end may take; Lambda is less patient.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a function may take to end after SIGTERM; Lambda waits less.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A function that is not started yet.
 pub struct Builder {
-    /// What the binary is run by; none as a rule.
+    /// The program that runs the binary, if there is one.
     wrapper: Vec<String>,
     binary: PathBuf,
     variables: BTreeMap<String, String>,
@@ -88,12 +88,12 @@ pub enum Answer {
     TimedOut,
 }
 
-/// What is left of a process.
+/// How a process ended, and what it printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,
-    /// Everything that it printed, standard output and standard error in the order of their arrival.
+    /// Its standard output and standard error, in the order of their arrival.
     pub text: String,
 }
 
@@ -136,7 +136,7 @@ impl Builder {
         self
     }
 
-    /// How long the function may work on one event; a minute unless said.
+    /// How long the function may work on one event; a minute by default.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -150,7 +150,7 @@ impl Builder {
         self
     }
 
-    /// Runs the binary by another program, such as `valgrind`, with that program's arguments.
+    /// Runs the binary under another program, such as `valgrind`, with that program's arguments.
     #[must_use]
     pub fn under(mut self, wrapper: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.wrapper = wrapper.into_iter().map(Into::into).collect();
@@ -179,7 +179,7 @@ impl Builder {
         let service = Service::new(Actor::Lambda, api.routes(), &self.timeline);
         let runtime_api = Server::serve(TcpListener::from_std(listener)?, None, service);
 
-        // A bare name is a file here, and not something to look for along the PATH.
+        // A bare name is a file, and not searched for in PATH.
         let binary = self.binary.canonicalize()?;
         let mut words = self.wrapper.iter().map(OsStr::new).chain([binary.as_os_str()]);
         let program = words.next().unwrap_or_default();
@@ -194,11 +194,11 @@ impl Builder {
             .kill_on_drop(true)
             .spawn()?;
         self.timeline.record(Actor::Lambda, Kind::Started);
-        let pid = child.id().expect("a child that nobody waited for has an id");
+        let pid = child.id().expect("a running child has an id");
         let output = Arc::default();
         let (ended_sender, ended) = watch::channel(None);
         let mut process = JoinSet::new();
-        process.spawn(attend(child, Arc::clone(&output), self.timeline.clone(), ended_sender));
+        process.spawn(record(child, Arc::clone(&output), self.timeline.clone(), ended_sender));
         Ok(Function {
             pid,
             timeout: self.timeout,
@@ -214,7 +214,7 @@ impl Builder {
 }
 
 impl Function {
-    /// Sends an event and waits for what comes of it. Events queue up, as a function works on one at a time.
+    /// Sends an event and waits for its answer. Events wait in a queue, as a function works on one at a time.
     pub async fn invoke(&self, event: impl Into<String>) -> Answer {
         self.invoke_within(self.timeout, event).await
     }
@@ -224,7 +224,7 @@ impl Function {
         let (handed_sender, handed) = oneshot::channel();
         let (answer, answered) = oneshot::channel();
         let invocation = Invocation { event: event.into(), timeout, handed: handed_sender, answer };
-        // If nobody takes it any more, the process has ended, and that is what we learn below.
+        // If this fails, the process has ended, which is the answer below.
         let _ = self.events.send(invocation);
 
         tokio::select! {
@@ -260,7 +260,7 @@ impl Function {
         }
     }
 
-    /// Waits until the function asks for its first event; else returns why it never will.
+    /// Waits until the function asks for its first event, or returns why it does not.
     pub async fn initialised(&self) -> Result<(), Answer> {
         let mut start = self.start.clone();
         tokio::select! {
@@ -270,7 +270,7 @@ impl Function {
         }
     }
 
-    /// Resolves when the function can answer no more, with the reason; a failed start says more than the exit that follows.
+    /// Resolves with the reason when the function cannot answer any more; an error of the start comes before the exit after it.
     async fn failure(&self) -> Answer {
         let failed = async |mut start: watch::Receiver<Start>| {
             let start = start.wait_for(|start| matches!(start, Start::Failed(_))).await.map(|start| start.clone());
@@ -290,7 +290,7 @@ impl Function {
     pub async fn exit(&self) -> Output {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| *status);
-        let status = status.expect("the task that attends the process lives as long as the function");
+        let status = status.expect("the task of the process lives as long as the function");
         Output { status, text: self.output() }
     }
 
@@ -304,12 +304,12 @@ impl Function {
         json_lines(&self.output())
     }
 
-    /// The same, and forgets all that was printed.
+    /// The same, and clears the output.
     pub fn take_lines(&self) -> Vec<Value> {
         json_lines(&mem::take(&mut *self.output.lock()))
     }
 
-    /// Ends the process in the middle of whatever it does, as Lambda does at a timeout.
+    /// Kills the process, as Lambda does at a timeout.
     pub async fn kill(self) -> Output {
         self.signal(Signal::SIGKILL);
         self.exit().await
@@ -320,10 +320,10 @@ impl Function {
         self.pid
     }
 
-    /// Ends the process, kindly at first, and returns all that is left of it.
+    /// Ends the process, with SIGTERM first.
     pub async fn stop(self) -> Output {
         self.signal(Signal::SIGTERM);
-        if let Ok(output) = timeout(GRACE, self.exit()).await {
+        if let Ok(output) = timeout(STOP_TIMEOUT, self.exit()).await {
             return output;
         }
         self.signal(Signal::SIGKILL);
@@ -331,10 +331,10 @@ impl Function {
     }
 
     fn signal(&self, signal: Signal) {
-        // One that has ended was waited for, and its number may be another's by now.
+        // The id of a process that has ended may be reused.
         if self.ended.borrow().is_none() {
             let pid = i32::try_from(self.pid).expect("process ids are small");
-            // It may have ended this moment.
+            // It may have just ended.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
@@ -344,8 +344,8 @@ fn json_lines(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Stays with a process to its end: keeps what it prints, and then how it ended.
-async fn attend(
+/// Records what a process prints, and then how it ended.
+async fn record(
     mut child: Child,
     output: Arc<Mutex<String>>,
     timeline: Timeline,
@@ -354,7 +354,7 @@ async fn attend(
     let stdout = child.stdout.take().expect("standard output is piped");
     let stderr = child.stderr.take().expect("standard error is piped");
     tokio::join!(keep(stdout, &output, &timeline), keep(stderr, &output, &timeline));
-    let status = child.wait().await.expect("nobody else waits for the child");
+    let status = child.wait().await.expect("only this task waits for the child");
     timeline.record(Actor::Lambda, Kind::Ended(status));
     ended.send_replace(Some(status));
 }

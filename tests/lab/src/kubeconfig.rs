@@ -1,4 +1,4 @@
-//! A cluster of the user's own, as their kubeconfig knows it and with the rights that it gives.
+//! A cluster of the user's own, with the rights of their kubeconfig.
 
 use std::{path::Path, sync::Arc};
 
@@ -16,7 +16,7 @@ use kube::{
 use serde_json::Value;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
-/// What kubectl prints is made by the API server.
+/// The format of `kubectl get`: the API server makes the table.
 const TABLE: HeaderValue = HeaderValue::from_static("application/json;as=Table;g=meta.k8s.io;v=v1");
 
 /// One context of a kubeconfig. Clones are the same one.
@@ -29,16 +29,16 @@ pub struct Cluster {
 /// Why a cluster cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// No kubeconfig, no such context, or one that is not complete.
+    /// No kubeconfig, no such context, or an incomplete one.
     #[error("{0}")]
     Kubeconfig(#[from] KubeconfigError),
-    /// The cluster cannot be reached, or it answered something else than a table.
+    /// The cluster cannot be reached, or its answer is not a table.
     #[error("{0}")]
     Cluster(#[from] kube::Error),
 }
 
 impl Cluster {
-    /// Takes a context from `$KUBECONFIG` or `~/.kube/config`, or from a file.
+    /// Reads a context from `$KUBECONFIG` or `~/.kube/config`, or from a file.
     pub async fn of_context(context: &str, file: Option<&Path>) -> Result<Self, Problem> {
         let kubeconfig = match file {
             Some(file) => Kubeconfig::read_from(file)?,
@@ -46,10 +46,10 @@ impl Cluster {
         };
         let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-        // Whoever asks shall learn of every failure.
+        // The function under test must see every failure.
         config.default_retry = false;
         let url = config.cluster_url.to_string().into();
-        // kube takes the process's default; where somebody has set it already, that is all right.
+        // kube requires a default of the process, which may be set already.
         let _ = aws_lc_rs::default_provider().install_default();
         Ok(Self { client: Client::try_from(config)?, url })
     }
@@ -59,7 +59,7 @@ impl Cluster {
         &self.url
     }
 
-    /// Passes a request on; its path is all that is looked at of the URL.
+    /// Forwards a request; of its URL only the path counts.
     pub(crate) async fn send(&self, parts: request::Parts, body: Bytes) -> kube::Result<(response::Parts, Bytes)> {
         let request = Request::from_parts(parts, Body::from(body.to_vec()));
         let (parts, body) = self.client.send(request).await?.into_parts();
@@ -67,7 +67,7 @@ impl Cluster {
         Ok((parts, body))
     }
 
-    /// Reads.
+    /// Reads an object or a list.
     pub async fn get(&self, path: &str) -> Result<Value, Problem> {
         let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         Ok(self.client.request(request).await?)

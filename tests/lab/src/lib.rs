@@ -1,27 +1,26 @@
-//! What an agent scheduler meets in production, on one machine: Lambda, SSM and EKS of AWS, and the Kubernetes API.
+//! The environment of an agent scheduler on one machine: Lambda, SSM and EKS of AWS, and the Kubernetes API.
 //!
 //! ```text
 //!   test ──event──> Function (Runtime API + the real binary as a child process)
 //!                      │ http, or https of the lab's authority
 //!                      ├──> Aws         GetParameter, DescribeCluster
 //!                      │ https of the lab's authority
-//!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; judges the EKS token as the real one does
+//!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; verifies the EKS token as the real one does
 //! ```
 //!
-//! [`ControlPlane::lab`] leads the functions to a real API server instead, and [`Lab::forward_to`] to one of the user's own.
+//! With [`ControlPlane::lab`] the functions use a real API server instead, and with [`Lab::forward_to`] one of the user's own.
 //!
-//! Each stand-in keeps what it was asked, notes it in the [`Timeline`], and can be told to misbehave ([`Fault`]). Everything ends when
-//! the [`Lab`] is dropped.
+//! Each stand-in keeps its requests, records them in the [`Timeline`], and injects a [`Fault`] where a test wants one. Everything ends
+//! when the [`Lab`] is dropped.
 //!
 //! ```no_run
 //! # async fn example() {
-//! use lab::{Answer, Fault, Lab, When};
+//! use lab::{Event, Fault, Lab, When};
 //!
 //! let lab = Lab::start().await;
 //! lab.kubernetes.inject(When::request("POST", "/jobs"), Fault::status(503), 1);
 //! let function = lab.function("target/debug/agent-scheduler").env("BUILDKITE_QUEUE", "default").start();
-//! let answer = function.invoke(include_str!("../../../events/job-scheduled.json")).await;
-//! assert!(matches!(answer, Answer::Success(_)));
+//! assert_eq!(function.succeed(Event::scheduled()).await["outcome"], "created");
 //! assert_eq!(lab.kubernetes.jobs().len(), 1);
 //! # }
 //! ```
@@ -61,19 +60,19 @@ pub use self::{
     control_plane::ControlPlane,
     credentials::Credentials,
     event::Event,
-    exchange::Request,
+    exchange::{Request, StandIn},
     fault::{Fault, When},
     function::{Answer, Function},
     kubernetes::Kubernetes,
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 
-/// The cluster that exists from the start.
+/// The cluster of every lab.
 pub const CLUSTER: &str = "example-cluster";
-/// The parameter that holds the agent token from the start.
+/// The parameter that holds the agent token.
 pub const AGENT_TOKEN_PARAMETER: &str = "/buildkite/agent-token";
 
-/// All stand-ins together, with one authority, one pair of keys, and one record of what happened.
+/// All stand-ins, with one certificate authority, one pair of keys, and one timeline.
 pub struct Lab {
     /// SSM and EKS.
     pub aws: Aws,
@@ -111,21 +110,27 @@ impl Lab {
         Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, forwarder: None }
     }
 
-    /// Leads all functions from here on to another API server, which must know [`Self::verifier`]'s keys.
+    /// Makes all functions from here on use another API server, which must know [`Self::verifier`]'s keys.
     pub(crate) fn set_endpoint(&mut self, endpoint: String, ca_data: String) {
         self.aws.put_cluster(CLUSTER, &endpoint, &ca_data);
         (self.endpoint, self.ca_data) = (endpoint, ca_data);
     }
 
-    /// Judges the EKS tokens of this lab's functions.
+    /// Verifies the EKS tokens of this lab's functions.
     pub(crate) fn verifier(&self) -> Verifier {
         verifier(&self.credentials)
     }
 
-    /// A function with all that Lambda gives it, and settings that lead it to this lab.
+    /// A function with the variables of Lambda, the defaults of `template.yml`, and the settings for this lab.
     pub fn function(&self, binary: impl Into<PathBuf>) -> function::Builder {
         let mut variables = self.variables();
         variables.extend(owned([
+            ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", AGENT_TOKEN_PARAMETER),
+            ("KUBERNETES_NAMESPACE", kubernetes::NAMESPACE),
+            ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
+            ("JOB_TTL_SECONDS", "600"),
+            ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+            ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
             ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
@@ -142,15 +147,14 @@ impl Lab {
         function::Builder::new(binary.into(), variables, self.timeline.clone())
     }
 
-    /// Forgets what happened, what was asked, and all Jobs: a long run would fill the machine's memory with them. No function may
-    /// be at work.
+    /// Clears the timeline, the requests and all Jobs, which would fill the memory in a long run. No function may be at work.
     pub fn forget(&self) {
         self.timeline.forget();
         self.aws.forget();
         self.kubernetes.forget();
     }
 
-    /// The token that `/buildkite/agent-token` holds from the start; it occurs nowhere else, so a leak can be searched for.
+    /// The value of `/buildkite/agent-token`. It occurs nowhere else, so a test can search for a leak.
     pub fn agent_token(&self) -> &str {
         &self.agent_token
     }
@@ -160,7 +164,7 @@ impl Lab {
         &self.credentials
     }
 
-    /// What leads a function to this lab, whoever runs it: the keys, the endpoints, and the settings that have no default.
+    /// What any function in this lab requires: the keys, the endpoints, and the settings without a default.
     pub fn variables(&self) -> BTreeMap<String, String> {
         let Credentials { access_key_id, secret_access_key, session_token } = &self.credentials;
         owned([

@@ -1,14 +1,14 @@
-//! What a function prints, for a person: the JSON of its log as a line of text.
+//! The JSON of a function's log as a line of text, for a person.
 
 use serde_json::{Map, Value};
 
-/// What stands beside the fields, and the message itself.
+/// Not fields of the event.
 const NO_FIELDS: [&str; 8] = ["_aws", "FunctionName", "level", "message", "span", "spans", "target", "timestamp"];
 
 /// A line as `message name=value …`; a line that is no JSON object stays as it is.
 ///
 /// The shape is that of tracing-subscriber's JSON format, be the event's fields flattened or not. A line with metrics in Embedded
-/// Metric Format has no message and is shown by its values.
+/// Metric Format has no message, and its values are shown.
 pub fn text(line: &str) -> String {
     let Ok(object) = serde_json::from_str::<Map<String, Value>>(line) else { return line.to_owned() };
     let fields = match object.get("fields") {
@@ -35,7 +35,7 @@ pub(crate) fn values(object: &Map<String, Value>) -> impl Iterator<Item = String
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        // Milliseconds, with more digits than anybody reads.
+        // Milliseconds, with three digits.
         Value::Number(number) if number.is_f64() => {
             number.as_f64().map_or_else(String::new, |number| format!("{number:.3}"))
         }

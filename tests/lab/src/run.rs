@@ -7,10 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, control_plane, event,
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter,
+    control_plane::{self, ClusterKind},
+    event,
     kubeconfig::{self, Cluster},
+    kubernetes::NAMESPACE,
 };
 use serde_json::Value;
 use textwrap::{Options, WordSplitter};
@@ -19,20 +22,14 @@ use tokio::time::sleep;
 /// What fits into a terminal beside an editor.
 const COLUMNS: usize = 100;
 
-/// Where the function makes its Jobs unless it is told otherwise.
-pub const NAMESPACE: &str = "buildkite";
-
-/// What the function may do there.
-const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
-
-/// The Secret that carries the agent token unless the function is told otherwise.
+/// The Secret that carries the agent token, as in the template.
 const SECRET: &str = "buildkite-agent-token";
 
-/// The one of a run in a cluster of the user's own, where the function itself may have the other.
+/// The Secret of a run in a cluster of the user's own, where a deployed function may own the other.
 const TRIAL_SECRET: &str = "buildkite-agent-token-of-make-run";
 
 /// How long to wait for the Job controller before showing what there is.
-const POD_PATIENCE: Duration = Duration::from_secs(10);
+const POD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to run, and on what.
 #[derive(Args)]
@@ -43,9 +40,9 @@ pub struct Run {
     /// The event: a JSON document, as EventBridge delivers it, or as SQS does.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
-    /// What plays the cluster.
+    /// What the cluster is.
     #[arg(long, value_enum, default_value_t, conflicts_with = "context")]
-    cluster: Player,
+    cluster: ClusterKind,
     /// A context of your kubeconfig: the Job is made in its cluster, with your rights. Its namespace must exist.
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
@@ -57,22 +54,12 @@ pub struct Run {
     env: Vec<(String, String)>,
 }
 
-/// What can play the cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Player {
-    /// The lab's own stand-in for an API server.
-    #[default]
-    StandIn,
-    /// A real control plane on this machine, without nodes; built first if need be, which takes minutes.
-    Real,
-}
-
-/// A lab and what its functions are led to.
-struct Place {
+/// A lab and the cluster of its functions.
+struct Setup {
     lab: Lab,
     /// None for the lab's own stand-in.
     cluster: Option<Cluster>,
-    /// Ends with us.
+    /// Ends with this process.
     _control_plane: Option<ControlPlane>,
 }
 
@@ -82,16 +69,16 @@ pub enum Problem {
     #[error(transparent)]
     Event(#[from] event::Problem),
     #[error("cannot run the function {}: {source}\nBuild it with `cargo build` first, and give --function its path.", path.display())]
-    FunctionUnusable { path: PathBuf, source: io::Error },
-    #[error("{}", lab::control_plane::explain(.0))]
+    Function { path: PathBuf, source: io::Error },
+    #[error(transparent)]
     ControlPlane(#[from] control_plane::Problem),
     #[error(
         "cannot use the cluster of context {context}: {source}\n`kubectl config get-contexts` lists what there is."
     )]
     Context { context: String, source: kubeconfig::Problem },
     #[error(
-        "a run in your own cluster needs the Buildkite agent token that its pod shall have: \
-         `make run CONTEXT=… TOKEN=…`, or the variable BUILDKITE_AGENT_TOKEN"
+        "a run in your own cluster requires the Buildkite agent token for its pod: `make run CONTEXT=… TOKEN=…`, \
+         or the variable BUILDKITE_AGENT_TOKEN"
     )]
     NoAgentToken,
     #[error("cannot show the Job as YAML: {0}")]
@@ -99,15 +86,15 @@ pub enum Problem {
 }
 
 impl Run {
-    /// Returns what the process shall end with: success if the function answered, failure if it did not.
+    /// Returns the exit code: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
         let (event, _) = Event::read(&self.event)?;
         let agent_token = self.agent_token.clone().filter(|token| !token.is_empty());
         if self.context.is_some() && agent_token.is_none() {
             return Err(Problem::NoAgentToken);
         }
-        let place = self.arrange().await?;
-        let lab = &place.lab;
+        let setup = self.set_up().await?;
+        let lab = &setup.lab;
         if let Some(token) = agent_token {
             lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
         }
@@ -121,8 +108,7 @@ impl Run {
             }
             function = function.env(name, value);
         }
-        let function =
-            function.try_start().map_err(|source| Problem::FunctionUnusable { path: self.function, source })?;
+        let function = function.try_start().map_err(|source| Problem::Function { path: self.function, source })?;
         let answer = function.invoke(event).await;
         let log = function.stop().await.lines();
 
@@ -135,13 +121,13 @@ impl Run {
             }
         };
         println!("\n{}", outcome(&answer));
-        match &place.cluster {
+        match &setup.cluster {
             Some(cluster) => {
                 let jobs = job_uuids(&log);
                 if !jobs.is_empty() {
                     show(cluster, &namespace, &jobs, secret).await;
                     if let Some(context) = &self.context {
-                        println!("\nA Job goes by itself; the token's Secret is yours to remove:");
+                        println!("\nThe Job is removed after its TTL. Remove the token's Secret yourself:");
                         println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
                     }
                 }
@@ -156,29 +142,21 @@ impl Run {
         Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    async fn arrange(&self) -> Result<Place, Problem> {
+    async fn set_up(&self) -> Result<Setup, Problem> {
         if let Some(context) = &self.context {
             let cluster = open(context, None).await?;
             let mut lab = Lab::start().await;
             lab.timeline.note(format!("context {context} leads to {}", cluster.url()));
             lab.forward_to(cluster.clone()).await;
-            return Ok(Place { lab, cluster: Some(cluster), _control_plane: None });
+            return Ok(Setup { lab, cluster: Some(cluster), _control_plane: None });
         }
-        if self.cluster == Player::StandIn {
-            return Ok(Place { lab: Lab::start().await, cluster: None, _control_plane: None });
+        if self.cluster == ClusterKind::StandIn {
+            return Ok(Setup { lab: Lab::start().await, cluster: None, _control_plane: None });
         }
-        let control_plane = control_plane_for_function().await?;
+        let control_plane = ControlPlane::start_for_function().await?;
         let cluster = open(CLUSTER, Some(&control_plane.kubeconfig())).await?;
-        Ok(Place { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
+        Ok(Setup { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
     }
-}
-
-/// A real control plane with the namespace and the permissions that the function needs.
-pub async fn control_plane_for_function() -> Result<ControlPlane, control_plane::Problem> {
-    let control_plane = ControlPlane::start().await?;
-    control_plane.make_namespace(NAMESPACE).await;
-    control_plane.apply(ROLE_FILE, NAMESPACE).await?;
-    Ok(control_plane)
 }
 
 async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {
@@ -217,7 +195,7 @@ async fn show(cluster: &Cluster, namespace: &str, jobs: &[&str], secret: &str) {
         let list = cluster.get(&pods).await;
         list.is_ok_and(|list| list["items"].as_array().is_some_and(|pods| pods.len() >= jobs.len()))
     };
-    while !have_pods().await && started.elapsed() < POD_PATIENCE {
+    while !have_pods().await && started.elapsed() < POD_TIMEOUT {
         sleep(Duration::from_millis(100)).await;
     }
     for path in [

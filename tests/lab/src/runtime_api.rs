@@ -57,7 +57,7 @@ pub(crate) struct Invocation {
 
 pub(crate) struct RuntimeApi {
     pub(crate) timeline: Timeline,
-    /// The one of all events; each has its own if there is none.
+    /// The trace id of all events; without it each has its own.
     pub(crate) trace_id: Option<String>,
     pub(crate) start: watch::Sender<Start>,
     pub(crate) events: AsyncMutex<mpsc::UnboundedReceiver<Invocation>>,
@@ -74,20 +74,20 @@ impl RuntimeApi {
             .with_state(self)
     }
 
-    /// Ends an invocation; an id that is not in work is the function's mistake.
+    /// Ends an invocation; an id that is not in work is an error of the function.
     fn finish(&self, id: &str, answer: Answer) -> Response {
         self.timeline.record(Actor::Lambda, Kind::Answered(answer.clone()));
         let Some(waiting) = self.in_work.lock().remove(id) else {
             let body = json!({"errorType": "InvalidRequestID", "errorMessage": "Invalid request ID"});
             return (StatusCode::BAD_REQUEST, Json(body)).into_response();
         };
-        // Nobody waits any more for an answer after the deadline.
+        // This fails after the deadline, when the answer is not waited for any more.
         let _ = waiting.send(answer);
         accepted()
     }
 }
 
-/// Waits until there is an event; real functions are frozen in this request.
+/// Waits for an event; real functions are frozen in this request.
 async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
     let first = api.start.send_if_modified(|start| {
         let first = *start == Start::Pending;
@@ -106,7 +106,7 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
     let id = Uuid::new_v4().to_string();
     api.in_work.lock().insert(id.clone(), answer);
     api.timeline.record(Actor::Lambda, Kind::Invoked { bytes: event.len() });
-    // The test may have given up waiting; the function works on the event all the same.
+    // The test may not wait any more; the function works on the event all the same.
     let _ = handed.send(Instant::now());
     let deadline = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let headers = [

@@ -27,15 +27,16 @@ use crate::{
     wire::{Ending, Wire},
 };
 
-/// Less than the first record of a TLS server has, and less than any answer of HTTP.
-const BREAK_OFF: usize = 60;
+/// Bytes of a broken answer: less than the first record of a TLS server, and less than any answer of HTTP.
+const CUT_AFTER: usize = 60;
 
-/// When a connection could not be taken.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running server; dropping it ends it and all its connections.
 pub(crate) struct Server {
     address: SocketAddr,
+    tls: bool,
     _loop: JoinSet<()>,
 }
 
@@ -46,12 +47,12 @@ pub(crate) struct Service {
     pub(crate) router: Router,
     pub(crate) faults: Faults,
     pub(crate) timeline: Timeline,
-    /// Makes what else [`Fault::Show`] wants to be shown.
+    /// Makes the certificates of [`Fault::Show`].
     pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
 impl Service {
-    /// One that knows no faults.
+    /// Without faults.
     pub(crate) fn new(actor: Actor, router: Router, timeline: &Timeline) -> Self {
         Self { actor, router, faults: Faults::default(), timeline: timeline.clone(), certificates: None }
     }
@@ -80,14 +81,20 @@ impl Server {
     pub(crate) fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: Service) -> Self {
         let address = listener.local_addr().expect("a listener has an address");
         let mut accepting = JoinSet::new();
+        let has_tls = tls.is_some();
         accepting.spawn(accept(listener, tls.map(TlsAcceptor::from), service));
-        Self { address, _loop: accepting }
+        Self { address, tls: has_tls, _loop: accepting }
     }
 
-    /// How a client on this machine reaches the server, as `host:port`.
+    /// How a client on this machine reaches the server.
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+
+    /// The same without the scheme, as `host:port`.
     pub(crate) fn authority(&self) -> String {
         let ip = match self.address.ip() {
-            // A server that listens everywhere is reached by the one name that is in the certificate in any case.
+            // A server that listens on all addresses is reached by the one that every certificate names.
             ip if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             ip => ip,
         };
@@ -99,8 +106,8 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Servic
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // No descriptor is left, say; one will be soon.
-            sleep(ACCEPT_AGAIN).await;
+            // Such as no descriptor left; one will be free soon.
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
         while connections.try_join_next().is_some() {}
@@ -111,7 +118,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, service: Servic
             service.timeline.push(Entry { fault: fault.clone(), ..Entry::new(service.actor, Kind::Connected) });
         }
         match fault {
-            Some(Fault::CutHandshake) => ending.break_off_after(BREAK_OFF),
+            Some(Fault::CutHandshake) => ending.break_off_after(CUT_AFTER),
             Some(Fault::Show(certificate)) => {
                 let certificates = service.certificates.as_ref().expect("a server with faults has certificates");
                 tls = Some(certificates.server(certificate).into());
@@ -139,13 +146,13 @@ async fn serve(stream: TcpStream, ending: Ending, tls: Option<TlsAcceptor>, serv
 
 /// Serves one connection to its end; `ending` is that of the [`Wire`] below, if there is one.
 pub(crate) async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin, ending: Ending, service: Service) {
-    let hung_up = service.faults.hung_up();
+    let closed = service.faults.closed();
     let answer = service_fn(|request| answer(service.router.clone(), ending.clone(), request));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-    // How a connection ends is the client's affair, or our own fault on purpose.
+    // How a connection ends is the client's affair, or an injected fault.
     tokio::select! {
         _ = connection.as_mut() => {}
-        () = hung_up => {
+        () = closed => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
@@ -157,11 +164,11 @@ async fn answer(router: Router, ending: Ending, request: Request<Incoming>) -> i
     match response.extensions().get::<Cut>() {
         None => return Ok(response),
         Some(Cut::Within) => {
-            ending.break_off_after(BREAK_OFF);
+            ending.break_off_after(CUT_AFTER);
             return Ok(response);
         }
         Some(Cut::Reset) => ending.reset(),
         Some(Cut::Closed) => {}
     }
-    Err(io::Error::other("cut on purpose"))
+    Err(io::Error::other("injected"))
 }

@@ -1,6 +1,6 @@
-//! What stands in for STS where the real aws-iam-authenticator asks it who signed a token.
+//! The stand-in for STS, which the real aws-iam-authenticator asks who signed a token.
 //!
-//! The authenticator's way out is a proxy, and this is that proxy: it lets nobody out, and answers for the STS host itself.
+//! It is the HTTPS proxy of the authenticator: it answers for the STS host itself, and refuses all other hosts.
 
 use std::{io, sync::Arc, time::SystemTime};
 
@@ -28,8 +28,8 @@ use crate::{
     wire::Ending,
 };
 
-/// More than the head of any `CONNECT` takes.
-const LONGEST_HEAD: usize = 8 * 1024;
+/// More than any `CONNECT` request takes.
+const MAX_HEAD_BYTES: usize = 8 * 1024;
 
 /// The stand-in for the region's STS. Dropping it ends it.
 pub(crate) struct Sts {
@@ -38,7 +38,7 @@ pub(crate) struct Sts {
     _loop: JoinSet<()>,
 }
 
-/// Everybody who has keys, each with the record that wants to know of their use.
+/// The valid keys, each with the timeline that records their use.
 type Keys = Arc<Mutex<Vec<(Verifier, Timeline)>>>;
 
 impl Sts {
@@ -55,12 +55,12 @@ impl Sts {
         Ok(Self { url, keys, _loop: accepting })
     }
 
-    /// What `HTTPS_PROXY` of the authenticator is.
+    /// The `HTTPS_PROXY` of the authenticator.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Gives out one more pair of keys to the role.
+    /// Adds keys of the role.
     pub(crate) fn know(&self, verifier: Verifier, timeline: Timeline) {
         self.keys.lock().push((verifier, timeline));
     }
@@ -73,17 +73,17 @@ async fn accept(listener: TcpListener, wanted: String, tls: TlsAcceptor, service
         while connections.try_join_next().is_some() {}
         let (wanted, tls, service) = (wanted.clone(), tls.clone(), service.clone());
         connections.spawn(async move {
-            // A connection that ends early ends nothing but itself.
+            // A client may close a connection early.
             let _ = tunnel(stream, &wanted, tls, service).await;
         });
     }
 }
 
-/// Takes the place of the one host that may be asked for.
+/// Serves the one host that is allowed.
 async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, service: Service) -> io::Result<()> {
     let mut head = Vec::new();
-    // The client says no more until it is answered.
-    while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD {
+    // The client sends no more until it is answered.
+    while !head.ends_with(b"\r\n\r\n") && head.len() < MAX_HEAD_BYTES {
         head.push(stream.read_u8().await?);
     }
     if !head.starts_with(wanted.as_bytes()) {
@@ -97,12 +97,11 @@ async fn tunnel(mut stream: TcpStream, wanted: &str, tls: TlsAcceptor, service: 
 async fn get_caller_identity(State(keys): State<Keys>, request: Request) -> Response {
     let query = request.uri().query().unwrap_or_default();
     let (host, cluster) = (header(request.headers(), HOST.as_str()), header(request.headers(), CLUSTER_HEADER));
-    // A key that nobody has is refused like one that is not the asker's.
     let known = keys.lock().iter().find(|(verifier, _)| query.contains(&verifier.access_key_id)).cloned();
     let Some((verifier, timeline)) = known else { return refused(&Refusal::AccessKey) };
     let verifier = Verifier { cluster: cluster.to_owned(), ..verifier };
     let now = SystemTime::now();
-    match verifier.judge_as_sts(host, query, now) {
+    match verifier.verify_as_sts(host, query, now) {
         Ok(signed_at) => {
             timeline.record(Actor::Sts, Kind::accepted(cluster, signed_at, now));
             Json(identity()).into_response()

@@ -102,7 +102,7 @@ pub enum Kind {
 
 impl Kind {
     pub(crate) fn accepted(cluster: &str, signed_at: SystemTime, now: SystemTime) -> Self {
-        // A token tells its time in whole seconds, so this must count them, too.
+        // A token has its time in whole seconds, so count these.
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let age = Duration::from_secs(seconds(now).saturating_sub(seconds(signed_at)));
         Self::TokenAccepted { cluster: cluster.to_owned(), age }

@@ -19,14 +19,14 @@ pub(crate) struct Wire {
     ending: Ending,
 }
 
-/// How a connection is going to end, to be told while it is in use. Clones speak of the same one.
+/// How a connection is going to end; it can be set while the connection is in use. Clones are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct Ending(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
     reset: bool,
-    /// So many bytes can still be written; `None` is all.
+    /// How many bytes can still be written; `None` is no limit.
     left: Option<usize>,
 }
 
@@ -36,7 +36,7 @@ impl Ending {
         self.0.lock().reset = true;
     }
 
-    /// After so many bytes more nothing can be written, so that whatever is longer breaks off.
+    /// Nothing is written after this many bytes, so that anything longer breaks off.
     pub(crate) fn break_off_after(&self, bytes: usize) {
         self.0.lock().left = Some(bytes);
     }
@@ -58,7 +58,7 @@ impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let left = self.ending.0.lock().left.unwrap_or(usize::MAX);
         if left == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "broken off on purpose")));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "injected")));
         }
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &buffer[..left.min(buffer.len())]))?;
         if let Some(left) = &mut self.ending.0.lock().left {

@@ -1,7 +1,7 @@
 use hyper::{Request, http::request::Builder};
 
 use super::*;
-use crate::{Lab, client::Client};
+use crate::{Fault, Lab, When, client::Client};
 
 async fn client(lab: &Lab) -> Client {
     Client::connect(&lab.aws.https_url(), &lab.certificates.ca_pem()).await.unwrap()

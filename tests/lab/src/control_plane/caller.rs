@@ -1,4 +1,4 @@
-//! Somebody who talks to the API server, with a connection of their own.
+//! A client of the API server, with a connection of its own.
 
 use axum::body::Bytes;
 use hyper::{
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 
-/// Speaks with one bearer token. Its methods are for a server that answers; a test ends if it does not.
+/// Sends one bearer token. Its methods panic if the server does not answer.
 pub struct Caller {
     client: Client,
     token: String,

@@ -1,4 +1,4 @@
-//! What the programs read: certificates, keys, tokens, and how they find each other.
+//! The files of the programs: certificates, keys, tokens, and endpoints.
 
 use std::{fs, io, path::Path};
 
@@ -13,17 +13,17 @@ use crate::{
     kubernetes::USER,
 };
 
-/// Where the authenticator listens, and where the API server does; and the tokens of those who need no AWS.
-pub(super) struct Site<'a> {
+/// Where to write, and the URLs of the API server and the authenticator.
+pub(super) struct Endpoints<'a> {
     pub(super) folder: &'a Path,
     pub(super) certificates: &'a Certificates,
     pub(super) api_server: &'a str,
     pub(super) authenticator: &'a str,
 }
 
-/// Writes everything, and returns the token of the cluster's administrator.
-pub(super) fn write(site: &Site) -> io::Result<String> {
-    let Site { folder, certificates, api_server, authenticator } = *site;
+/// Writes all files, and returns the token of the cluster's administrator.
+pub(super) fn write(endpoints: &Endpoints) -> io::Result<String> {
+    let Endpoints { folder, certificates, api_server, authenticator } = *endpoints;
     let write = |name: &str, text: &str| fs::write(folder.join(name), text);
     let (admin, manager) = (random_hex::<20>(), random_hex::<20>());
 
@@ -67,7 +67,7 @@ fn kubeconfig(server: &str, certificates: &Certificates, user: &Value) -> String
     .to_string()
 }
 
-/// All that is said about Jobs, and of all else only that it was asked: a body may be a Secret.
+/// Bodies of requests about Jobs, and only metadata of the others: a body may be a Secret.
 fn audit_policy() -> Value {
     json!({
         "apiVersion": "audit.k8s.io/v1",
@@ -81,7 +81,7 @@ fn audit_policy() -> Value {
     })
 }
 
-/// The function's role as an EKS cluster has it in aws-auth, or in an access entry.
+/// Maps the function's role, as an access entry or aws-auth of an EKS cluster does.
 fn authenticator_config() -> Value {
     json!({
         "clusterID": CLUSTER,

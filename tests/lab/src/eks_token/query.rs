@@ -1,4 +1,4 @@
-//! The query of the pre-signed URL, read as Go's `url.ParseQuery` does: strictly.
+//! The query of the pre-signed URL, parsed as strictly as Go's `url.ParseQuery` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::Refusal;
 
-/// The only parameters that a pre-signed `GetCallerIdentity` needs, in lower case.
+/// The parameters of a pre-signed `GetCallerIdentity`, in lower case.
 const ALLOWED: [&str; 9] = [
     "action",
     "version",
@@ -21,7 +21,7 @@ const ALLOWED: [&str; 9] = [
 
 /// Parameters that passed rules 8 to 11: each allowed, and each there once.
 pub(super) struct Query {
-    /// As they were spelled, decoded.
+    /// Decoded, in their spelling.
     pairs: Vec<(String, String)>,
 }
 

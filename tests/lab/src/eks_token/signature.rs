@@ -13,7 +13,7 @@ use super::query::Query;
 /// All but the unreserved characters of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The signature that the URL should carry; `headers` in the order of their names, as they are sent.
+/// The signature that the URL must have; `headers` in the order of their names, as they are sent.
 pub(super) fn of(query: &Query, headers: &[(&str, &str)], scope: &str, secret_access_key: &str) -> String {
     let request = canonical_request(query, headers);
     let text = ["AWS4-HMAC-SHA256", query.get("x-amz-date"), scope, &sha256(request.as_bytes())].join("\n");

@@ -1,4 +1,4 @@
-//! Tokens made by hand, for the tests: from the text of AWS's description, with nothing of the judge but the hash function.
+//! Tokens for the tests, made by AWS's description, sharing only the hash function with the verifier.
 
 use aws_lc_rs::{digest, hmac};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};

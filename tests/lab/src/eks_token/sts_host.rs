@@ -1,12 +1,12 @@
-//! Which hosts are STS, partition by partition.
+//! The hosts of STS, by partition.
 
 use super::Refusal;
 
 const GLOBAL: &str = "sts.amazonaws.com";
 
-/// A part of AWS with a domain of its own.
+/// A partition of AWS, with its own domain.
 struct Partition {
-    /// How the names of its regions begin.
+    /// Prefix of its regions' names.
     regions: &'static str,
     domain: &'static str,
     dual_stack_domain: Option<&'static str>,
@@ -19,7 +19,7 @@ const ISOLATED: Partition = partition("us-iso-", "c2s.ic.gov", None);
 const ISOLATED_B: Partition = partition("us-isob-", "sc2s.sgov.gov", None);
 const ISOLATED_E: Partition = partition("eu-isoe-", "cloud.adc-e.uk", None);
 const ISOLATED_F: Partition = partition("us-isof-", "csp.hci.ic.gov", None);
-/// Also what a region of an unknown name is taken for, so it comes last.
+/// Comes last, as a region of an unknown name is commercial.
 const COMMERCIAL: Partition = partition("", "amazonaws.com", Some("api.aws"));
 
 const PARTITIONS: [Partition; 8] =

@@ -1,4 +1,4 @@
-//! One good token, and each rule broken once.
+//! One valid token, and each rule broken once.
 
 use std::time::UNIX_EPOCH;
 
@@ -27,7 +27,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn judge(url: &str) -> Result<Identity, Refusal> {
+fn verify(url: &str) -> Result<Identity, Refusal> {
     verifier("us-east-1").verify(&token(url), at(SIGNED_AT))
 }
 
@@ -49,7 +49,7 @@ fn a_good_token_is_accepted() {
         region: "us-east-1".to_owned(),
         signed_at: at(SIGNED_AT),
     };
-    assert_eq!(judge(&good()), Ok(identity));
+    assert_eq!(verify(&good()), Ok(identity));
 }
 
 #[test]
@@ -77,9 +77,11 @@ fn every_rule_is_held() {
         ("6: no region", "sts.us-east-1.", "sts.-.", Refusal::Host(text("sts.-.amazonaws.com"))),
         ("6: other domain", "amazonaws.com/", "example.com/", Refusal::Host(text("sts.us-east-1.example.com"))),
         ("6: other partition", ".amazonaws.com/", ".c2s.ic.gov/", Refusal::Host(text("sts.us-east-1.c2s.ic.gov"))),
+        ("6: other domain of AWS", ".com/", ".com.cn/", Refusal::Host(text("sts.us-east-1.amazonaws.com.cn"))),
         ("7: empty path", ".com/?", ".com?", Refusal::Path),
         ("7: two slashes", ".com/?", ".com//?", Refusal::Path),
-        ("8: semicolon", "host%3Bx", "host;x", Refusal::MalformedQuery),
+        ("8: semicolon in a value", "host%3Bx", "host;x", Refusal::MalformedQuery),
+        ("8: semicolon for &", "&Version", ";Version", Refusal::MalformedQuery),
         ("8: broken escape", "Expires=60", "Expires=%6", Refusal::MalformedQuery),
         ("9: duplicate", "&Version", "&action=x&Version", Refusal::DuplicateParameter(text("action"))),
         ("10: foreign", "&Version", "&x-k8s-aws-id=x&Version", Refusal::ForeignParameter(text("x-k8s-aws-id"))),
@@ -89,6 +91,7 @@ fn every_rule_is_held() {
         ("14: too long", "Expires=60", "Expires=901", Refusal::Expires),
         ("14: negative", "Expires=60", "Expires=-1", Refusal::Expires),
         ("14: absent", "&X-Amz-Expires=60", "", Refusal::Expires),
+        ("15: empty", "X-Amz-Date=20260115T100000Z", "X-Amz-Date=", Refusal::NoDate),
         ("15: absent", "&X-Amz-Date=20260115T100000Z", "", Refusal::NoDate),
         ("16: form", "=20260115T100000Z", "=2026-01-15T10:00:00Z", Refusal::Date(text("2026-01-15T10:00:00Z"))),
         ("16: no date", "=20260115T100000Z", "=20261315T100000Z", Refusal::Date(text("20261315T100000Z"))),
@@ -112,7 +115,7 @@ fn every_rule_is_held() {
     for (name, part, change, refusal) in cases {
         let url = good();
         assert!(url.contains(part), "{name}: nothing to change");
-        assert_eq!(judge(&url.replacen(part, change, 1)), Err(refusal), "{name}");
+        assert_eq!(verify(&url.replacen(part, change, 1)), Err(refusal), "{name}");
     }
 }
 
@@ -132,8 +135,8 @@ fn a_token_is_good_from_five_minutes_before_to_fifteen_after_its_date() {
 #[test]
 fn the_signature_covers_cluster_and_host() {
     let signed = |cluster, headers| presigned("sts.us-east-1.amazonaws.com", "us-east-1", cluster, headers);
-    assert_eq!(judge(&signed("other-cluster", "host;x-k8s-aws-id")), Err(Refusal::Signature));
-    assert_eq!(judge(&signed("example-cluster", "x-k8s-aws-id")), Err(Refusal::HostNotSigned));
+    assert_eq!(verify(&signed("other-cluster", "host;x-k8s-aws-id")), Err(Refusal::Signature));
+    assert_eq!(verify(&signed("example-cluster", "x-k8s-aws-id")), Err(Refusal::HostNotSigned));
 }
 
 #[test]
@@ -151,7 +154,10 @@ fn each_partition_has_its_own_hosts() {
         ("cn-north-1", "sts.cn-north-1.amazonaws.com.cn", "cn-north-1"),
         ("us-gov-west-1", "sts.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
         ("eusc-de-east-1", "sts.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1"),
+        ("us-iso-east-1", "sts.us-iso-east-1.c2s.ic.gov", "us-iso-east-1"),
         ("us-isob-east-1", "sts.us-isob-east-1.sc2s.sgov.gov", "us-isob-east-1"),
+        ("eu-isoe-west-1", "sts.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1"),
+        ("us-isof-south-1", "sts.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1"),
     ];
     for (own_region, host, region) in accepted {
         assert_eq!(verify(own_region, host, region).as_deref(), Ok(region), "{host} for {own_region}");

@@ -1,4 +1,4 @@
-//! The routes of the API server, and the two questions before each: who is it, and may they?
+//! The routes of the API server, with authentication and authorisation before each.
 
 use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
@@ -33,7 +33,7 @@ use crate::{
 
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
-/// All that a request meets.
+/// The state of the API server.
 pub(super) struct Api {
     pub(super) store: Mutex<Store>,
     pub(super) tokens: Mutex<Tokens>,
@@ -41,14 +41,14 @@ pub(super) struct Api {
     pub(super) timeline: Timeline,
 }
 
-/// What is known about tokens beyond what each says itself.
+/// What the verifier does not know about tokens.
 #[derive(Default)]
 pub(super) struct Tokens {
     /// Tokens signed at this time or earlier are refused.
     pub(super) expired_until: Option<SystemTime>,
-    /// Tokens that are good whatever they are, as those of a token file.
+    /// Tokens that are accepted without verification, as those of a token file.
     pub(super) known: HashSet<String>,
-    /// Like the real server, which asks once per token, we speak of each only once.
+    /// Each is recorded once, as the real server asks STS once per token.
     accepted: HashSet<String>,
 }
 
@@ -60,14 +60,14 @@ pub(super) fn routes(api: &Arc<Api>) -> Router {
         .route("/apis/batch/v1/namespaces/{namespace}/jobs/{name}", get(get_job).delete(delete_job))
         .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret))
         .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
-        .fallback(no_such_path)
+        .fallback(async || Status::no_such_path())
         .layer(from_fn_with_state(Arc::clone(api), authenticate))
-        // The one path that is open to everybody.
+        // The only path without authentication.
         .route("/version", get(version))
         .with_state(Arc::clone(api))
 }
 
-async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
+pub(super) async fn authenticate(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) -> Response {
     let (caller, mut response) = match api.identify(request.headers()) {
         Ok(()) => (Caller::User(USER.to_owned()), next.run(request).await),
         Err(reason) => {
@@ -90,7 +90,7 @@ impl Api {
 
         let mut tokens = self.tokens.lock();
         if tokens.expired_until.is_some_and(|until| identity.signed_at <= until) {
-            return Err("the lab was told to expire this token".to_owned());
+            return Err("the lab expired this token".to_owned());
         }
         if tokens.accepted.insert(token.to_owned()) {
             self.timeline.record(Actor::Kubernetes, Kind::accepted(&identity.cluster, identity.signed_at, now));
@@ -98,7 +98,7 @@ impl Api {
         Ok(())
     }
 
-    /// RBAC; the name is empty where the request does not say it in its path.
+    /// RBAC; the name is empty where the path has none.
     fn authorise(&self, verb: &str, resource: Resource, namespace: &str, name: &str) -> Result<(), Status> {
         let wanted = (verb.to_owned(), resource.plural.to_owned());
         if self.store.lock().forbidden.contains(&wanted) {
@@ -108,18 +108,13 @@ impl Api {
     }
 }
 
-/// What the caller shows.
-pub(super) fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
+fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
     let header = headers.get(AUTHORIZATION).ok_or("no Authorization header")?;
     header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
 }
 
 async fn version() -> Json<Value> {
     Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-lab", "platform": "linux/amd64"}))
-}
-
-async fn no_such_path() -> Status {
-    Status::no_such_path()
 }
 
 async fn create_job(
@@ -160,7 +155,7 @@ fn represent(headers: &HeaderMap, object: Value) -> Json<Value> {
     Json(object)
 }
 
-/// An object may leave its namespace out, but not name another one than the path.
+/// An object may omit its namespace, but not name another than the path.
 fn check_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {
     if !object["metadata"].is_object() {
         return Err(Status::bad_request("the object has no metadata"));
@@ -178,32 +173,27 @@ fn check_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// The few rules that a Job made by hand breaks most easily.
+/// Fields that a Job requires.
 fn job_causes(job: &Value) -> Vec<Cause> {
     let pod = &job["spec"]["template"]["spec"];
-    let mut causes = Vec::new();
-    if job["metadata"]["name"].as_str().is_none_or(str::is_empty) {
-        causes.push(Cause {
-            reason: "FieldValueRequired",
-            field: "metadata.name",
-            message: "Required value: name or generateName is required",
-        });
-    }
-    if pod["containers"].as_array().is_none_or(Vec::is_empty) {
-        causes.push(Cause {
-            reason: "FieldValueRequired",
-            field: "spec.template.spec.containers",
-            message: "Required value",
-        });
-    }
-    if !matches!(pod["restartPolicy"].as_str(), Some("Never" | "OnFailure")) {
-        causes.push(Cause {
-            reason: "FieldValueRequired",
-            field: "spec.template.spec.restartPolicy",
-            message: "Required value: valid values: \"OnFailure\", \"Never\"",
-        });
-    }
-    causes
+    let rules = [
+        (
+            job["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty()),
+            "metadata.name",
+            "Required value: name or generateName is required",
+        ),
+        (
+            pod["containers"].as_array().is_some_and(|containers| !containers.is_empty()),
+            "spec.template.spec.containers",
+            "Required value",
+        ),
+        (
+            matches!(pod["restartPolicy"].as_str(), Some("Never" | "OnFailure")),
+            "spec.template.spec.restartPolicy",
+            "Required value: valid values: \"OnFailure\", \"Never\"",
+        ),
+    ];
+    rules.into_iter().filter(|(holds, ..)| !holds).map(|(_, field, message)| Cause { field, message }).collect()
 }
 
 async fn get_job(State(api): State<Arc<Api>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
@@ -270,12 +260,8 @@ async fn apply_secret(
 
 fn no_manager() -> Status {
     const PATCH_OPTIONS: Resource = Resource { group: "meta.k8s.io", plural: "patchoptions", kind: "PatchOptions" };
-    let cause = Cause {
-        reason: "FieldValueRequired",
-        field: "fieldManager",
-        message: "Required value: is required for apply patch",
-    };
-    Status::invalid(PATCH_OPTIONS, "", &[cause])
+    let message = "Required value: is required for apply patch";
+    Status::invalid(PATCH_OPTIONS, "", &[Cause { field: "fieldManager", message }])
 }
 
 async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<String>) -> Answer {
@@ -283,7 +269,7 @@ async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<S
     Ok(Json(api.store.lock().pod_template_list(&namespace)).into_response())
 }
 
-/// How the API server appears to the common treatment of requests.
+/// The API server as a stand-in.
 pub(super) struct ApiServer;
 
 impl Role for ApiServer {
@@ -292,6 +278,6 @@ impl Role for ApiServer {
     }
 
     fn error(&self, _parts: &Parts, _call: &Call, error: &ErrorAnswer) -> Response {
-        Status::planned(error).into_response()
+        Status::injected(error).into_response()
     }
 }

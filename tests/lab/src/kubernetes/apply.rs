@@ -1,16 +1,16 @@
-//! Server-side apply, as far as objects without lists need it: who owns which field, and who may change it.
+//! Server-side apply for objects without lists: who owns which field, and who may change it.
 //!
 //! Rules: <https://kubernetes.io/docs/reference/using-api/server-side-apply/>. A manager owns what it last applied. A field of equal
-//! value is shared, one of another value is a conflict. What a manager no longer applies goes, unless another one owns it too.
+//! value is shared, one of another value is a conflict. A field that a manager no longer applies is removed, unless another manager owns it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-/// Where a field is, from the root of the object.
+/// The path of a field from the root of the object.
 type Path = Vec<String>;
 
-/// These name the object; nobody owns them.
+/// Fields that identify the object; they have no owner.
 const IDENTITY: [&[&str]; 4] = [&["apiVersion"], &["kind"], &["metadata", "name"], &["metadata", "namespace"]];
 
 /// An object and the owners of its fields.
@@ -29,7 +29,7 @@ pub(super) struct Conflict {
 }
 
 impl Applied {
-    /// Lets a manager say what it wants; returns whether that changed the object. `force` takes fields over from other managers.
+    /// Applies what a manager wants; returns whether that changed the object. `force` takes fields over from other managers.
     pub(super) fn apply(&mut self, manager: &str, wanted: &Value, force: bool) -> Result<bool, Vec<Conflict>> {
         let wanted = fields(wanted);
         let conflicts = self.conflicts(manager, &wanted);
@@ -67,7 +67,7 @@ impl Applied {
     }
 }
 
-/// The leaves of an object, without what names it.
+/// The leaves of an object, without those that identify it.
 fn fields(object: &Value) -> BTreeMap<Path, Value> {
     let mut fields = BTreeMap::new();
     collect(object, &mut Vec::new(), &mut fields);

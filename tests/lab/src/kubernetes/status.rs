@@ -1,4 +1,4 @@
-//! Errors of the API server: metav1.Status bodies in the words of the real one.
+//! Errors of the API server: `metav1.Status` bodies as the real one sends them.
 
 use axum::{
     Json,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::apply::Conflict;
 use crate::fault::ErrorAnswer;
 
-/// A kind of object, by all the names that messages use for it.
+/// A kind of object, with the names that messages use.
 #[derive(Clone, Copy)]
 pub(super) struct Resource {
     pub(super) group: &'static str,
@@ -30,9 +30,8 @@ impl Resource {
     }
 }
 
-/// What is wrong with one field of an object.
+/// A field that is required and missing.
 pub(super) struct Cause {
-    pub(super) reason: &'static str,
     pub(super) field: &'static str,
     pub(super) message: &'static str,
 }
@@ -46,14 +45,13 @@ pub(super) struct Status {
 }
 
 impl Status {
-    /// The real server gives no hint why.
+    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>, details: Option<Value>) -> Self {
+        Self { code, reason, message: message.into(), details }
+    }
+
+    /// The real server does not say why.
     pub(super) fn unauthorized() -> Self {
-        Self {
-            code: StatusCode::UNAUTHORIZED,
-            reason: "Unauthorized",
-            message: "Unauthorized".to_owned(),
-            details: None,
-        }
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized", None)
     }
 
     /// `name` is empty where the authoriser does not know it, as in a plain create.
@@ -61,99 +59,61 @@ impl Status {
         let Resource { group, plural, .. } = resource;
         let object = resource.qualified(plural);
         let object = if name.is_empty() { object } else { format!("{object} \"{name}\"") };
-        Self {
-            code: StatusCode::FORBIDDEN,
-            reason: "Forbidden",
-            message: format!(
-                "{object} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API group \"{group}\" in \
-                 the namespace \"{namespace}\""
-            ),
-            details: Some(details(resource, plural, name)),
-        }
+        let message = format!(
+            "{object} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API group \"{group}\" in \
+             the namespace \"{namespace}\""
+        );
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message, Some(details(resource, plural, name)))
     }
 
     pub(super) fn not_found(resource: Resource, name: &str) -> Self {
-        Self {
-            code: StatusCode::NOT_FOUND,
-            reason: "NotFound",
-            message: format!("{} \"{name}\" not found", resource.qualified(resource.plural)),
-            details: Some(details(resource, resource.plural, name)),
-        }
+        let message = format!("{} \"{name}\" not found", resource.qualified(resource.plural));
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(details(resource, resource.plural, name)))
     }
 
-    /// The path leads nowhere.
+    /// The path is not served.
     pub(super) fn no_such_path() -> Self {
-        Self {
-            code: StatusCode::NOT_FOUND,
-            reason: "NotFound",
-            message: "the server could not find the requested resource".to_owned(),
-            details: Some(json!({})),
-        }
+        let message = "the server could not find the requested resource";
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(json!({})))
     }
 
     pub(super) fn already_exists(resource: Resource, name: &str) -> Self {
-        Self {
-            code: StatusCode::CONFLICT,
-            reason: "AlreadyExists",
-            message: format!("{} \"{name}\" already exists", resource.qualified(resource.plural)),
-            details: Some(details(resource, resource.plural, name)),
-        }
+        let message = format!("{} \"{name}\" already exists", resource.qualified(resource.plural));
+        Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(details(resource, resource.plural, name)))
     }
 
     /// Other managers own fields that were applied with another value.
     pub(super) fn conflict(conflicts: &[Conflict]) -> Self {
-        let causes: Vec<Value> = conflicts
-            .iter()
-            .map(|conflict| {
-                json!({
-                    "reason": "FieldManagerConflict",
-                    "message": format!("conflict with \"{}\"", conflict.manager),
-                    "field": conflict.field,
-                })
-            })
-            .collect();
-        Self {
-            code: StatusCode::CONFLICT,
-            reason: "Conflict",
-            message: conflict_message(conflicts),
-            details: Some(json!({"causes": causes})),
-        }
+        let cause = |Conflict { manager, field }: &Conflict| json!({"reason": "FieldManagerConflict", "message": format!("conflict with \"{manager}\""), "field": field});
+        let causes: Vec<_> = conflicts.iter().map(cause).collect();
+        Self::new(StatusCode::CONFLICT, "Conflict", conflict_message(conflicts), Some(json!({"causes": causes})))
     }
 
     pub(super) fn invalid(resource: Resource, name: &str, causes: &[Cause]) -> Self {
-        let problems: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
-        let problems = if let [problem] = problems.as_slice() { problem.clone() } else { list(&problems) };
-        let causes: Vec<Value> = causes
-            .iter()
-            .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
-            .collect();
+        let problems: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        let problems =
+            if let [problem] = &problems[..] { problem.clone() } else { format!("[{}]", problems.join(", ")) };
+        let message = format!("{} \"{name}\" is invalid: {problems}", resource.qualified(resource.kind));
         let mut details = details(resource, resource.kind, name);
-        details["causes"] = causes.into();
-        Self {
-            code: StatusCode::UNPROCESSABLE_ENTITY,
-            reason: "Invalid",
-            message: format!("{} \"{name}\" is invalid: {problems}", resource.qualified(resource.kind)),
-            details: Some(details),
-        }
+        details["causes"] = causes
+            .iter()
+            .map(|cause| json!({"reason": "FieldValueRequired", "message": cause.message, "field": cause.field}))
+            .collect();
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(details))
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
-        Self { code: StatusCode::BAD_REQUEST, reason: "BadRequest", message: message.into(), details: None }
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message, None)
     }
 
     pub(super) fn unsupported_media_type(wanted: &str) -> Self {
-        Self {
-            code: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            reason: "UnsupportedMediaType",
-            message: format!(
-                "the body of the request was in an unknown format - accepted media types include: {wanted}"
-            ),
-            details: None,
-        }
+        let message =
+            format!("the body of the request was in an unknown format - accepted media types include: {wanted}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, None)
     }
 
-    /// An error on purpose; what it leaves open is filled in from its status.
-    pub(super) fn planned(error: &ErrorAnswer) -> Self {
+    /// An injected error; what it leaves out follows from its status.
+    pub(super) fn injected(error: &ErrorAnswer) -> Self {
         let (reason, message) = match error.code {
             401 => ("Unauthorized", "Unauthorized"),
             403 => ("Forbidden", "forbidden"),
@@ -163,14 +123,12 @@ impl Status {
             429 => ("TooManyRequests", "Too many requests, please try again later."),
             503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
             504 => ("Timeout", "the server was unable to return a response in the time allotted"),
-            _ => ("InternalError", "Internal error occurred: on purpose"),
+            _ => ("InternalError", "Internal error occurred: injected"),
         };
-        Self {
-            code: StatusCode::from_u16(error.code).expect("a fault has an HTTP status"),
-            reason: error.reason.unwrap_or(reason),
-            message: error.message.clone().unwrap_or_else(|| message.to_owned()),
-            details: error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()})),
-        }
+        let code = StatusCode::from_u16(error.code).expect("a fault has an HTTP status");
+        let message = error.message.as_deref().unwrap_or(message);
+        let details = error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()}));
+        Self::new(code, error.reason.unwrap_or(reason), message, details)
     }
 }
 
@@ -202,11 +160,7 @@ fn details(resource: Resource, kind: &str, name: &str) -> Value {
     details
 }
 
-fn list(problems: &[String]) -> String {
-    format!("[{}]", problems.join(", "))
-}
-
-/// As `getConflictMessage` of the API server words it: one conflict in a line, several under the manager that has them.
+/// As `getConflictMessage` of the API server: one conflict in a line, several grouped by manager.
 fn conflict_message(conflicts: &[Conflict]) -> String {
     if let [conflict] = conflicts {
         return format!("Apply failed with 1 conflict: conflict with \"{}\": {}", conflict.manager, conflict.field);

@@ -1,4 +1,4 @@
-//! The objects that the API server holds, as a plain value.
+//! The objects of the API server.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -6,15 +6,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::apply::{Applied, Conflict};
-
-/// The namespace that exists from the start, and that an object without one goes to.
-pub(super) const NAMESPACE: &str = "buildkite";
+use super::{
+    NAMESPACE,
+    apply::{Applied, Conflict},
+};
 
 /// Namespace and name.
 type Key = (String, String);
 
-/// Everything that a request may see or change.
+/// All that a request may read or change.
 pub(super) struct Store {
     pub(super) namespaces: BTreeSet<String>,
     pub(super) jobs: BTreeMap<Key, Value>,
@@ -37,7 +37,7 @@ impl Store {
         }
     }
 
-    /// Keeps a Job under its own names, and returns it as it is kept.
+    /// Stores a Job, and returns it as it is stored.
     pub(super) fn put_job(&mut self, mut job: Value) -> Value {
         self.stamp(&mut job);
         self.jobs.insert(key(&job), job.clone());
@@ -77,7 +77,7 @@ impl Store {
         Ok((object, new))
     }
 
-    /// What the server adds to an object: who it is if it is new, and its revision.
+    /// Adds what the server adds: identity and time of a new object, and the revision.
     fn stamp(&mut self, object: &mut Value) {
         self.revision += 1;
         let metadata = &mut object["metadata"];
@@ -91,7 +91,7 @@ impl Store {
         metadata["resourceVersion"] = self.revision.to_string().into();
     }
 
-    /// All templates of a namespace, as a list is answered.
+    /// The list of all templates of a namespace.
     pub(super) fn pod_template_list(&self, namespace: &str) -> Value {
         let items: Vec<&Value> = self
             .pod_templates
@@ -108,7 +108,7 @@ impl Store {
     }
 }
 
-/// Under which names an object is kept.
+/// The key of an object.
 fn key(object: &Value) -> Key {
     let metadata = &object["metadata"];
     let namespace = metadata["namespace"].as_str().unwrap_or(NAMESPACE);

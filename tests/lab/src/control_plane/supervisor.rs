@@ -1,7 +1,7 @@
-//! Programs that end when we end, however we end.
+//! Programs that end with this process, also when it is killed.
 //!
-//! A test that is killed, or a `static` that is never dropped, cannot clean up. So each program has a shell beside it which
-//! reads from a pipe: the system closes that pipe when this process is no more, and then the shell ends the program.
+//! A test that is killed, or a `static` that is never dropped, cannot clean up. So each program has a shell beside it that reads
+//! from a pipe: the system closes the pipe when this process ends, and then the shell ends the program.
 
 use std::{
     env,
@@ -29,23 +29,23 @@ read -r _
 until rm -rf "$1" 2>/dev/null; do sleep 0.1; done
 "#;
 
-/// A program, or a folder, that lives no longer than this.
-pub(super) struct Keeper {
+/// The shell beside a program or a folder, which is gone when this is dropped.
+pub(super) struct Supervisor {
     shell: Child,
 }
 
-impl Keeper {
-    /// Starts a program, which prints into `log`.
+impl Supervisor {
+    /// Starts a program in the folder of its log.
     pub(super) fn run(program: &Command, log: &Path) -> io::Result<Self> {
-        let log = File::create(log)?;
         let mut shell = shell(PROGRAM);
-        shell.arg(program.get_program()).args(program.get_args());
+        shell.arg(program.get_program()).args(program.get_args()).current_dir(log.parent().unwrap_or(log));
         shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let log = File::create(log)?;
         let shell = shell.stdout(log.try_clone()?).stderr(log).spawn()?;
         Ok(Self { shell })
     }
 
-    /// Removes a folder in the end.
+    /// Removes a folder at the end.
     pub(super) fn remove(folder: &Path) -> io::Result<Self> {
         let shell = shell(FOLDER).arg(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Self { shell })
@@ -57,23 +57,23 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        // The only thing that can go wrong is that somebody else has waited for it.
+        // This fails only if another thread has waited for it.
         let _ = self.shell.wait();
     }
 }
 
-/// In a group of its own: an interrupt from the keyboard is for us, and must not end the shell before its program.
+/// In a process group of its own: an interrupt from the keyboard must not end the shell before its program.
 fn shell(script: &str) -> Command {
     let mut shell = Command::new("sh");
-    shell.args(["-c", script, "keeper"]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    shell.args(["-c", script, "supervisor"]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
     shell.stdin(Stdio::piped()).process_group(0);
     shell
 }
 
-/// A new folder that nobody else can look into.
+/// A new folder that other users cannot read.
 pub(super) fn folder(name: &str) -> io::Result<PathBuf> {
     let folder = env::temp_dir().join(name);
     DirBuilder::new().mode(0o700).create(&folder)?;
@@ -97,30 +97,30 @@ mod tests {
     }
 
     #[test]
-    fn a_program_and_its_folder_end_with_their_keepers() {
-        let folder = folder(&format!("keeper-{}", random_hex::<6>())).unwrap();
-        let folder_keeper = Keeper::remove(&folder).unwrap();
+    fn a_program_and_its_folder_end_with_their_supervisors() {
+        let folder = folder(&format!("supervisor-{}", random_hex::<6>())).unwrap();
+        let folder_supervisor = Supervisor::remove(&folder).unwrap();
         let log = folder.join("log");
         let mut program = Command::new("sh");
         program.args(["-c", "echo $$; exec sleep 1000"]);
-        let keeper = Keeper::run(&program, &log).unwrap();
+        let supervisor = Supervisor::run(&program, &log).unwrap();
         let process = Path::new("/proc").join(said(&log));
         assert!(process.exists());
-        drop(keeper);
+        drop(supervisor);
         assert!(!process.exists());
-        drop(folder_keeper);
+        drop(folder_supervisor);
         assert!(!folder.exists());
     }
 
     #[test]
     fn how_a_program_ended_is_known() {
-        let folder = folder(&format!("keeper-{}", random_hex::<6>())).unwrap();
-        let _folder = Keeper::remove(&folder).unwrap();
+        let folder = folder(&format!("supervisor-{}", random_hex::<6>())).unwrap();
+        let _folder = Supervisor::remove(&folder).unwrap();
         let mut program = Command::new("sh");
         program.args(["-c", "exit 7"]);
-        let mut keeper = Keeper::run(&program, &folder.join("log")).unwrap();
+        let mut supervisor = Supervisor::run(&program, &folder.join("log")).unwrap();
         let status = loop {
-            match keeper.ended().unwrap() {
+            match supervisor.ended().unwrap() {
                 Some(status) => break status,
                 None => sleep(Duration::from_millis(5)),
             }

@@ -1,7 +1,6 @@
-//! The bare client beside which the function's events per second stand: it posts the same bodies, and nothing else.
+//! A bare client, to compare events per second with: it posts the bodies that the function posts, and nothing else.
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,11 +9,11 @@ use hyper::{
     Request, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use lab::{Answer, Event, Lab, control_plane::Caller};
+use lab::{Answer, Lab, control_plane::Caller, kubernetes::NAMESPACE};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::{bench::Problem, run::NAMESPACE};
+use crate::subject::{Failure, Subject};
 
 /// What the function posts.
 pub struct Body {
@@ -23,36 +22,36 @@ pub struct Body {
 }
 
 impl Body {
-    /// As the lab's stand-in sees it.
-    pub async fn of(function: &Path, event: &Event) -> Result<Self, Problem> {
+    /// As the lab's stand-in for the API server got it.
+    pub async fn of(subject: &Subject) -> Result<Self, Failure> {
         let lab = Lab::start().await;
-        let started = lab.function(function).try_start();
-        let process = started.map_err(|source| Problem::Unusable { path: function.to_owned(), source })?;
+        let function = subject.start(&lab)?;
         let uuid = Uuid::new_v4().to_string();
-        match process.invoke(event.clone().uuid(&uuid)).await {
+        match function.invoke(subject.event.clone().uuid(&uuid)).await {
             Answer::Success(_) => {}
-            answer => return Err(Problem::Failed { path: function.to_owned(), answer }),
+            answer => return Err(subject.failed(&answer)),
         }
-        process.stop().await;
+        function.stop().await;
         let posted = lab.kubernetes.requests().into_iter().find(|request| request.method == "POST");
         Ok(Self { text: posted.map(|request| request.body).unwrap_or_default(), uuid })
     }
 
     /// Posts it for a new job.
-    pub async fn post(&self, bare: &mut Caller) -> Result<(), Problem> {
+    pub async fn post(&self, bare: &mut Caller) -> Result<(), Failure> {
         let body = self.text.replace(&self.uuid, &Uuid::new_v4().to_string());
         let request = Request::post(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs?fieldValidation=Strict"));
-        // As the function does, asks for no more of the answer than the metadata.
+        // As the function does, ask for the metadata only.
         let request = request.header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
         let response = bare.send(request.header(CONTENT_TYPE, "application/json"), body).await;
-        match response.status() {
-            StatusCode::CREATED => Ok(()),
-            status => Err(Problem::Refused { status, said: String::from_utf8_lossy(response.body()).into_owned() }),
+        if response.status() == StatusCode::CREATED {
+            return Ok(());
         }
+        let said = String::from_utf8_lossy(response.body());
+        Err(format!("the API server refuses a body of the bare client: {} {said}", response.status()).into())
     }
 
-    /// Posts it so often over all of these connections at once, and tells how long that took.
-    pub async fn post_all(self: &Arc<Self>, times: usize, callers: Vec<Caller>) -> Result<Duration, Problem> {
+    /// Posts it this often over all of these connections at once, and returns how long that took.
+    pub async fn post_all(self: &Arc<Self>, times: usize, callers: Vec<Caller>) -> Result<Duration, Failure> {
         let started = Instant::now();
         let mut posting = JoinSet::new();
         let connections = callers.len();
@@ -65,7 +64,7 @@ impl Body {
                 Ok(())
             });
         }
-        posting.join_all().await.into_iter().collect::<Result<(), Problem>>()?;
+        posting.join_all().await.into_iter().collect::<Result<(), Failure>>()?;
         Ok(started.elapsed())
     }
 }
