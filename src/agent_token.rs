@@ -131,7 +131,8 @@ impl AgentToken {
     /// environment may have written an older value.
     pub async fn apply(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Arc<Error>> {
         let apply = async |deadline| {
-            let token = self.value.fresh(MAX_AGE, deadline, async |deadline| self.read(deadline).await);
+            let token =
+                self.value.fresh(|time| time.elapsed() < MAX_AGE, deadline, async |deadline| self.read(deadline).await);
             self.write(&token.await.map_err(Error::Value)?, cluster, deadline).await
         };
         self.applied.get(deadline, apply).await

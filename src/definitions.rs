@@ -118,9 +118,9 @@ impl Definitions {
     }
 
     /// An unknown name may be younger than the list. Those who ask for a known one do not wait meanwhile.
-    async fn list_since(&self, time: Instant, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
-        let max_age = time.elapsed();
-        let listed = self.listed.fresh(max_age, deadline, async |deadline| list(cluster, deadline).await).await;
+    async fn list_since(&self, since: Instant, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
+        let list = async |deadline| list(cluster, deadline).await;
+        let listed = self.listed.fresh(|time| time >= since, deadline, list).await;
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
     }
 }

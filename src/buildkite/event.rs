@@ -150,11 +150,9 @@ mod tests {
     #[test]
     fn an_error_is_one_short_line_whatever_the_event_says() {
         let long = "a\n".repeat(100_000);
-        for (object, field, value) in [
-            ("job", "uuid", json!(long)),
-            ("build", "number", json!(long)),
-            ("job", "type", json!({&long: long})),
-        ] {
+        for (object, field, value) in
+            [("job", "uuid", json!(long)), ("build", "number", json!(long)), ("job", "type", json!({&long: long}))]
+        {
             let error = changed(TODAY, |detail| detail[object][field] = value).unwrap_err();
             assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error}");
         }

@@ -5,10 +5,7 @@
 //! leaves a rule without `=` out: buildkite/agent-stack-k8s, `internal/controller/agenttags/tags.go`. A value of `*`, or an
 //! empty one, asks for the tag with any value: <https://buildkite.com/docs/agent/queues>.
 
-use crate::{
-    stack::Stack,
-    text::excerpt,
-};
+use crate::{stack::Stack, text::excerpt};
 
 /// The definition of a step that asks for none.
 pub const DEFAULT_DEFINITION: &str = "default";

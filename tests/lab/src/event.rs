@@ -73,6 +73,13 @@ impl Event {
         self
     }
 
+    /// The same event, sent now.
+    #[must_use]
+    pub fn now(mut self) -> Self {
+        self.0["time"] = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        self
+    }
+
     /// The name of the Kubernetes Job that it becomes.
     pub fn job_name(&self) -> String {
         format!("buildkite-{}", self.0["detail"]["job"]["uuid"].as_str().unwrap_or_default())
