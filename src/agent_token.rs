@@ -42,25 +42,20 @@ struct Token {
 
 /// Why there is no current token in the cluster.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// SSM refuses, or cannot be reached.
     #[error("cannot read the agent token from SSM parameter {parameter} in {region}{hint}")]
     Read {
-        /// As configured.
         parameter: String,
-        /// The region of the parameter.
         region: String,
-        /// How to correct it, where that is known.
         hint: &'static str,
-        /// What the SDK says.
         source: BoxError,
     },
     /// The parameter is there, and nothing in it.
     #[error("SSM parameter {parameter} in {region} is empty; it must hold the Buildkite agent token")]
     Empty {
-        /// As configured.
         parameter: String,
-        /// The region of the parameter.
         region: String,
     },
     /// The value could not be read again.
@@ -72,21 +67,15 @@ pub enum Error {
          that no other stack uses, or, if no other stack uses this one, `kubectl delete secret {secret} --namespace {namespace}`"
     )]
     Conflict {
-        /// As configured.
         secret: String,
-        /// As configured.
         namespace: String,
-        /// The API server's words.
         source: kubernetes::Error,
     },
     /// The Secret could not be written.
     #[error("cannot apply Secret {secret} in namespace {namespace}")]
     Apply {
-        /// As configured.
         secret: String,
-        /// As configured.
         namespace: String,
-        /// What the API server said.
         source: kubernetes::Error,
     },
 }

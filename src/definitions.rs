@@ -33,6 +33,7 @@ pub struct Definitions {
 
 /// Why a step has no pod definition to run in.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// There is none of that name.
     #[error(
@@ -45,13 +46,9 @@ pub enum Error {
         }
     )]
     Unknown {
-        /// What the step asks for.
         name: String,
-        /// The names of the compiled ones.
         compiled: Vec<String>,
-        /// The names of those in the cluster.
         cluster: Vec<String>,
-        /// As configured.
         namespace: String,
     },
     /// It is there, and no job can run in it.
@@ -60,9 +57,7 @@ pub enum Error {
     /// It is not known which the cluster has.
     #[error("cannot list the pod definitions of namespace {namespace}")]
     List {
-        /// As configured.
         namespace: String,
-        /// What the API server said.
         source: Arc<kubernetes::Error>,
     },
 }

@@ -49,6 +49,7 @@ pub enum Event {
 
 /// Why a payload is not a trigger.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum InvalidEvent {
     /// Not JSON, or JSON of something else.
     #[error(
@@ -65,7 +66,6 @@ pub enum InvalidEvent {
     /// Records that are not of SQS.
     #[error("records of {}, expected messages of the failure queue (aws:sqs)", excerpt(.event_source))]
     OtherRecords {
-        /// The `eventSource` of the first of them.
         event_source: String,
     },
     /// Messages without what each must have.

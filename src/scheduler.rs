@@ -38,6 +38,7 @@ pub struct Scheduler {
 
 /// Why a job has no Kubernetes Job.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// There is no client for the cluster.
     #[error(transparent)]
@@ -54,25 +55,19 @@ pub enum Error {
     /// The API server did not take the Job.
     #[error("cannot create Job {name}")]
     CreateJob {
-        /// `buildkite-<uuid>`
         name: String,
-        /// What the API server said.
         source: kubernetes::Error,
     },
     /// The API server may have created the Job, but did not say so.
     #[error("the API server did not confirm Job {name}; the next delivery of the event creates it, or finds it")]
     Uncertain {
-        /// `buildkite-<uuid>`
         name: String,
-        /// What became of the request.
         source: kubernetes::Error,
     },
     /// The API server has a Job of that name, which could not be looked at.
     #[error("Job {name} exists already, and cannot be read to see whether it is ours")]
     ReadJob {
-        /// `buildkite-<uuid>`
         name: String,
-        /// What the API server said.
         source: kubernetes::Error,
     },
     /// The API server has a Job of that name, which is not ours.
@@ -80,9 +75,7 @@ pub enum Error {
         "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
     )]
     NameTaken {
-        /// `buildkite-<uuid>`
         name: String,
-        /// The label's value.
         label: String,
     },
 }

@@ -41,13 +41,12 @@ pub enum Choice<'a> {
 
 /// Why a job is not for this function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Mismatch {
     /// Other agents serve that queue.
     #[error("queue={} is not served here (BuildkiteQueue is {served})", excerpt(.wanted))]
     OtherQueue {
-        /// The queue that the step names.
         wanted: String,
-        /// The queues of this function.
         served: String,
     },
     /// The step names no queue, so the job is in the default queue of its Buildkite cluster.
@@ -59,7 +58,6 @@ pub enum Mismatch {
         excerpt(.tag)
     )]
     UnservedTag {
-        /// As the step writes it.
         tag: String,
     },
 }

@@ -15,6 +15,7 @@ pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 
 /// Why a request to the cluster failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// Endpoint and CA are not known.
     #[error(transparent)]
@@ -28,11 +29,8 @@ pub enum Error {
          KubernetesCertificateAuthorityData with the output of `aws eks describe-cluster --name {cluster}`"
     )]
     Certificate {
-        /// As configured, or as EKS shows it.
         endpoint: Uri,
-        /// As configured.
         cluster: String,
-        /// What is wrong with it.
         source: rustls::Error,
     },
     /// No connection, or none that lasted until the answer, in all attempts.
@@ -40,31 +38,24 @@ pub enum Error {
         "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
     )]
     Unreachable {
-        /// As configured, or as EKS shows it.
         endpoint: Uri,
-        /// How it failed.
         source: BoxError,
     },
     /// Connected, and no answer in time, in all attempts.
     #[error("the API server at {endpoint} did not answer before the deadline")]
     Timeout {
-        /// As configured, or as EKS shows it.
         endpoint: Uri,
     },
     /// Not an answer of an API server.
     #[error("the answer of the API server at {endpoint} cannot be read")]
     Garbage {
-        /// As configured, or as EKS shows it.
         endpoint: Uri,
-        /// What is wrong with it.
         source: Box<kube::Error>,
     },
     /// 429 and 5xx in all attempts.
     #[error("the API server cannot serve the request now: {code} {message}")]
     Overloaded {
-        /// HTTP status.
         code: u16,
-        /// The API server's words.
         message: String,
     },
     /// 401, also with a new token.
@@ -74,7 +65,6 @@ pub enum Error {
          that the clock is right"
     )]
     Unauthorized {
-        /// As configured.
         cluster: String,
     },
     /// 401, and the function's clock, which dates the token, is wrong.
@@ -83,9 +73,7 @@ pub enum Error {
          15 min by the right clock"
     )]
     WrongClock {
-        /// As configured.
         cluster: String,
-        /// How wrong it is.
         skew: String,
     },
     /// 403 by RBAC.
@@ -95,9 +83,7 @@ pub enum Error {
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
     Forbidden {
-        /// The API server's words, which name verb and resource.
         message: String,
-        /// As configured.
         namespace: String,
     },
     /// 404 for the namespace.
@@ -105,7 +91,6 @@ pub enum Error {
         "the cluster has no namespace {namespace:?}; create it with `kubectl create namespace {namespace}`, or set KubernetesNamespace"
     )]
     NoNamespace {
-        /// As configured.
         namespace: String,
     },
     /// Any other refusal, which a repetition would meet again.

@@ -3,7 +3,6 @@
 mod client;
 mod cluster;
 mod error;
-#[cfg(test)]
 pub(crate) mod fake;
 
 pub use self::{
