@@ -129,8 +129,13 @@ impl Event {
         if event.detail_type != JOB_SCHEDULED {
             return Ok(Self::Other { detail_type: event.detail_type });
         }
-        let job = event::job_scheduled(event.detail.get(), event.time.map(Into::into));
-        job.map(|job| Self::JobScheduled(Box::new(job))).map_err(InvalidEvent::JobScheduled)
+        let time = event.time.map(Into::into);
+        let (job, left_out) =
+            event::job_scheduled(event.detail.get(), time).map_err(InvalidEvent::JobScheduled)?;
+        if !left_out.is_empty() {
+            tracing::debug!(job = %job.uuid, fields = left_out.join(", "), "fields that cannot be read are left out");
+        }
+        Ok(Self::JobScheduled(Box::new(job)))
     }
 
     /// Reads a message of the failure queue.

@@ -1,29 +1,36 @@
 //! One job: is it for us, what does it run in, create the Job, name the result.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
-use tokio::try_join;
+use tokio::{time::Instant, try_join};
 use uuid::Uuid;
 
 use crate::{
-    agent_token::{self, AgentToken},
+    agent_token::{self, AgentToken, AppliedSecret},
     aws::{eks::Eks, ssm::Ssm},
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
-    clock,
+    cause, clock,
     config::Config,
     deadline::Deadline,
     definitions::{self, Definitions},
     kept::Kept,
-    kubernetes::{self, Cluster},
+    kubernetes::{self, Cluster, FoundJob},
     pod::{
         job::{self, JOB_UUID_LABEL},
         resources::Unmet,
     },
     report::{Failure, Outcome, Reason, Report},
-    text::{chain, excerpt},
+    text::{chain, excerpt, message},
 };
+
+/// A warning of the API server is logged again after this time.
+const WARNING_PAUSE: Duration = Duration::from_hours(1);
 
 /// Turns scheduled jobs into Kubernetes Jobs.
 pub struct Scheduler {
@@ -31,9 +38,16 @@ pub struct Scheduler {
     pub config: Config,
     credentials: Credentials,
     eks: Eks,
-    cluster: Kept<Cluster, kubernetes::Error>,
-    definitions: Definitions,
     agent_token: AgentToken,
+    target: Kept<Arc<Target>, kubernetes::Error>,
+    warned: Warned,
+}
+
+/// The cluster and all that is kept of it. A cluster that was created again is another target.
+struct Target {
+    cluster: Cluster,
+    definitions: Definitions,
+    secret: AppliedSecret,
 }
 
 /// Why a job has no Kubernetes Job.
@@ -75,6 +89,12 @@ pub enum Error {
         /// What the API server said.
         source: kubernetes::Error,
     },
+    /// The Job of an earlier delivery is on its way out. The name becomes free.
+    #[error("Job {name} exists already and is being deleted; the next delivery of the event creates it")]
+    JobIsDeleted {
+        /// `buildkite-<uuid>`
+        name: String,
+    },
     /// The API server has a Job of that name, which is not ours.
     #[error(
         "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
@@ -98,8 +118,13 @@ impl Error {
             Self::CreateJob { source, .. } | Self::Uncertain { source, .. } | Self::ReadJob { source, .. } => {
                 source.kind()
             }
+            Self::JobIsDeleted { .. } => "JobIsDeleted",
             Self::NameTaken { .. } => "RejectedByApiServer",
         }
+    }
+
+    fn is_wrong_endpoint(&self) -> bool {
+        cause::<kubernetes::Error>(self).is_some_and(kubernetes::Error::is_wrong_endpoint)
     }
 
     /// For the report.
@@ -114,9 +139,9 @@ impl Scheduler {
         Self {
             credentials,
             eks: Eks::new(sdk),
-            cluster: Kept::new("the cluster's endpoint", Duration::MAX),
-            definitions: Definitions::compiled(),
             agent_token: AgentToken::new(&config, Ssm::new(sdk)),
+            target: Kept::new("the cluster's endpoint", Duration::MAX),
+            warned: Warned::default(),
             config,
         }
     }
@@ -125,13 +150,13 @@ impl Scheduler {
     /// by side with it the agent token; then the Secret.
     pub async fn start(&self, deadline: Deadline) -> Result<(), Error> {
         let connect = async {
-            let cluster = self.cluster(deadline).await?;
-            self.definitions.refresh(&cluster, deadline).await?;
-            Ok(cluster)
+            let target = self.target(deadline).await?;
+            target.definitions.refresh(&target.cluster, deadline).await?;
+            Ok(target)
         };
         let read_token = async { self.agent_token.read_ahead(deadline).await.map_err(Error::AgentToken) };
-        let (cluster, ()) = try_join!(connect, read_token)?;
-        self.agent_token.apply(&cluster, deadline).await.map_err(Error::AgentToken)
+        let (target, ()) = try_join!(connect, read_token)?;
+        self.agent_token.apply(&target.secret, &target.cluster, deadline).await.map_err(Error::AgentToken)
     }
 
     /// Gives a job its Kubernetes Job, and reports what became of it.
@@ -153,6 +178,7 @@ impl Scheduler {
         result
     }
 
+    /// If the cluster may have been created again, EKS is asked where it is now.
     async fn create(
         &self,
         job: &ScheduledJob,
@@ -161,38 +187,105 @@ impl Scheduler {
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         tracing::debug!(queue, definition = &*excerpt(rules.definition()), "job matched");
-        let cluster = self.cluster(deadline).await?;
-        let definition = self.definitions.get(rules.definition(), &cluster, deadline).await?;
+        let target = self.target(deadline).await?;
+        let error = match self.create_in(&target, job, queue, rules, deadline).await {
+            Err(error) if error.is_wrong_endpoint() && target.cluster.may_have_moved() => error,
+            result => return result,
+        };
+        tracing::warn!(error = chain(&error), "the cluster may have been created again; EKS is asked for its endpoint");
+        match Box::pin(self.target.fresh(Duration::ZERO, deadline, self.find(Some(&target)))).await {
+            Ok(target) => self.create_in(&target, job, queue, rules, deadline).await,
+            Err(_) => Err(error),
+        }
+    }
+
+    async fn create_in(
+        &self,
+        Target { cluster, definitions, secret }: &Target,
+        job: &ScheduledJob,
+        queue: Option<&str>,
+        rules: &AgentQueryRules<'_>,
+        deadline: Deadline,
+    ) -> Result<Outcome, Error> {
+        let definition = definitions.get(rules.definition(), cluster, deadline).await?;
         let definition = definition.for_step(rules)?;
         if !definition.brings_agent_token() {
-            self.agent_token.apply(&cluster, deadline).await.map_err(Error::AgentToken)?;
+            self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;
         }
         let name = || job::name(job.uuid);
         match cluster.create_job(&job::build(job, queue, &definition, &self.config.stack), deadline).await {
-            Ok(_) => Ok(Outcome::Created),
-            Err(error) if error.is_already_exists() => already_exists(&cluster, job.uuid, deadline).await,
+            Ok(created) => {
+                self.warned.log(&created.warnings, job.uuid, definition.name());
+                Ok(Outcome::Created)
+            }
+            Err(error) if error.is_already_exists() => already_exists(cluster, job.uuid, deadline).await,
             Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: name(), source }),
             Err(source) => Err(Error::CreateJob { name: name(), source }),
         }
     }
 
-    async fn cluster(&self, deadline: Deadline) -> Result<Cluster, Error> {
-        let find = async |deadline| Cluster::find(&self.config, &self.eks, &self.credentials, deadline).await;
-        self.cluster.get(deadline, find).await.map_err(Error::Cluster)
+    async fn target(&self, deadline: Deadline) -> Result<Arc<Target>, Error> {
+        self.target.get(deadline, self.find(None)).await.map_err(Error::Cluster)
+    }
+
+    fn find(
+        &self,
+        known: Option<&Arc<Target>>,
+    ) -> impl AsyncFnOnce(Deadline) -> Result<Arc<Target>, kubernetes::Error> {
+        async move |deadline| {
+            let old = known.map(|known| &known.cluster);
+            let cluster = Cluster::find(&self.config, &self.eks, &self.credentials, old, deadline).await?;
+            match known {
+                Some(known) if known.cluster.is(&cluster) => Ok(Arc::clone(known)),
+                _ => Ok(Arc::new(Target {
+                    cluster,
+                    definitions: Definitions::compiled(),
+                    secret: AgentToken::not_applied(),
+                })),
+            }
+        }
     }
 }
 
 /// An earlier delivery of the same event created the Job, if that has our label for it.
 async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
     let name = job::name(uuid);
-    match cluster.job(&name, deadline).await {
-        Ok(job) => match job.labels.get(JOB_UUID_LABEL) {
-            Some(label) if *label == uuid.to_string() => Ok(Outcome::AlreadyExists),
-            label => {
-                let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
-                Err(Error::NameTaken { name, label })
+    let FoundJob { metadata, status } = match cluster.job(&name, deadline).await {
+        Ok(found) => found,
+        Err(source) => return Err(Error::ReadJob { name, source }),
+    };
+    let label = metadata.labels.get(JOB_UUID_LABEL);
+    if label.is_none_or(|label| *label != uuid.to_string()) {
+        let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
+        return Err(Error::NameTaken { name, label });
+    }
+    if metadata.deletion_timestamp.is_some() {
+        return Err(Error::JobIsDeleted { name });
+    }
+    if let Some(failed) = status.conditions.iter().find(|condition| condition.type_ == "Failed" && condition.status == "True") {
+        tracing::warn!(
+            job = %uuid,
+            reason = failed.reason.as_deref(),
+            message = failed.message.as_deref().map(excerpt).as_deref(),
+            "Job {name} has failed: no agent takes this job any more; retry the step in Buildkite, or delete the Job"
+        );
+    }
+    Ok(Outcome::AlreadyExists)
+}
+
+/// The warnings of the API server: each once an hour for a definition.
+#[derive(Default)]
+struct Warned(Mutex<HashMap<(String, String), Instant>>);
+
+impl Warned {
+    fn log(&self, warnings: &[String], job: Uuid, definition: &str) {
+        for warning in warnings {
+            let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            warned.retain(|_, time| time.elapsed() < WARNING_PAUSE);
+            if let Entry::Vacant(first) = warned.entry((definition.to_owned(), warning.clone())) {
+                first.insert(clock::monotonic());
+                tracing::warn!(%job, definition, warning = &*message(warning), "the API server warns about the Job");
             }
-        },
-        Err(source) => Err(Error::ReadJob { name, source }),
+        }
     }
 }

@@ -5,7 +5,7 @@ use kube::core::Status;
 use tower::BoxError;
 
 use super::{
-    client::{Unsigned, WrongClock},
+    client::{Unsigned, WrongClock, manager_conflict},
     cluster::Cluster,
 };
 use crate::{aws::eks, cause, https::NoAnswer, text::message};
@@ -140,9 +140,17 @@ impl Error {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
     }
 
-    /// Another field manager owns a field that was to be applied.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Rejected(status) if status.is_conflict() && !status.is_already_exists())
+    /// Another field manager owns a field that was to be applied: in the words of the API server, which name it.
+    pub fn manager_conflict(&self) -> Option<&str> {
+        match self {
+            Self::Rejected(status) => manager_conflict(status),
+            _ => None,
+        }
+    }
+
+    /// The server at the endpoint is not the cluster's API server, or there is none.
+    pub fn is_wrong_endpoint(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Certificate { .. })
     }
 }
 
