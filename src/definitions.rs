@@ -45,21 +45,13 @@ pub enum Error {
             format!(", or for {}, the PodTemplates of namespace {namespace}", first_of(.cluster))
         }
     )]
-    Unknown {
-        name: String,
-        compiled: Vec<String>,
-        cluster: Vec<String>,
-        namespace: String,
-    },
+    Unknown { name: String, compiled: Vec<String>, cluster: Vec<String>, namespace: String },
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// It is not known which the cluster has.
     #[error("cannot list the pod definitions of namespace {namespace}")]
-    List {
-        namespace: String,
-        source: Arc<kubernetes::Error>,
-    },
+    List { namespace: String, source: Arc<kubernetes::Error> },
 }
 
 impl Error {

@@ -179,9 +179,11 @@ mod tests {
         }
 
         async fn fresh(&self, max_age: Duration, outcome: Result<(), Failure>) -> Result<usize, Failure> {
-            let read = self
-                .kept
-                .fresh(|time| time.elapsed() < max_age, ten_seconds(), async |deadline| self.read(Duration::ZERO, outcome, deadline).await);
+            let read = self.kept.fresh(
+                |time| time.elapsed() < max_age,
+                ten_seconds(),
+                async |deadline| self.read(Duration::ZERO, outcome, deadline).await,
+            );
             read.await.map_err(|error| *error)
         }
 

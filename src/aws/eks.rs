@@ -17,19 +17,12 @@ pub struct Eks(aws_sdk_eks::Client);
 pub enum Error {
     /// EKS refuses, or cannot be reached.
     #[error("cannot read the endpoint of cluster {cluster:?} from EKS{hint}")]
-    Describe {
-        cluster: String,
-        hint: &'static str,
-        source: BoxError,
-    },
+    Describe { cluster: String, hint: &'static str, source: BoxError },
     /// EKS knows the cluster, but it has no usable endpoint or CA, as while it is being created.
     #[error(
         "EKS shows no usable endpoint and certificate authority for cluster {cluster:?} (status {status}); try again when it is ACTIVE"
     )]
-    NotReady {
-        cluster: String,
-        status: String,
-    },
+    NotReady { cluster: String, status: String },
 }
 
 impl Eks {

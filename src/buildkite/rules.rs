@@ -45,10 +45,7 @@ pub enum Choice<'a> {
 pub enum Mismatch {
     /// Other agents serve that queue.
     #[error("queue={} is not served here (BuildkiteQueue is {served})", excerpt(.wanted))]
-    OtherQueue {
-        wanted: String,
-        served: String,
-    },
+    OtherQueue { wanted: String, served: String },
     /// The step names no queue, so the job is in the default queue of its Buildkite cluster.
     #[error("the job names no queue, and ServeJobsWithoutQueue is false")]
     NoQueue,
@@ -57,9 +54,7 @@ pub enum Mismatch {
         "no agent of this stack has the tag {} (add it to BuildkiteAgentTags, or remove it from the step's agents)",
         excerpt(.tag)
     )]
-    UnservedTag {
-        tag: String,
-    },
+    UnservedTag { tag: String },
 }
 
 impl<'a> AgentQueryRules<'a> {

@@ -7,6 +7,6 @@ pub(crate) mod fake;
 
 pub use self::{
     client::over,
-    cluster::Cluster,
+    cluster::{Cluster, Created, FoundJob},
     error::{Error, SUBJECT},
 };
