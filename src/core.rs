@@ -18,6 +18,7 @@ pub mod pod {
     mod duration;
     mod field;
     mod image;
+    mod image_reference;
     pub mod job;
     pub mod quantity;
     mod resources;

@@ -9,6 +9,7 @@ use super::{
     definition::{AGENT, ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
     duration,
     field::Field,
+    image_reference,
     quantity::Quantity,
 };
 use crate::text::excerpt;
@@ -68,6 +69,7 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
     for (pattern, is_right, kind) in TYPES {
         problems.extend(template.select(pattern).iter().filter_map(|field| may_be(field, is_right, kind)));
     }
+    problems.extend(images(&spec));
     problems.extend(containers(&spec.get("containers")));
     // A Buildkite job runs once.
     problems.extend(must_be(&spec.get("restartPolicy"), |policy| policy == "Never", "Never"));
@@ -103,6 +105,15 @@ fn must_be(field: &Field, is_right: Test, what: &str) -> Option<Problem> {
 /// The same for a field that may be absent.
 fn may_be(field: &Field, is_right: Test, what: &str) -> Option<Problem> {
     if is_set(field.value) { must_be(field, is_right, what) } else { None }
+}
+
+fn images(spec: &Field) -> Vec<Problem> {
+    let images = ["containers|initContainers * image", "volumes * image reference"].map(|pattern| spec.select(pattern));
+    let problem = |image: Field| {
+        let wrong = image_reference::check(image.value.as_str()?).err()?;
+        Some(image.problem(format!("must be the reference of an image, is {}, {wrong}", found(image.value))))
+    };
+    images.into_iter().flatten().filter_map(problem).collect()
 }
 
 fn containers(field: &Field) -> Vec<Problem> {
@@ -430,6 +441,34 @@ mod tests {
         ];
         for (path, value, expected) in cases {
             refused(&[(path, value)], expected);
+        }
+    }
+
+    #[test]
+    fn every_image_must_be_a_reference() {
+        let cases = [
+            (
+                CONTAINERS,
+                json!([{"name": "agent", "image": "Agent:4"}]),
+                "containers[0].image",
+                "\"Agent:4\", whose repository",
+            ),
+            (
+                INIT_CONTAINERS,
+                json!([{"image": "a:1"}, {"image": "a:1:2"}]),
+                "initContainers[1].image",
+                "\"a:1:2\", whose tag",
+            ),
+            (
+                VOLUMES,
+                json!([{"image": {"reference": "https://a/b"}}]),
+                "volumes[0].image.reference",
+                "\"https://a/b\", which",
+            ),
+            (VOLUMES, json!([{"image": {"reference": ""}}]), "volumes[0].image.reference", "\"\", which is not"),
+        ];
+        for (path, value, field, text) in cases {
+            refused(&[(path, value)], &format!("template.spec.{field} must be the reference of an image, is {text}"));
         }
     }
 

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::definition::{ALLOW_IMAGE, PodDefinition, Unmet};
+use super::{
+    definition::{ALLOW_IMAGE, PodDefinition, Unmet},
+    image_reference,
+};
 use crate::text::excerpt;
 
 /// Where the agent and its files are in the step's image: where the agent's own images have them.
@@ -71,9 +74,7 @@ fn check<'a>(image: &str, definition: &'a PodDefinition) -> Result<(Option<&'a s
     if !definition.allow_image {
         return Err(format!("and pod definition {name:?} allows no other image ({ALLOW_IMAGE} is \"false\")"));
     }
-    if !image.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte)) {
-        return Err("which is no reference of an image".to_owned());
-    }
+    image_reference::check(image)?;
     let is_home = |mount: &&Value| mount["mountPath"].as_str().is_some_and(|path| path.trim_end_matches('/') == HOME);
     if let Some(mount) = agent["volumeMounts"].as_array().into_iter().flatten().find(is_home) {
         return Err(format!(
@@ -154,7 +155,7 @@ mod tests {
             "initContainers": [{"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"}],
             "volumes": [{"name": "cache", "emptyDir": {}}],
         }});
-        let image = "registry.example:5000/node@sha256:0123";
+        let image = "registry.example:5000/node:24";
         let rules = [&*format!("image={image}"), "cpu=1"];
         let spec = &for_step(&rules, &definition(&template)).unwrap()["spec"];
         let resources = json!({"requests": {"cpu": "1"}});
@@ -266,7 +267,7 @@ mod tests {
         let at = |path: &str| json!([{"name": "builds", "mountPath": path}]);
         let forbidden = json!({ALLOW_IMAGE: "false"});
         let cases = [
-            ("node 24", json!(null), json!(null), ", which is no reference of an image"),
+            ("node 24", json!(null), json!(null), ", which is not the reference of an image"),
             (
                 "node:24",
                 json!(null),
