@@ -1,7 +1,7 @@
 //! The rules of a pod definition. They find the mistakes that the API server accepts and that show only later: in a pod that
 //! never ends, or in an agent that does not start. All problems are reported; a rule skips what another one has refused.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
 
@@ -70,6 +70,7 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
         problems.extend(template.select(pattern).iter().filter_map(|field| may_be(field, is_right, kind)));
     }
     problems.extend(images(&spec));
+    problems.extend(repeated_variables(&spec));
     problems.extend(containers(&spec.get("containers")));
     // A Buildkite job runs once.
     problems.extend(must_be(&spec.get("restartPolicy"), |policy| policy == "Never", "Never"));
@@ -114,6 +115,21 @@ fn images(spec: &Field) -> Vec<Problem> {
         Some(image.problem(format!("must be the reference of an image, is {}, {wrong}", found(image.value))))
     };
     images.into_iter().flatten().filter_map(problem).collect()
+}
+
+/// Kubernetes takes the last one, which would also replace one that the function sets.
+fn repeated_variables(spec: &Field) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for container in spec.select("containers|initContainers *") {
+        let mut names = BTreeSet::new();
+        for variable in container.select("env *") {
+            let Some(name) = variable.value["name"].as_str().filter(|name| !names.insert(*name)) else { continue };
+            let text =
+                format!("must not be {} again: Kubernetes takes the last one; remove one of them", excerpt(name));
+            problems.push(variable.problem(text));
+        }
+    }
+    problems
 }
 
 fn containers(field: &Field) -> Vec<Problem> {
@@ -470,6 +486,25 @@ mod tests {
         for (path, value, field, text) in cases {
             refused(&[(path, value)], &format!("template.spec.{field} must be the reference of an image, is {text}"));
         }
+    }
+
+    #[test]
+    fn a_variable_must_not_be_set_twice_in_a_container() {
+        let [a, b] = ["A", "B"].map(|name| json!({"name": name, "value": "1"}));
+        let cases = [
+            (ENV, json!([a, b, a]), "containers[0].env[2] must not be A again"),
+            (ENV, json!([b, {"name": "B", "valueFrom": {}}]), "containers[0].env[1] must not be B again"),
+            (
+                INIT_CONTAINERS,
+                json!([{"env": [a]}, {"env": [a, b, b]}]),
+                "initContainers[1].env[2] must not be B again",
+            ),
+        ];
+        for (path, value, expected) in cases {
+            refused(&[(path, value)], &format!("template.spec.{expected}"));
+        }
+        let fine = [(ENV, json!([a, b])), (INIT_CONTAINERS, json!([{"env": [a]}, {"env": [a]}]))];
+        changed(&fine).unwrap();
     }
 
     #[test]
