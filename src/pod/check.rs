@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use serde_json::Value;
 
 use super::{
+    agent_options,
     definition::{AGENT, ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
     duration,
     field::Field,
@@ -23,16 +24,6 @@ const TYPES: [(&str, Test, &str); 5] = [
     ("spec containers * resources", Value::is_object, "a map"),
     ("spec containers * resources requests|limits", Value::is_object, "a map"),
     ("metadata labels|annotations", is_map_of_strings, "a map of strings"),
-];
-
-/// The agent's options that no definition may set, as a flag or as a variable, and why not.
-const REFUSED_OPTIONS: [(&str, &str); 6] = [
-    ("BUILDKITE_AGENT_ACQUIRE_JOB", "every job sets its own"),
-    ("BUILDKITE_AGENT_QUEUE", "the queue of the job is added to the tags, and an agent does not start with both"),
-    ("--acquire-job", "the function sets BUILDKITE_AGENT_ACQUIRE_JOB"),
-    ("--queue", "the function sets BUILDKITE_AGENT_TAGS"),
-    ("--tags", "the function adds to BUILDKITE_AGENT_TAGS; set that variable"),
-    ("--token", "the function sets BUILDKITE_AGENT_TOKEN; set that variable if the token is your own"),
 ];
 
 /// What Fargate does not run: it leaves such a pod pending, until the Job's deadline.
@@ -75,8 +66,7 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
     // A Buildkite job runs once.
     problems.extend(must_be(&spec.get("restartPolicy"), |policy| policy == "Never", "Never"));
     if let Some(agent) = spec.select("containers *").into_iter().find(is_agent) {
-        problems.extend(environment(&agent));
-        problems.extend(flags(&agent));
+        problems.extend(agent_options::check(&agent));
         problems.extend(start(&agent));
         problems.extend(grace_period(&spec, &agent));
     }
@@ -149,41 +139,6 @@ fn containers(field: &Field) -> Vec<Problem> {
         ))
     };
     containers.iter().map(beside).collect()
-}
-
-fn environment(agent: &Field) -> Vec<Problem> {
-    let problem = |variable: Field| {
-        let (name, value) = (variable.value["name"].as_str()?, &variable.value["value"]);
-        if name != "BUILDKITE_AGENT_TAGS" {
-            return refused(name).map(|text| variable.problem(text));
-        }
-        let mut tags = value.as_str().unwrap_or_default().split(',').map(str::trim);
-        if tags.any(|tag| tag == "queue" || tag.starts_with("queue=")) {
-            let text =
-                "must not name a queue in BUILDKITE_AGENT_TAGS: the queue of the job is added to the tags; remove it";
-            return Some(variable.problem(text));
-        }
-        // The API server leaves an empty value out.
-        let is_plain = value.is_string() || value.is_null() && variable.value["valueFrom"].is_null();
-        let text = "must have a plain value for BUILDKITE_AGENT_TAGS, since tags are added to it";
-        (!is_plain).then(|| variable.problem(text))
-    };
-    agent.select("env *").into_iter().filter_map(problem).collect()
-}
-
-fn flags(agent: &Field) -> Vec<Problem> {
-    let problem = |word: Field| {
-        let word_before_value = word.value.as_str()?.split('=').next()?;
-        let flag = word_before_value.strip_prefix("--").or_else(|| word_before_value.strip_prefix('-'))?;
-        // Not the word itself: it may hold a token.
-        refused(&format!("--{flag}")).map(|text| word.problem(text))
-    };
-    agent.select("command|args *").into_iter().filter_map(problem).collect()
-}
-
-fn refused(option: &str) -> Option<String> {
-    let (_, why) = REFUSED_OPTIONS.iter().find(|(name, _)| *name == option)?;
-    Some(format!("must not be {option}: {why}; remove it"))
 }
 
 /// Arguments take the place of the image's own, which are `start`; a command takes that of its entry point, too.
@@ -591,25 +546,6 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_the_function_sets_is_refused_and_its_value_is_not_printed() {
-        for flag in ["--acquire-job", "--queue", "--tags", "--token"] {
-            let short = &flag[1..];
-            for word in [flag.to_owned(), short.to_owned(), format!("{flag}=hush"), format!("{short}=hush")] {
-                for (path, words) in
-                    [(ARGS, json!(["start", word, "hush"])), (COMMAND, json!(["buildkite-agent", word, "hush"]))]
-                {
-                    let error = changed(&[(path, words)]).unwrap_err().to_string();
-                    let field = path.rsplit('/').next().unwrap();
-                    let expected =
-                        format!("node.yaml: template.spec.containers[0].{field}[1] must not be {flag}: the function ");
-                    assert!(error.starts_with(&expected) && error.contains("remove it"), "{error}");
-                    assert!(!error.contains("hush"), "{error}");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn what_fargate_refuses_is_refused_under_its_labels_and_accepted_without() {
         let privileged = json!({"privileged": true});
         let cases = [
@@ -653,7 +589,7 @@ mod tests {
     #[test]
     fn what_can_run_is_accepted() {
         let start = json!(["start", "--no-color"]);
-        let cases: [&[(&str, Value)]; 17] = [
+        let cases: [&[(&str, Value)]; 13] = [
             &[],
             &[(INIT_CONTAINERS, json!([{"name": "dockerd", "restartPolicy": "Always"}]))],
             &[(ARGS, json!([]))],
@@ -661,13 +597,9 @@ mod tests {
             &[(COMMAND, json!(["buildkite-agent", "start"]))],
             &[(COMMAND, json!(["tini", "--", "/usr/local/bin/buildkite-agent"])), (ARGS, start)],
             &[(COMMAND, json!(["sh", "-c"])), (ARGS, json!(["exec buildkite-agent start"]))],
-            &[(ARGS, json!(["start", "--tags-from-host", "--name", "queue", "token=1"]))],
             &[(GRACE_PERIOD, json!(16))],
             &[(ENV, env("BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "24.999s"))],
             &[(ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "valueFrom": {}}]))],
-            &[(ENV, env("BUILDKITE_AGENT_TAGS", "docker=true"))],
-            &[(ENV, json!([{"name": "BUILDKITE_AGENT_TAGS"}]))],
-            &[(ENV, env("BUILDKITE_AGENT_TAGS", "merge-queue=true,queues=2"))],
             &[(RESOURCES, json!({"requests": {"cpu": "1"}}))],
             &[("/metadata/name", json!("node-24.large"))],
             &[(ANNOTATIONS, json!({MAX_CPU: "4"}))],

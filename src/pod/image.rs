@@ -237,8 +237,8 @@ mod tests {
             (json!(null), json!(["start", "--no-color"]), Ok((none, json!(["start", "--no-color"])))),
             (
                 json!(["buildkite-agent", "start"]),
-                json!(["--spawn", "start"]),
-                Ok((none, json!(["start", "--spawn", "start"]))),
+                json!(["--name", "start"]),
+                Ok((none, json!(["start", "--name", "start"]))),
             ),
             (json!(["tini", "--", path]), json!(["start"]), Ok((path, json!(["start"])))),
             (json!([path, "--debug"]), json!(["start"]), Ok((none, json!(["start"])))),
