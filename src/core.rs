@@ -17,10 +17,12 @@ pub mod pod {
     mod check;
     pub mod definition;
     mod duration;
+    mod fargate;
     mod field;
     mod image;
     mod image_reference;
     pub mod job;
+    mod node;
     pub mod quantity;
     mod resources;
 }

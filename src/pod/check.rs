@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{
     agent_options,
     definition::{AGENT, ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
-    duration,
+    duration, fargate,
     field::Field,
     image_reference,
     quantity::Quantity,
@@ -24,16 +24,6 @@ const TYPES: [(&str, Test, &str); 5] = [
     ("spec containers * resources", Value::is_object, "a map"),
     ("spec containers * resources requests|limits", Value::is_object, "a map"),
     ("metadata labels|annotations", is_map_of_strings, "a map of strings"),
-];
-
-/// What Fargate does not run: it leaves such a pod pending, until the Job's deadline.
-const REFUSED_BY_FARGATE: [(&str, Test, &str); 6] = [
-    ("containers|initContainers * securityContext privileged", |is| *is == true, "a privileged container"),
-    ("containers|initContainers * ports * hostPort", |port| port.as_u64() > Some(0), "a port of its host"),
-    ("containers|initContainers * resources limits|requests nvidia.com/gpu", is_set, "a GPU"),
-    ("volumes * hostPath", is_set, "a path of its host"),
-    ("hostNetwork", |is| *is == true, "the network of its host"),
-    ("nodeSelector kubernetes.io/arch", |arch| arch == "arm64", "images of arm64"),
 ];
 
 /// What Kubernetes takes if `terminationGracePeriodSeconds` is not set.
@@ -70,7 +60,7 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
         problems.extend(start(&agent));
         problems.extend(grace_period(&spec, &agent));
     }
-    problems.extend(fargate(&template));
+    problems.extend(fargate::check(&template));
     problems.extend(may_be(&annotations.get(ALLOW_IMAGE), is_flag, "\"true\" or \"false\""));
     for limit in [MAX_CPU, MAX_MEMORY] {
         let what = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
@@ -179,22 +169,6 @@ fn grace_period(spec: &Field, agent: &Field) -> Vec<Problem> {
         )));
     }
     problems
-}
-
-fn fargate(template: &Field) -> Vec<Problem> {
-    let labels = &template.value["metadata"]["labels"];
-    let label = match () {
-        () if labels["platform"] == "fargate" => "platform: fargate",
-        () if labels["eks.amazonaws.com/fargate-profile"].is_string() => "eks.amazonaws.com/fargate-profile",
-        () => return Vec::new(),
-    };
-    let spec = template.get("spec");
-    let refused = REFUSED_BY_FARGATE.iter().flat_map(|(pattern, is_refused, what)| {
-        let text = format!("must not be set under the label {label}: Fargate runs no pod with {what}; remove either");
-        let fields = spec.select(pattern).into_iter().filter(|field| is_refused(field.value));
-        fields.map(move |field| field.problem(text.clone()))
-    });
-    refused.collect()
 }
 
 fn is_agent(container: &Field) -> bool {
@@ -543,47 +517,6 @@ mod tests {
         let many = vec![json!({"name": "BUILDKITE_AGENT_QUEUE"}); 1_000];
         let text = changed(&[(ENV, json!(many))]).unwrap_err().to_string();
         assert!(text.chars().count() < 2_100 && text.ends_with('…'), "{text}");
-    }
-
-    #[test]
-    fn what_fargate_refuses_is_refused_under_its_labels_and_accepted_without() {
-        let privileged = json!({"privileged": true});
-        let cases = [
-            (
-                CONTAINERS,
-                json!([{"name": "agent", "securityContext": privileged}]),
-                "containers[0].securityContext.privileged",
-            ),
-            (
-                INIT_CONTAINERS,
-                json!([{"name": "dockerd", "restartPolicy": "Always", "securityContext": privileged}]),
-                "initContainers[0].securityContext.privileged",
-            ),
-            (VOLUMES, json!([{"name": "a", "emptyDir": {}}, {"hostPath": {"path": "/"}}]), "volumes[1].hostPath"),
-            ("/template/spec/hostNetwork", json!(true), "hostNetwork"),
-            (
-                CONTAINERS,
-                json!([{"name": "agent", "ports": [{"containerPort": 1}, {"containerPort": 80, "hostPort": 80}]}]),
-                "containers[0].ports[1].hostPort",
-            ),
-            (RESOURCES, json!({"limits": {"nvidia.com/gpu": 1}}), "containers[0].resources.limits[nvidia.com/gpu]"),
-            (
-                INIT_CONTAINERS,
-                json!([{"name": "i", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]),
-                "initContainers[0].resources.limits[nvidia.com/gpu]",
-            ),
-            ("/template/spec/nodeSelector", json!({"kubernetes.io/arch": "arm64"}), "nodeSelector[kubernetes.io/arch]"),
-        ];
-        for (path, value, field) in cases {
-            for (label, value_of_label) in [("platform", "fargate"), ("eks.amazonaws.com/fargate-profile", "builds")] {
-                let labels = json!({label: value_of_label});
-                let expected = format!("template.spec.{field} must not be set under the label {label}");
-                refused(&[(path, value.clone()), (LABELS, labels)], &expected);
-            }
-            for labels in [json!(null), json!({"platform": "ec2"})] {
-                changed(&[(path, value.clone()), (LABELS, labels)]).unwrap();
-            }
-        }
     }
 
     #[test]

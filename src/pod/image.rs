@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     definition::{ALLOW_IMAGE, PodDefinition, Unmet},
-    image_reference,
+    field::Field,
+    image_reference, node,
 };
 use crate::text::excerpt;
 
@@ -75,6 +76,14 @@ fn check<'a>(image: &str, definition: &'a PodDefinition) -> Result<(Option<&'a s
         return Err(format!("and pod definition {name:?} allows no other image ({ALLOW_IMAGE} is \"false\")"));
     }
     image_reference::check(image)?;
+    let spec = Field { path: String::new(), value: &definition.template()["spec"] };
+    if let Some(field) = node::not_on_linux(&spec) {
+        return Err(format!(
+            "and pod definition {name:?} is for another system than Linux ({}), where the agent cannot be copied into an image; \
+             set {ALLOW_IMAGE} to \"false\" there",
+            field.path
+        ));
+    }
     let is_home = |mount: &&Value| mount["mountPath"].as_str().is_some_and(|path| path.trim_end_matches('/') == HOME);
     if let Some(mount) = agent["volumeMounts"].as_array().into_iter().flatten().find(is_home) {
         return Err(format!(
@@ -294,5 +303,16 @@ mod tests {
             assert!(error.starts_with(&format!("the step asks for image={image}{problem}")), "{error}");
         }
         for_step(&["image=node:24"], &annotated(&template(), &json!({ALLOW_IMAGE: "true"}))).unwrap();
+    }
+
+    #[test]
+    fn a_pod_that_does_not_run_on_linux_gets_no_other_image() {
+        let mut template = template();
+        template["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "windows"});
+        let error = for_step(&["image=node:24"], &definition(&template)).unwrap_err();
+        let expected = "the step asks for image=node:24, and pod definition \"example\" is for another system than Linux \
+                        (nodeSelector[kubernetes.io/os]), where the agent cannot be copied";
+        assert!(error.starts_with(expected), "{error}");
+        for_step(&["cpu=1"], &definition(&template)).unwrap();
     }
 }
