@@ -56,6 +56,7 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
     // A Buildkite job runs once.
     problems.extend(must_be(&spec.get("restartPolicy"), |policy| policy == "Never", "Never"));
     if let Some(agent) = spec.select("containers *").into_iter().find(is_agent) {
+        problems.extend(restarts(&agent));
         problems.extend(agent_options::check(&agent));
         problems.extend(start(&agent));
         problems.extend(grace_period(&spec, &agent));
@@ -129,6 +130,13 @@ fn containers(field: &Field) -> Vec<Problem> {
         ))
     };
     containers.iter().map(beside).collect()
+}
+
+/// Kubernetes 1.35 accepts these of a container that is not a sidecar.
+fn restarts(agent: &Field) -> Vec<Problem> {
+    let text = "must not be set: a Buildkite job runs once, so its agent must not be started again; remove it";
+    let fields = agent.select("restartPolicy|restartPolicyRules").into_iter().filter(|field| is_set(field.value));
+    fields.map(|field| field.problem(text)).collect()
 }
 
 /// Arguments take the place of the image's own, which are `start`; a command takes that of its entry point, too.
@@ -434,6 +442,18 @@ mod tests {
         }
         let fine = [(ENV, json!([a, b])), (INIT_CONTAINERS, json!([{"env": [a]}, {"env": [a]}]))];
         changed(&fine).unwrap();
+    }
+
+    #[test]
+    fn an_agent_must_not_be_started_again() {
+        for (field, value) in [
+            ("restartPolicy", json!("Always")),
+            ("restartPolicy", json!("OnFailure")),
+            ("restartPolicyRules", json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}])),
+        ] {
+            let expected = format!("template.spec.containers[0].{field} must not be set: a Buildkite job runs once");
+            refused(&[(&format!("{AGENT}/{field}"), value)], &expected);
+        }
     }
 
     #[test]
