@@ -28,19 +28,33 @@ pub const TOKEN_KEY: &str = "token";
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
-/// What becomes of the Job when its pod fails. The first rule that matches counts.
+/// How many pods may replace one that failed before its agent ran.
+const BACKOFF_LIMIT: u32 = 3;
+
+/// What becomes of the Job when its pod fails. The first rule that matches counts; a pod that matches none is replaced, such as one
+/// that the kubelet refused, or whose init container failed: its agent never ran.
 static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
-    // The agent's exit code if Buildkite refuses it the job: another agent has it, or it was cancelled.
-    let (container_name, operator, values) = (Some(AGENT.to_owned()), "In".to_owned(), vec![27]);
-    let refused = batch::PodFailurePolicyOnExitCodesRequirement { container_name, operator, values };
-    // A drain, a preemption or a spot reclaim: made again, and not counted.
-    let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
-    let disrupted = batch::PodFailurePolicyOnPodConditionsPattern { type_, status };
-    let rule = |action: &str, on_exit_codes, conditions: Option<_>| {
-        let on_pod_conditions = conditions.map(|condition| vec![condition]);
-        batch::PodFailurePolicyRule { action: action.to_owned(), on_exit_codes, on_pod_conditions }
+    let agent_exits = |operator: &str, code| batch::PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(batch::PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(AGENT.to_owned()),
+            operator: operator.to_owned(),
+            values: vec![code],
+        }),
+        on_pod_conditions: None,
     };
-    batch::PodFailurePolicy { rules: vec![rule("FailJob", Some(refused), None), rule("Ignore", None, Some(disrupted))] }
+    // Buildkite refused the agent the job: another agent has it, or it was cancelled.
+    let refused = agent_exits("In", 27);
+    // A drain, a preemption or a spot reclaim: replaced, and not counted. If the job still runs, Buildkite refuses the second agent.
+    let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
+    let disrupted = batch::PodFailurePolicyRule {
+        action: "Ignore".to_owned(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![batch::PodFailurePolicyOnPodConditionsPattern { type_, status }]),
+    };
+    // An agent that ran is not replaced.
+    let ended = agent_exits("NotIn", 0);
+    batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] }
 });
 
 /// Name of the Kubernetes Job that runs a Buildkite job.
@@ -120,8 +134,7 @@ pub fn build<'a>(
     let metadata =
         [("name", Part::Text(name(job.uuid).into())), ("namespace", text(&stack.namespace)), labels, annotations];
     let spec = [
-        // A second agent could not acquire the job anyway.
-        ("backoffLimit", Part::Number(0)),
+        ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
         ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
         ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
         ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
