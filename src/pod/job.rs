@@ -170,7 +170,8 @@ fn env<'a>(job: &ScheduledJob, queue: Option<&str>, definition: &'a PodDefinitio
     env
 }
 
-/// The definition's own tags, and what the job was matched by.
+/// The definition's own tags, and what the job was matched by. Kubernetes expands `$(NAME)` in a variable's value: in the definition's
+/// tags its author wants that, in ours the agent gets what the operator wrote.
 fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> String {
     let own = variable(definition.agent(), "BUILDKITE_AGENT_TAGS").and_then(|own| own["value"].as_str());
     let mut tags = own.unwrap_or_default().to_owned();
@@ -178,7 +179,7 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
     let ours = ours.chain(queue.map(|queue| ("queue", queue))).chain([("pod-definition", definition.name())]);
     for (key, value) in ours {
         let comma = if tags.is_empty() { "" } else { "," };
-        tags.extend([comma, key, "=", value]);
+        tags.push_str(&format!("{comma}{key}={value}").replace('$', "$$"));
     }
     tags
 }
@@ -331,6 +332,16 @@ mod tests {
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
         assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
+    }
+
+    #[test]
+    fn kubernetes_expands_the_definitions_tags_and_not_ours() {
+        let mut template = template();
+        template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "node=$(NODE)"}]);
+        let stack = Stack { agent_tags: tags(&[("home", "$(HOME)"), ("price", "$$5"), ("end", "$")]), ..stack() };
+        let job = build_json(&scheduled(), None, &definition(&template), &stack);
+        let expected = "node=$(NODE),home=$$(HOME),price=$$$$5,end=$$,pod-definition=example";
+        assert_eq!(env(&job, "BUILDKITE_AGENT_TAGS")["value"], expected);
     }
 
     #[test]
