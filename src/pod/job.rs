@@ -28,6 +28,25 @@ pub const TOKEN_KEY: &str = "token";
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
+/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it; a `/` at the end stands for all
+/// with that prefix. The Job does not get them from its definition. The pod keeps them: its owner is the Job, and they leave such objects alone.
+const MARKS_OF_CONTROLLERS: [&str; 14] = [
+    "addonmanager.kubernetes.io/",
+    "app.kubernetes.io/instance",
+    "applyset.kubernetes.io/",
+    "argocd.argoproj.io/",
+    "cli-utils.sigs.k8s.io/",
+    "config.k8s.io/",
+    "configmanagement.gke.io/",
+    "configsync.gke.io/",
+    "helm.toolkit.fluxcd.io/",
+    "kapp.k14s.io/",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "kustomize.toolkit.fluxcd.io/",
+    "meta.helm.sh/",
+    "objectset.rio.cattle.io/",
+];
+
 /// How many pods may replace one that failed before its agent ran.
 const BACKOFF_LIMIT: u32 = 3;
 
@@ -120,19 +139,23 @@ pub fn build<'a>(
 ) -> Job<'a> {
     let text = |text: &'a str| Part::Text(text.into());
     let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
-    let both = || [("labels", Part::Strings(labels.clone())), ("annotations", Part::Strings(annotations.clone()))];
+    let of_job = |strings: &Strings<'a>| {
+        let mut strings = strings.clone();
+        strings.retain(|name, _| !is_mark_of_a_controller(name));
+        Part::Strings(strings)
+    };
+    let metadata = [
+        ("name", Part::Text(name(job.uuid).into())),
+        ("namespace", text(&stack.namespace)),
+        ("labels", of_job(&labels)),
+        ("annotations", of_job(&annotations)),
+    ];
     let template = definition.template();
     let agent = object(definition.agent(), [("env", Part::List(env(job, queue, definition, stack)))]);
-    let pod = [
-        ("metadata", object(&template["metadata"], both())),
-        (
-            "spec",
-            object(&template["spec"], [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))]),
-        ),
-    ];
-    let [labels, annotations] = both();
-    let metadata =
-        [("name", Part::Text(name(job.uuid).into())), ("namespace", text(&stack.namespace)), labels, annotations];
+    let pod_metadata = [("labels", Part::Strings(labels)), ("annotations", Part::Strings(annotations))];
+    let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))];
+    let pod =
+        [("metadata", object(&template["metadata"], pod_metadata)), ("spec", object(&template["spec"], pod_spec))];
     let spec = [
         ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
         ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
@@ -227,6 +250,10 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Stri
     annotations
 }
 
+fn is_mark_of_a_controller(name: &str) -> bool {
+    MARKS_OF_CONTROLLERS.iter().any(|mark| if mark.ends_with('/') { name.starts_with(mark) } else { name == *mark })
+}
+
 fn is_label_value(value: &str) -> bool {
     let ends = [value.as_bytes().first(), value.as_bytes().last()];
     value.len() <= 63 && ends.into_iter().flatten().all(u8::is_ascii_alphanumeric)
@@ -307,6 +334,29 @@ mod tests {
             assert_eq!(metadata["annotations"]["note"], "kept");
             assert_eq!(metadata["annotations"]["buildkite.com/branch"], "main");
         }
+    }
+
+    #[test]
+    fn the_marks_of_other_controllers_stay_on_the_pod() {
+        let mut template = template();
+        let marks =
+            MARKS_OF_CONTROLLERS.map(|mark| if mark.ends_with('/') { format!("{mark}x") } else { mark.to_owned() });
+        for kind in ["labels", "annotations"] {
+            for name in marks.iter().map(String::as_str).chain(["team", "app.kubernetes.io/name", "argocd.example/x"]) {
+                template["metadata"][kind][name] = json!("web");
+            }
+        }
+        let job = built(&template);
+        for kind in ["labels", "annotations"] {
+            let (of_job, of_pod) = (&job["metadata"][kind], &job["spec"]["template"]["metadata"][kind]);
+            for mark in &marks {
+                assert_eq!((&of_job[mark], &of_pod[mark]), (&Value::Null, &json!("web")), "{mark}");
+            }
+            for kept in ["team", "app.kubernetes.io/name", "argocd.example/x"] {
+                assert_eq!((&of_job[kept], &of_pod[kept]), (&json!("web"), &json!("web")), "{kept}");
+            }
+        }
+        assert_eq!(job["metadata"]["labels"]["buildkite.com/job-uuid"], UUID);
     }
 
     #[test]
