@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     agent_options,
-    definition::{AGENT, ALLOW_IMAGE, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
+    definition::{AGENT, ALLOW_IMAGE, ALLOW_PIPELINES, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
     duration, fargate,
     field::Field,
     image_reference,
@@ -25,6 +25,16 @@ const TYPES: [(&str, Test, &str); 5] = [
     ("spec containers * resources requests|limits", Value::is_object, "a map"),
     ("metadata labels|annotations", is_map_of_strings, "a map of strings"),
 ];
+
+/// The values of the annotations of ours.
+const ANNOTATIONS: [(&str, Test, &str); 4] = [
+    (ALLOW_PIPELINES, is_slugs, "slugs of pipelines, separated by commas, such as \"deploy, release\""),
+    (ALLOW_IMAGE, |allow| allow == "true" || allow == "false", "\"true\" or \"false\""),
+    (MAX_CPU, is_quantity, QUANTITY),
+    (MAX_MEMORY, is_quantity, QUANTITY),
+];
+
+const QUANTITY: &str = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
 
 /// What Kubernetes takes if `terminationGracePeriodSeconds` is not set.
 const GRACE_PERIOD: u64 = 30;
@@ -62,10 +72,10 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
         problems.extend(grace_period(&spec, &agent));
     }
     problems.extend(fargate::check(&template));
-    problems.extend(may_be(&annotations.get(ALLOW_IMAGE), is_flag, "\"true\" or \"false\""));
-    for limit in [MAX_CPU, MAX_MEMORY] {
-        let what = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
-        problems.extend(may_be(&annotations.get(limit), |limit| quantity(limit).is_some(), what));
+    problems.extend(may_be(&annotations, Value::is_object, "a map"));
+    for (name, is_right, what) in ANNOTATIONS {
+        // One without a value is not absent: its author wanted a limit.
+        problems.extend(annotations.value.get(name).and_then(|_| must_be(&annotations.get(name), is_right, what)));
     }
 
     if !problems.is_empty() {
@@ -74,6 +84,9 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
     Ok(PodDefinition {
         name: metadata.value["name"].as_str().unwrap_or_default().to_owned(),
         template: template.value.clone(),
+        allow_pipelines: annotations.value[ALLOW_PIPELINES]
+            .as_str()
+            .map(|text| slugs(text).map(str::to_owned).collect()),
         allow_image: annotations.value[ALLOW_IMAGE] != "false",
         max_cpu: quantity(&annotations.value[MAX_CPU]),
         max_memory: quantity(&annotations.value[MAX_MEMORY]),
@@ -197,8 +210,19 @@ fn is_map_of_strings(value: &Value) -> bool {
     value.as_object().is_some_and(|entries| entries.values().all(Value::is_string))
 }
 
-fn is_flag(value: &Value) -> bool {
-    value == "true" || value == "false"
+fn slugs(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+fn is_slugs(value: &Value) -> bool {
+    let is_slug = |slug: &str| {
+        !slug.is_empty() && slug.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    value.as_str().is_some_and(|text| slugs(text).all(is_slug))
+}
+
+fn is_quantity(value: &Value) -> bool {
+    quantity(value).is_some()
 }
 
 fn is_set(value: &Value) -> bool {
@@ -230,7 +254,6 @@ mod tests {
     const INIT_CONTAINERS: &str = "/template/spec/initContainers";
     const VOLUMES: &str = "/template/spec/volumes";
     const LABELS: &str = "/template/metadata/labels";
-    const ANNOTATIONS: &str = "/metadata/annotations";
     const GRACE_PERIOD: &str = "/template/spec/terminationGracePeriodSeconds";
 
     fn manifest() -> Value {
@@ -271,7 +294,6 @@ mod tests {
         let dockerd = json!({"name": "dockerd"});
         let second = [&agent, &dockerd].map(Clone::clone);
         let first = [&dockerd, &agent].map(Clone::clone);
-        let annotation = |name: &str, value: Value| json!({format!("agent-scheduler.buildkite.com/{name}"): value});
         let cases = [
             ("/kind", json!("Pod"), "kind must be PodTemplate of apiVersion v1, is \"Pod\" of \"v1\""),
             ("/apiVersion", json!("v2"), "kind must be PodTemplate of apiVersion v1, is \"PodTemplate\" of \"v2\""),
@@ -331,25 +353,35 @@ mod tests {
                 env("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
                 "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
             ),
-            (
-                ANNOTATIONS,
-                annotation("allow-image", json!("no")),
-                "metadata.annotations[agent-scheduler.buildkite.com/allow-image] must be \"true\" or \"false\", is \"no\"",
-            ),
-            (
-                ANNOTATIONS,
-                annotation("max-memory", json!("8GB")),
-                "metadata.annotations[agent-scheduler.buildkite.com/max-memory] must be a quantity of Kubernetes",
-            ),
-            (
-                ANNOTATIONS,
-                annotation("max-cpu", json!(4)),
-                "metadata.annotations[agent-scheduler.buildkite.com/max-cpu] must be a quantity of Kubernetes",
-            ),
         ];
         for (path, value, expected) in cases {
             refused(&[(path, value)], expected);
         }
+    }
+
+    #[test]
+    fn an_annotation_has_its_values() {
+        let cases = [
+            ("allow-image", json!("no"), "\"true\" or \"false\", is \"no\""),
+            (
+                "allow-pipelines",
+                json!(""),
+                "slugs of pipelines, separated by commas, such as \"deploy, release\", is \"\"",
+            ),
+            ("allow-pipelines", json!("deploy,"), "slugs of pipelines"),
+            ("allow-pipelines", json!("My Pipeline"), "slugs of pipelines"),
+            ("allow-pipelines", json!("organization/deploy"), "slugs of pipelines"),
+            ("allow-pipelines", json!(["deploy"]), "slugs of pipelines"),
+            ("allow-pipelines", json!(null), "slugs of pipelines"),
+            ("max-memory", json!("8GB"), "a quantity of Kubernetes, such as \"4\" or \"8Gi\", is \"8GB\""),
+            ("max-cpu", json!(4), "a quantity of Kubernetes"),
+        ];
+        for (name, value, expected) in cases {
+            let annotations = json!({format!("agent-scheduler.buildkite.com/{name}"): value});
+            let expected = format!("metadata.annotations[agent-scheduler.buildkite.com/{name}] must be {expected}");
+            refused(&[("/metadata/annotations", annotations)], &expected);
+        }
+        refused(&[("/metadata/annotations", json!([]))], "metadata.annotations must be a map, is []");
     }
 
     #[test]
@@ -490,7 +522,7 @@ mod tests {
     fn all_problems_are_reported_at_once() {
         let invalid = changed(&[
             ("/metadata/name", json!("A")),
-            (ANNOTATIONS, json!({ALLOW_IMAGE: "no", MAX_CPU: "x"})),
+            ("/metadata/annotations", json!({ALLOW_IMAGE: "no", MAX_CPU: "x"})),
             (LABELS, json!({"platform": "fargate"})),
             (SPEC, json!({"hostNetwork": true, "containers": [{"name": "a"}, {"name": "agent", "env": 7}]})),
         ]);
@@ -555,7 +587,7 @@ mod tests {
             &[(ENV, json!([{"name": "BUILDKITE_CANCEL_SIGNAL_TIMEOUT", "valueFrom": {}}]))],
             &[(RESOURCES, json!({"requests": {"cpu": "1"}}))],
             &[("/metadata/name", json!("node-24.large"))],
-            &[(ANNOTATIONS, json!({MAX_CPU: "4"}))],
+            &[("/metadata/annotations", json!({MAX_CPU: "4"}))],
         ];
         for changes in cases {
             changed(changes).unwrap();
