@@ -333,7 +333,7 @@ mod tests {
         let error = library.get("nodejs", &world.cluster(), deadline()).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate; add \"nodejs\" to \
+            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate, restricted; add \"nodejs\" to \
              pod-definitions/, or `kubectl apply` a PodTemplate of that name to namespace buildkite"
         );
         assert_eq!(world.lists(), 1, "it was asked for just now");
@@ -341,7 +341,7 @@ mod tests {
         world.now_holds(&[template("go", "go:1"), template("node", "node:1")]);
         let error = library.get("nodejs", &world.cluster(), deadline()).await.unwrap_err().to_string();
         assert!(
-            error.contains("may ask for default, elastic-ci-stack, fargate, or for go, node, the PodTemplates of namespace buildkite;"),
+            error.contains("may ask for default, elastic-ci-stack, fargate, restricted, or for go, node, the PodTemplates of namespace buildkite;"),
             "{error}"
         );
     }
