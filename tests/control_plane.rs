@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says so by ending")]
 
+#[path = "control_plane/pod_security.rs"]
+mod pod_security;
+
 use std::{
     env, fs,
     path::PathBuf,
