@@ -6,6 +6,9 @@
 
 mod common;
 
+#[path = "control_plane/pod_security.rs"]
+mod pod_security;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
