@@ -315,7 +315,7 @@ fn what_is_ours_is_what_the_function_and_its_template_say() {
     let all = Constants::ALL.iter().filter(|constant| matches!(constant.origin, Origin::Ours(_)));
     for constant in all {
         let said = ours.iter().find(|(name, _)| *name == constant.name);
-        let (name, said) = said.unwrap_or_else(|| panic!("nobody compares {}", constant.name));
+        let (name, said) = said.unwrap_or_else(|| panic!("no comparison of {}", constant.name));
         assert!((constant.value - said).abs() < 1e-9, "{name} is {said}, and not {}", constant.value);
     }
 }
