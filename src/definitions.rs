@@ -218,13 +218,13 @@ mod tests {
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate; add \"nodejs\" to \
+            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate, restricted; add \"nodejs\" to \
              pod-definitions/, or `kubectl apply` a PodTemplate of that name to namespace buildkite"
         );
         api_server.hold(&[template("go", "go:1"), template("node", "node:1")]);
         advance(Duration::from_millis(1)).await;
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
-        assert!(error.contains("fargate, or for go, node, the PodTemplates of namespace buildkite;"), "{error}");
+        assert!(error.contains("restricted, or for go, node, the PodTemplates of namespace buildkite;"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use crate::{
     kept::Kept,
     kubernetes::{self, Cluster, FoundJob},
     pod::{
-        definition::Unmet,
+        definition::{Access, OtherPipelines, Unmet},
         job::{self, JOB_UUID_LABEL},
     },
     report::{Failure, Outcome, Reason, Report},
@@ -60,6 +60,9 @@ pub enum Error {
     /// The step has no pod definition to run in.
     #[error(transparent)]
     Definition(#[from] definitions::Error),
+    /// The step's pipeline may not use the pod definition.
+    #[error(transparent)]
+    Pipeline(#[from] OtherPipelines),
     /// The step asks for what its pod definition does not allow.
     #[error(transparent)]
     Unmet(#[from] Unmet),
@@ -91,6 +94,7 @@ impl Error {
         match self {
             Self::Cluster(error) => error.kind(),
             Self::Definition(error) => error.kind(),
+            Self::Pipeline(_) => "PipelineNotAllowed",
             Self::Unmet(_) => "InvalidAgentQueryRule",
             Self::AgentToken(error) => error.kind(),
             Self::CreateJob { source, .. } | Self::Uncertain { source, .. } | Self::ReadJob { source, .. } => {
@@ -186,6 +190,14 @@ impl Scheduler {
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         let definition = definitions.get(rules.definition(), cluster, deadline).await?;
+        match definition.access(job.pipeline.as_deref()) {
+            Access::Allowed => {}
+            Access::Refused(refused) => return Err(refused.into()),
+            Access::Unknown => {
+                let definition = definition.name().to_owned();
+                return Ok(Outcome::Ignored(Reason::UnknownPipeline { definition }));
+            }
+        }
         let definition = definition.for_step(rules)?;
         if !definition.brings_agent_token() {
             self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;

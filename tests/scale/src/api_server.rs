@@ -1,7 +1,7 @@
 //! The API servers of a cluster, as one user of a priority level meets them.
 //!
-//! Together they finish so many requests a second. So many of our level run at once, so many of ours wait, and the rest is
-//! refused with 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
+//! Together they have a rate of requests. Of our level a number runs at once, a number of ours waits, and the rest is refused with
+//! 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,6 @@
-//! What becomes of a Job in the cluster: its pod, its end, its TTL, and what etcd holds meanwhile.
+//! A Job in the cluster: its pod, its end, its TTL, and what etcd holds.
 //!
-//! A controller asks the API server at a rate of its own (`--kube-api-qps`), in the order in which work comes to it.
+//! A controller sends requests at its own rate (`--kube-api-qps`), in the order of its work.
 
 use crate::{
     agenda::{Agenda, SECOND, Time, seconds},
@@ -98,18 +98,18 @@ impl<'a> Cluster<'a> {
         self.seen.jobs.up(now);
         self.seen.without_pod.up(now);
         let pod = self.job_controller.wait(now, 1.0);
-        // What it notes about the pod takes its turns, too.
+        // Its Event and its updates of the status take turns, too.
         self.job_controller.wait(now, self.constants.requests_to_pod - 1.0);
         self.seen.pod_waits.push(pod - now);
         self.agenda.note(pod, (Step::Pod, job));
     }
 
-    /// When the next thing happens.
+    /// When the next step happens.
     pub fn next_at(&self) -> Option<Time> {
         self.agenda.next_at()
     }
 
-    /// Lets it happen, and tells what it was.
+    /// Does the next step, and returns it.
     pub fn step(&mut self) -> Option<(Time, Step)> {
         let (now, (step, job)) = self.agenda.take()?;
         let constants = self.constants;
@@ -164,7 +164,7 @@ impl Seen {
             / 1e9
     }
 
-    /// The most of that at any time of the day.
+    /// The maximum over the day.
     pub fn most_gigabytes(&self, constants: &Constants) -> f64 {
         let seconds = usize::try_from(LENGTH / SECOND).unwrap_or(0);
         (0..seconds).map(|second| self.gigabytes(constants, second)).fold(0.0, f64::max)

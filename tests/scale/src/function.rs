@@ -1,7 +1,7 @@
 //! The day through EventBridge, Lambda and the function, up to the Jobs.
 //!
-//! The function asks as `src/scheduler.rs` does. Its start lists the pod definitions and reads the token side by side, and applies
-//! the Secret when it has both; each event after that asks anew for what is missing or too old, and then makes its Job.
+//! The function sends the requests of `src/scheduler.rs`. Its start lists the pod definitions and reads the token side by side, and
+//! applies the Secret when it has both; each event after that refreshes what is missing or stale, and then makes its Job.
 
 use std::{collections::VecDeque, mem};
 
@@ -37,7 +37,7 @@ pub struct Seen {
     pub requests: Count,
     /// Those of them that were answered with 429.
     pub refused: Count,
-    /// Those of them whose answer the function did not wait for.
+    /// Those of them that timed out.
     pub given_up: Count,
     /// Runs of the function, and its starts.
     pub runs: u64,
@@ -91,7 +91,7 @@ struct Ask {
     until: Time,
     /// Tries that were followed by a pause.
     pauses: i32,
-    /// A try that gets no answer is repeated at once, but once only.
+    /// The first try that times out is retried at once.
     silent: bool,
 }
 
@@ -130,7 +130,7 @@ struct Run {
     until: Time,
     /// There is no token, and so will be no Job, but it is not over yet.
     doomed: bool,
-    /// An earlier try has made the Job, and nobody heard of it.
+    /// An earlier try has made the Job, and its answer was lost.
     exists: bool,
 }
 
@@ -183,7 +183,7 @@ pub fn run(constants: &Constants, day: &Day, seed: u64) -> Seen {
 }
 
 impl Model<'_> {
-    /// EventBridge: each event takes its time, and no more go out than so many a second.
+    /// EventBridge: each event has its latency, and the rate of deliveries is limited.
     fn deliver(&mut self, day: &Day) {
         let (mean, sigma) = self.constants.eventbridge_log();
         let mut out: Vec<_> = (day.arrivals.iter().enumerate())
@@ -229,7 +229,7 @@ impl Model<'_> {
         }
     }
 
-    /// Environments that nobody needed for long are gone. The last that was used is the first to be used again.
+    /// Removes environments that were idle for long. The last that was used is used again first.
     fn retire(&mut self, now: Time) {
         let idle = seconds(self.constants.environment_idle);
         while let Some(oldest) = self.idle.front() {
@@ -251,7 +251,7 @@ impl Model<'_> {
         self.agenda.note(begun + seconds(cpu / c.core_share()), Due::Ready(environment));
     }
 
-    /// Asks for what is missing or too old. A copy that is too old is worth two seconds, and serves on after that.
+    /// Requests what is missing or stale. A refresh has two seconds, and then the stale value stays in use.
     fn prepare(&mut self, environment: usize, now: Time) {
         let this = &mut self.environments[environment];
         let Some(run) = &this.run else { return };
@@ -265,7 +265,7 @@ impl Model<'_> {
             Token::Delivered(due) if due > now => None,
             Token::Delivered(_) => Some((Request::Read, refresh)),
             Token::Read => {
-                // If this fails, the token is read anew.
+                // If this fails, the token is read again.
                 this.token = Token::Unknown;
                 Some((Request::Apply, run.until))
             }
@@ -281,7 +281,7 @@ impl Model<'_> {
         }
     }
 
-    /// All that was asked for is there, or its old copy serves on.
+    /// All answers are there, or the stale values stay in use.
     fn prepared(&mut self, environment: usize, now: Time) {
         let this = &mut self.environments[environment];
         let Some(run) = &this.run else { return };
@@ -310,7 +310,7 @@ impl Model<'_> {
         self.prepare(environment, now);
     }
 
-    /// Nobody waits any more for what was asked.
+    /// Later answers to earlier requests do not count.
     fn forget(&mut self, environment: usize) -> &mut Environment {
         let this = &mut self.environments[environment];
         this.turn += 1;

@@ -1,4 +1,4 @@
-//! What was seen, second by second.
+//! Observations of each second.
 
 use crate::agenda::{SECOND, Time};
 
@@ -55,11 +55,11 @@ impl Level {
         self.now = self.now.saturating_sub(1);
     }
 
-    /// Of things that came and went at these times. What did not go is there.
+    /// Of things that came and went at these times.
     pub fn of(came: &[Time], went: &[Option<Time>]) -> Self {
         let went = went.iter().flatten().map(|at| (*at, false));
         let mut changes: Vec<_> = came.iter().map(|at| (*at, true)).chain(went).collect();
-        // Who comes and goes at one time was there.
+        // What comes and goes at one time was there.
         changes.sort_unstable_by_key(|(at, came)| (*at, !came));
         let mut level = Self::default();
         for (at, came) in changes {
@@ -95,7 +95,7 @@ fn second(at: Time) -> usize {
     (at / SECOND) as usize
 }
 
-/// The value that so much of them are not above. Sorts them.
+/// The value that this share does not exceed. Sorts the values.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
