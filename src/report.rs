@@ -41,7 +41,9 @@ pub enum Reason {
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
     /// Only some pipelines may use its pod definition, and the event does not name the job's.
-    #[error("pod definition \"{definition}\" is for some pipelines only, and the event does not say which one the job is of")]
+    #[error(
+        "pod definition \"{definition}\" is for some pipelines only, and the event does not say which one the job is of"
+    )]
     UnknownPipeline {
         /// The definition.
         definition: String,
@@ -118,10 +120,7 @@ impl Outcome {
 
     /// The job waits until the step or the stack changes: worth a warning and an alarm.
     fn is_unserved(&self) -> bool {
-        matches!(
-            self,
-            Self::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. }) | Reason::UnknownPipeline { .. })
-        )
+        matches!(self, Self::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. }) | Reason::UnknownPipeline { .. }))
     }
 }
 

@@ -213,7 +213,7 @@ mod a_pod_definition {
     #[tokio::test]
     async fn gets_the_image_and_the_resources_that_the_step_asks_for() {
         let fixture = Fixture::new().await;
-        let image = "registry.example:5000/node@sha256:0123";
+        let image = &format!("registry.example:5000/node@sha256:{}", "0123456789abcdef".repeat(4));
         let rules = ["queue=default", &format!("image={image}"), "cpu=2", "memory=4Gi"];
         assert_eq!(fixture.function.succeed(Event::scheduled().rules(rules)).await, created());
         let pod = pod(&fixture.lab);
