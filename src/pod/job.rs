@@ -28,8 +28,9 @@ pub const TOKEN_KEY: &str = "token";
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
-/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it; a `/` at the end stands for all
-/// with that prefix. The Job does not get them from its definition. The pod keeps them: its owner is the Job, and they leave such objects alone.
+/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it; a `/` at the end stands for
+/// all with that prefix. The Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they
+/// leave such objects alone.
 const MARKS_OF_CONTROLLERS: [&str; 14] = [
     "addonmanager.kubernetes.io/",
     "app.kubernetes.io/instance",
@@ -50,8 +51,8 @@ const MARKS_OF_CONTROLLERS: [&str; 14] = [
 /// How many pods may replace one that failed before its agent ran.
 const BACKOFF_LIMIT: u32 = 3;
 
-/// What becomes of the Job when its pod fails. The first rule that matches counts; a pod that matches none is replaced, such as one
-/// that the kubelet refused, or whose init container failed: its agent never ran.
+/// What becomes of the Job when its pod fails. The first rule that matches counts. A pod that matches none is replaced: the kubelet
+/// refused it, or an init container failed, and its agent never ran.
 static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
     let agent_exits = |operator: &str, code| batch::PodFailurePolicyRule {
         action: "FailJob".to_owned(),
@@ -64,7 +65,7 @@ static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| 
     };
     // Buildkite refused the agent the job: another agent has it, or it was cancelled.
     let refused = agent_exits("In", 27);
-    // A drain, a preemption or a spot reclaim: replaced, and not counted. If the job still runs, Buildkite refuses the second agent.
+    // A drain, a preemption or a spot reclaim: replaced, and not counted. A second agent for a job that runs is refused.
     let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
     let disrupted = batch::PodFailurePolicyRule {
         action: "Ignore".to_owned(),

@@ -38,7 +38,7 @@ impl Scene {
         scene
     }
 
-    /// Posts an event and waits for the Job's pod, or for the Event that says why there is none.
+    /// Posts an event and waits for the Job's pod, or for the Event that says why it has no pod.
     async fn pod_or_refusal(&mut self, function: &Function, rules: &[&str]) -> Result<(), String> {
         let rules = [&["queue=default"], rules].concat();
         let (event, job) = changed_event(|detail| detail["job"]["agent_query_rules"] = json!(rules));

@@ -47,7 +47,7 @@ pub enum Fault {
 }
 
 /// An error answer; the server fills in what is absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorAnswer {
     /// HTTP status.
     pub code: u16,
@@ -66,42 +66,30 @@ impl Fault {
 
     /// An error with nothing but a status, such as 500 or 503.
     pub fn status(code: u16) -> Self {
-        Self::Status(ErrorAnswer { code, reason: None, message: None, retry_after: None })
+        Self::Status(ErrorAnswer { code, ..ErrorAnswer::default() })
     }
 
     /// Kubernetes: 429 with `Retry-After`.
     pub fn throttled(retry_after: Duration) -> Self {
-        Self::Status(ErrorAnswer {
-            code: 429,
-            reason: Some("TooManyRequests"),
-            message: None,
-            retry_after: Some(retry_after),
-        })
+        let retry_after = Some(retry_after);
+        Self::Status(ErrorAnswer { code: 429, reason: Some("TooManyRequests"), message: None, retry_after })
     }
 
     /// Kubernetes: 422, the object is invalid.
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self::Status(ErrorAnswer {
-            code: 422,
-            reason: Some("Invalid"),
-            message: Some(message.into()),
-            retry_after: None,
-        })
+        let message = Some(message.into());
+        Self::Status(ErrorAnswer { code: 422, reason: Some("Invalid"), message, retry_after: None })
     }
 
     /// AWS: the role lacks the permission.
     pub fn access_denied() -> Self {
-        Self::Status(ErrorAnswer { code: 400, reason: Some("AccessDeniedException"), message: None, retry_after: None })
+        Self::Status(ErrorAnswer { code: 400, reason: Some("AccessDeniedException"), ..ErrorAnswer::default() })
     }
 
     /// AWS: too many requests in this account and region.
     pub fn throttling() -> Self {
-        Self::Status(ErrorAnswer {
-            code: 400,
-            reason: Some("ThrottlingException"),
-            message: Some("Rate exceeded".to_owned()),
-            retry_after: None,
-        })
+        let message = Some("Rate exceeded".to_owned());
+        Self::Status(ErrorAnswer { code: 400, reason: Some("ThrottlingException"), message, retry_after: None })
     }
 }
 

@@ -5,16 +5,13 @@ use std::collections::BTreeMap;
 /// Microseconds since midnight. Whole numbers, so that a day is the same on every machine.
 pub type Time = u64;
 
-/// One second.
 pub const SECOND: Time = 1_000_000;
 
-/// Seconds as [`Time`].
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no time is negative, and a day is short")]
 pub fn seconds(seconds: f64) -> Time {
     (seconds * 1e6).round() as Time
 }
 
-/// [`Time`] as seconds.
 #[expect(clippy::cast_precision_loss, reason = "a day is short")]
 pub fn in_seconds(time: Time) -> f64 {
     time as f64 / 1e6
@@ -33,18 +30,15 @@ impl<T> Default for Agenda<T> {
 }
 
 impl<T> Agenda<T> {
-    /// Notes it for that time.
     pub fn note(&mut self, at: Time, what: T) {
         self.noted += 1;
         self.due.insert((at, self.noted), what);
     }
 
-    /// When the next is due.
     pub fn next_at(&self) -> Option<Time> {
         self.due.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes the next.
     pub fn take(&mut self) -> Option<(Time, T)> {
         self.due.pop_first().map(|((at, _), what)| (at, what))
     }

@@ -21,7 +21,6 @@ pub struct ApiServer {
     idle_from: Time,
 }
 
-/// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Done at that time.
@@ -31,7 +30,6 @@ pub enum Fate {
 }
 
 impl ApiServer {
-    /// With nothing to do.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of requests")]
     pub fn new(constants: &Constants) -> Self {
         Self {
@@ -60,11 +58,6 @@ impl ApiServer {
         self.idle_from = self.idle_from.max(now) + self.each;
         self.there.push_back(self.idle_from);
         Fate::Done(self.idle_from)
-    }
-
-    /// How many requests run or wait.
-    pub fn there(&self) -> usize {
-        self.there.len()
     }
 }
 

@@ -15,25 +15,18 @@ pub enum Origin {
     Assumed(&'static str),
 }
 
-/// One number.
 pub struct Constant {
     /// As the field of [`Constants`], and with dashes as the option.
     pub name: &'static str,
-    /// What it is.
     pub what: &'static str,
-    /// Its unit.
     pub unit: &'static str,
-    /// The default.
     pub value: f64,
-    /// Its source.
     pub origin: Origin,
-    /// The field of a set of constants.
     pub field: fn(&mut Constants) -> &mut f64,
 }
 
 macro_rules! constants {
     ($($what:literal, $name:ident = $value:literal, $unit:literal, $origin:expr;)+) => {
-        /// All of them.
         #[derive(Clone, Debug, PartialEq, clap::Args)]
         pub struct Constants {
             $(

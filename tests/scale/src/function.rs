@@ -14,7 +14,6 @@ use crate::{
     series::{Count, Level},
 };
 
-/// What was seen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
@@ -23,31 +22,22 @@ pub struct Seen {
     pub failed: Vec<usize>,
     /// Events that Lambda keeps.
     pub waiting: Level,
-    /// Environments of the function.
     pub environments: Level,
-    /// Those of them that start.
     pub starting: Level,
     /// Events that found no environment.
     pub throttled: Count,
-    /// Calls of SSM.
     pub ssm: Count,
-    /// Those of them that were throttled.
     pub ssm_throttled: Count,
-    /// Requests to the API server.
     pub requests: Count,
     /// Those of them that were answered with 429.
     pub refused: Count,
     /// Those of them that timed out.
     pub given_up: Count,
-    /// Runs of the function, and its starts.
     pub runs: u64,
-    /// Environments that were started.
     pub starts: u64,
     /// Starts that were over before all was there.
     pub incomplete: u64,
-    /// Runs that ended in an error.
     pub errors: u64,
-    /// Seconds that Lambda bills.
     pub billed: f64,
 }
 
@@ -69,16 +59,13 @@ enum Then {
     Failed,
 }
 
-/// Whom an environment asks for what.
 #[derive(Clone, Copy, PartialEq)]
 enum Request {
     /// The token, of SSM.
     Read,
     /// The Secret that carries it.
     Apply,
-    /// The pod definitions.
     List,
-    /// The Job.
     Post,
     /// The Job that is there already: is it ours?
     Look,

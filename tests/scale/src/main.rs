@@ -1,14 +1,42 @@
-//! Simulates the day, prints its tables and draws its pictures.
+//! A day of a million jobs, simulated: through EventBridge, Lambda, SSM, the API server, the Job controller and etcd, and the same
+//! day through agent-stack-k8s.
+//!
+//! ```text
+//! Day ──> Function ──> ApiServer ──>      Jobs, with the time of each
+//!            └─> Bucket (SSM)                │
+//! Day ──> Stack ──> ApiServer ─────────> Cluster: pods, ends, TTL, etcd
+//! ```
+//!
+//! Discrete events with a seed: the same seed and the same [`Constants`] give the same day, byte for byte. `docs/scale.md` shows
+//! the results.
+
+mod agenda;
+mod api_server;
+mod bucket;
+mod cluster;
+mod constants;
+mod cost;
+mod day;
+mod function;
+mod page;
+mod plots;
+mod runs;
+mod series;
+mod stack;
+mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::{error::Error, fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use scale::{Constants, cluster::Cluster, day::Day, page, plots, runs, tables};
+
+use self::{cluster::Cluster, constants::Constants, day::Day};
 
 /// The table that `--quick` leaves out.
 const SENSITIVITY: &str = "sensitivity";
 
-/// A day of a million jobs, on paper: what breaks first, which setting answers it, and what it costs.
+/// A day of a million jobs, simulated: what breaks first, which setting helps, and what it costs.
 ///
 /// The same options give the same output, byte for byte.
 #[derive(Parser)]

@@ -29,7 +29,6 @@ pub fn put(page: &mut String, name: &str, made: &str) -> bool {
     from > 0
 }
 
-/// The names of all places.
 fn names(page: &str) -> impl Iterator<Item = &str> {
     let comments = page.split("<!-- ").skip(1).filter_map(|rest| Some(rest.split_once(" -->")?.0));
     comments.filter(|name| *name != "end")

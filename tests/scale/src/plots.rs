@@ -94,7 +94,6 @@ pub fn time_to_job(day: &Day, outcome: &Outcome) -> Picture {
     ("time-to-job.svg", draw(plots, layout))
 }
 
-/// One burst, second by second.
 #[expect(clippy::cast_precision_loss, reason = "seconds of a day")]
 pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
     let seen = &outcome.seen;
@@ -182,7 +181,6 @@ pub fn settings(day: &Day, outcomes: &[Outcome]) -> Picture {
     ("settings.svg", draw(plots, layout))
 }
 
-/// Jobs in the cluster, by setting.
 pub fn cluster(seen: &[(&'static str, Constants, cluster::Seen)]) -> Picture {
     let shown = [
         (0, "controllers at 20 requests/s"),

@@ -55,7 +55,6 @@ pub const STACKS: &[Setting] = &[
 /// The function's settings in the table of agent-stack-k8s.
 pub const BESIDE_THE_STACK: &[&str] = &["as deployed", "`ReservedConcurrency` 50"];
 
-/// These constants with the changes of a setting.
 pub fn with(constants: &Constants, (_, changes): &Setting) -> Constants {
     let mut constants = constants.clone();
     for (name, value) in *changes {
@@ -65,46 +64,25 @@ pub fn with(constants: &Constants, (_, changes): &Setting) -> Constants {
     constants
 }
 
-/// From the schedule of a job to its Job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Times {
-    /// Half of the jobs have theirs sooner.
-    pub p50: Time,
-    /// Nine of ten.
-    pub p90: Time,
-    /// All but one in a hundred.
-    pub p99: Time,
-    /// The last.
-    pub most: Time,
+/// From the schedule of a job to its Job: p50, p90, p99 and the longest.
+pub type Times = [Time; 4];
+
+/// Of some jobs. One without a Job counts with the time that it waited until midnight.
+pub fn times(day: &Day, created: &[Option<Time>], counts: impl Fn(Time) -> bool) -> Times {
+    let jobs = day.arrivals.iter().zip(created).filter(|(at, _)| counts(**at));
+    let mut waits: Vec<_> = jobs.map(|(at, made)| made.unwrap_or(LENGTH.max(*at)) - at).collect();
+    [0.5, 0.9, 0.99, 1.0].map(|share| percentile(&mut waits, share).unwrap_or_default())
 }
 
-impl Times {
-    /// Of some jobs. One without a Job counts with the time that it waited until midnight.
-    pub fn of(day: &Day, created: &[Option<Time>], counts: impl Fn(Time) -> bool) -> Self {
-        let jobs = day.arrivals.iter().zip(created).filter(|(at, _)| counts(**at));
-        let mut waits: Vec<_> = jobs.map(|(at, made)| made.unwrap_or(LENGTH.max(*at)) - at).collect();
-        let mut at = |share| percentile(&mut waits, share).unwrap_or_default();
-        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), most: at(1.0) }
-    }
-}
-
-/// What a setting led to.
 pub struct Outcome {
-    /// Its name.
     pub name: &'static str,
-    /// With its changes.
     pub constants: Constants,
-    /// Up to the Job.
     pub seen: function::Seen,
-    /// Of all jobs, and of those in bursts.
     pub all: Times,
-    /// Of the bursts.
     pub burst: Times,
-    /// At list prices.
     pub cost: Cost,
 }
 
-/// Those of the settings of these names, in the order of the names.
 pub fn named<'a>(outcomes: &'a [Outcome], names: &[&str]) -> Vec<&'a Outcome> {
     names.iter().filter_map(|name| outcomes.iter().find(|outcome| outcome.name == *name)).collect()
 }
@@ -115,20 +93,16 @@ pub fn in_burst(day: &Day, constants: &Constants) -> impl Fn(Time) -> bool {
     move |at| day.bursts.iter().any(|begin| (*begin..*begin + length).contains(&at))
 }
 
-/// The day up to the Jobs.
 pub fn outcome(name: &'static str, constants: Constants, day: &Day, seed: u64) -> Outcome {
     let model = function::run(&constants, day, seed);
-    let all = Times::of(day, &model.created, |_| true);
-    let burst = Times::of(day, &model.created, in_burst(day, &constants));
+    let all = times(day, &model.created, |_| true);
+    let burst = times(day, &model.created, in_burst(day, &constants));
     let cost = Cost::of(&constants, &model);
     Outcome { name, constants, seen: model, all, burst, cost }
 }
 
-/// What half and double of a number led to.
 pub struct Sensitivity {
-    /// Which number.
     pub constant: &'static Constant,
-    /// With half of it, and with double.
     pub ends: [End; 2],
 }
 
@@ -137,23 +111,20 @@ pub struct Sensitivity {
 pub struct End {
     /// Time to the Job of the jobs in bursts, median.
     pub p50: Time,
-    /// The same, p99.
     pub p99: Time,
-    /// Events in the failure queue.
     pub failed: usize,
-    /// From the Job to its pod.
     pub pod_p50: Time,
     /// The most that lives in etcd.
     pub gigabytes: f64,
 }
 
-/// A whole day in one row.
 pub fn end(constants: &Constants, day: &Day, seed: u64) -> End {
     let outcome = outcome("", constants.clone(), day, seed);
     let mut cluster: cluster::Seen = Cluster::day(constants, day, &outcome.seen.created);
+    let [p50, _, p99, _] = outcome.burst;
     End {
-        p50: outcome.burst.p50,
-        p99: outcome.burst.p99,
+        p50,
+        p99,
         failed: outcome.seen.failed.len(),
         pod_p50: percentile(&mut cluster.pod_waits, 0.5).unwrap_or_default(),
         gigabytes: cluster.most_gigabytes(constants),
@@ -176,7 +147,6 @@ pub fn sensitivity(constants: &Constants, day: &Day, seed: u64) -> Vec<Sensitivi
     })
 }
 
-/// agent-stack-k8s under its settings.
 pub fn stacks(constants: &Constants, day: &Day) -> Vec<(&'static str, stack::Seen)> {
     parallel(STACKS, |setting| (setting.0, stack::run(&with(constants, setting), day)))
 }

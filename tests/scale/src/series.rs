@@ -7,7 +7,6 @@ use crate::agenda::{SECOND, Time};
 pub struct Count(Vec<u32>);
 
 impl Count {
-    /// One more.
     pub fn add(&mut self, at: Time) {
         let second = second(at);
         if second >= self.0.len() {
@@ -16,17 +15,10 @@ impl Count {
         self.0[second] += 1;
     }
 
-    /// All of them.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|count| u64::from(*count)).sum()
     }
 
-    /// The most in one second.
-    pub fn most(&self) -> u32 {
-        self.0.iter().copied().max().unwrap_or(0)
-    }
-
-    /// In that second of the day.
     pub fn at(&self, second: usize) -> f64 {
         f64::from(self.0.get(second).copied().unwrap_or(0))
     }
@@ -40,7 +32,6 @@ pub struct Level {
 }
 
 impl Level {
-    /// One came.
     pub fn up(&mut self, at: Time) {
         self.reach(at);
         self.now += 1;
@@ -48,7 +39,6 @@ impl Level {
         *most = self.now.max(*most);
     }
 
-    /// One went.
     pub fn down(&mut self, at: Time) {
         self.reach(at);
         debug_assert!(self.now > 0, "none is there that could go");
@@ -68,12 +58,10 @@ impl Level {
         level
     }
 
-    /// How many there are.
     pub fn now(&self) -> u32 {
         self.now
     }
 
-    /// The most at any time.
     pub fn most(&self) -> u32 {
         self.most.iter().copied().max().unwrap_or(0)
     }

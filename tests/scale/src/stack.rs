@@ -11,12 +11,10 @@ use crate::{
     day::{Day, LENGTH},
 };
 
-/// What was seen until midnight.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
     pub created: Vec<Option<Time>>,
-    /// In the cluster.
     pub cluster: InCluster,
 }
 

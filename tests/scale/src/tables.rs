@@ -8,7 +8,7 @@ use crate::{
     constants::{Constants, Origin},
     cost::Cost,
     day::Day,
-    runs::{End, Outcome, Sensitivity, Times, in_burst, named},
+    runs::{End, Outcome, Sensitivity, in_burst, named, times},
     series::{Level, percentile},
     stack,
 };
@@ -54,10 +54,6 @@ fn table(head: &str, rows: impl IntoIterator<Item = String>) -> String {
     text
 }
 
-fn times(times: &Times) -> [String; 4] {
-    [times.p50, times.p90, times.p99, times.most].map(duration)
-}
-
 fn counts<const N: usize>(counts: [u64; N]) -> String {
     counts.map(whole).join(" | ")
 }
@@ -77,8 +73,8 @@ pub fn of_constants(constants: &Constants, day: &Day) -> Vec<(String, String)> {
 
 /// Values for the text of the page, each with its place.
 pub fn values(as_deployed: &Outcome) -> Vec<(String, String)> {
-    let [p50, .., longest] = times(&as_deployed.all);
-    let [burst_p50, ..] = times(&as_deployed.burst);
+    let [p50, .., longest] = as_deployed.all.map(duration);
+    let [burst_p50, ..] = as_deployed.burst.map(duration);
     [("p50", p50), ("burst p50", burst_p50), ("longest", longest)].map(|(name, value)| (name.to_owned(), value)).into()
 }
 
@@ -86,7 +82,7 @@ pub fn values(as_deployed: &Outcome) -> Vec<(String, String)> {
 pub fn answer(outcomes: &[Outcome]) -> String {
     let chosen = ["as deployed", "`ReservedConcurrency` 50", "`ReservedConcurrency` 10", "SSM with higher throughput"];
     let rows = named(outcomes, &chosen).into_iter().map(|Outcome { name, seen, burst, cost, .. }| {
-        let [p50, _, p99, _] = times(burst);
+        let [p50, _, p99, _] = burst.map(duration);
         let counts = counts([seen.ssm_throttled.total(), seen.refused.total(), seen.given_up.total(), seen.incomplete]);
         format!("{name} | {p50} | {p99} | {counts} | {:.2}", cost.total())
     });
@@ -94,7 +90,6 @@ pub fn answer(outcomes: &[Outcome]) -> String {
     table(head, rows)
 }
 
-/// Every number and its source.
 fn constants(constants: &mut Constants) -> String {
     let rows = Constants::ALL.iter().map(|constant| {
         let value = *(constant.field)(constants);
@@ -135,11 +130,10 @@ fn limits(constants: &Constants, day: &Day) -> String {
     table("stage | Jobs/s | times the day's mean | a burst takes", rows)
 }
 
-/// From the schedule to the Job, by setting.
 pub fn to_the_job(outcomes: &[Outcome]) -> String {
     let rows = outcomes.iter().map(|Outcome { name, all, burst, seen, cost, .. }| {
-        let [p50, .., most] = times(all);
-        let [burst_p50, burst_p90, burst_p99, _] = times(burst);
+        let [p50, .., most] = all.map(duration);
+        let [burst_p50, burst_p90, burst_p99, _] = burst.map(duration);
         let (failed, usd) = (seen.failed.len(), cost.total());
         format!("{name} | {p50} | {burst_p50} | {burst_p90} | {burst_p99} | {most} | {failed} | {usd:.2}")
     });
@@ -147,7 +141,6 @@ pub fn to_the_job(outcomes: &[Outcome]) -> String {
     table(head, rows)
 }
 
-/// What was in the way, by setting.
 pub fn in_the_way(outcomes: &[Outcome]) -> String {
     let rows = outcomes.iter().map(|Outcome { name, seen, .. }| {
         let counts = counts([
@@ -168,7 +161,6 @@ pub fn in_the_way(outcomes: &[Outcome]) -> String {
     table(head, rows)
 }
 
-/// What the day costs.
 pub fn costs(outcomes: &[Outcome]) -> String {
     let rows = outcomes.iter().map(|Outcome { name, cost, .. }| {
         let &Cost { requests, compute, ssm, logs } = cost;
@@ -177,7 +169,6 @@ pub fn costs(outcomes: &[Outcome]) -> String {
     table("setting, USD a day | Lambda requests | Lambda GB-seconds | SSM | logs | in all", rows)
 }
 
-/// The cluster, by setting.
 pub fn cluster(seen: &mut [(&'static str, Constants, cluster::Seen)]) -> String {
     let rows = seen.iter_mut().map(|(name, constants, seen)| {
         let gigabytes = seen.most_gigabytes(constants);
@@ -197,14 +188,13 @@ pub fn cluster(seen: &mut [(&'static str, Constants, cluster::Seen)]) -> String 
     table(head, rows)
 }
 
-/// agent-stack-k8s beside the function.
 pub fn stacks(constants: &Constants, day: &Day, ours: &[&Outcome], stacks: &[(&'static str, stack::Seen)]) -> String {
     let row = |name: &str, created: &[Option<Time>]| {
         let most = Level::of(&day.arrivals, created).most();
         let made = created.iter().flatten().filter(|at| **at <= crate::day::LENGTH).count();
         let counts = counts([made, created.len() - made, most as usize].map(|count| count as u64));
-        let [p50, ..] = times(&Times::of(day, created, |_| true));
-        let [burst_p50, burst_p90, burst_p99, _] = times(&Times::of(day, created, in_burst(day, constants)));
+        let [p50, ..] = times(day, created, |_| true).map(duration);
+        let [burst_p50, burst_p90, burst_p99, _] = times(day, created, in_burst(day, constants)).map(duration);
         format!("{name} | {counts} | {p50} | {burst_p50} | {burst_p90} | {burst_p99}")
     };
     let ours = ours.iter().map(|ours| row(&format!("agent-scheduler, {}", ours.name), &ours.seen.created));
@@ -215,7 +205,6 @@ pub fn stacks(constants: &Constants, day: &Day, ours: &[&Outcome], stacks: &[(&'
     )
 }
 
-/// Half and double.
 pub fn sensitivity(base: &End, all: &[Sensitivity]) -> String {
     let row = |name: &str, value: &str, end: &End| {
         let &End { p50, p99, failed, pod_p50, gigabytes } = end;
