@@ -19,10 +19,8 @@ use base64::{
 };
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, ControlPlane, Entry, Function, Kind, Lab, Parameter,
-    control_plane::{Caller, eventually},
-    function::Builder,
-    kubeconfig::Cluster,
+    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, Client, ControlPlane, Entry, Function, Kind, Lab, Parameter,
+    control_plane::eventually, function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -42,7 +40,7 @@ struct Scene {
     control_plane: &'static ControlPlane,
     lab: Lab,
     namespace: String,
-    admin: Caller,
+    admin: Client,
 }
 
 impl Scene {
@@ -121,8 +119,8 @@ impl Scene {
     }
 
     /// The API server as the function sees it.
-    async fn as_function(&self) -> Caller {
-        self.control_plane.caller(&self.token()).await
+    async fn as_function(&self) -> Client {
+        self.control_plane.client(&self.token()).await
     }
 
     /// The agent token that the pods get.
@@ -788,7 +786,7 @@ mod an_eks_token {
 
     /// The status that a caller with this token gets for what the function may do.
     async fn judged(scene: &Scene, token: &str) -> u16 {
-        scene.control_plane.caller(token).await.get(&scene.path("jobs/none")).await.0
+        scene.control_plane.client(token).await.get(&scene.path("jobs/none")).await.0
     }
 
     /// 401, and the real authenticator or STS said why.
