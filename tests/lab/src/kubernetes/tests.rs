@@ -40,7 +40,7 @@ impl Scene {
         self.client.ask(self.signed(request), body.to_owned()).await
     }
 
-    /// Sends a Job, and returns its answer as it comes.
+    /// Sends a Job, and returns the raw answer.
     async fn post(&mut self, name: &str) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
         let request = self.signed(HttpRequest::post(JOBS));
         self.client.try_send(request, job(name)).await
