@@ -49,7 +49,6 @@ const CASES: u32 = 400;
 const NAMESPACE: &str = "buildkite";
 const SECRET: &str = "buildkite-agent-token";
 const LABEL: &str = "buildkite.com/job-uuid";
-const TOKEN_VARIABLE: &str = "BUILDKITE_AGENT_TOKEN";
 
 /// The time of an event, as usual and after a late delivery.
 const INVOCATION: Duration = Duration::from_secs(58);
@@ -78,7 +77,8 @@ enum Step {
     RemoveSecret,
     /// Another field manager writes the Secret.
     TakeSecret,
-    PutTemplate(&'static str, Form),
+    /// A definition of the cluster, valid or not.
+    PutTemplate(&'static str, bool),
     RemoveTemplate(&'static str),
     /// As the TTL does.
     RemoveJob(Index),
@@ -90,39 +90,26 @@ enum Step {
 }
 
 /// What an event asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Payload {
     /// A job for us, in the definition of that name.
     ForUs(&'static str),
     OtherQueue,
-    Finished,
     InvalidRule,
-    NoUuid,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Valid,
-    SetsToken,
-    Invalid,
 }
 
 /// A `PodTemplate` of the cluster.
 #[derive(Clone, Debug)]
 struct Template {
-    form: Form,
+    is_valid: bool,
     image: String,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    use Payload::{Finished, ForUs, InvalidRule, NoUuid, OtherQueue};
+    use Payload::{ForUs, InvalidRule, OtherQueue};
     let definition = || select(vec!["default", "default", "node", "node", "fargate"]);
-    let payload = prop_oneof![
-        8 => definition().prop_map(ForUs),
-        1 => select(vec![OtherQueue, Finished, InvalidRule, NoUuid])
-    ];
+    let payload = prop_oneof![8 => definition().prop_map(ForUs), 1 => select(vec![OtherQueue, InvalidRule])];
     let time = || select(vec![INVOCATION, INVOCATION, INVOCATION, INVOCATION, SHORT_INVOCATION]);
-    let form = select(vec![Form::Valid, Form::Valid, Form::SetsToken, Form::Invalid]);
     let seconds = select(vec![1, 10, 29, 31, 59, 61, 150, 299, 301, 3_600]);
     prop_oneof![
         8 => (payload, time()).prop_map(|(payload, time)| Step::Deliver(payload, time)),
@@ -134,7 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Rotate),
         1 => Just(Step::RemoveSecret),
         1 => Just(Step::TakeSecret),
-        2 => (definition(), form).prop_map(|(name, form)| Step::PutTemplate(name, form)),
+        2 => (definition(), prop::bool::weighted(0.7)).prop_map(|(name, is_valid)| Step::PutTemplate(name, is_valid)),
         1 => definition().prop_map(Step::RemoveTemplate),
         1 => any::<Index>().prop_map(Step::RemoveJob),
         1 => any::<Index>().prop_map(Step::TakeName),
@@ -166,9 +153,8 @@ fn fault() -> impl Strategy<Value = Step> {
         answer(403, "Forbidden", "it is forbidden: User \"function\" cannot do it"),
     ];
     let of_kubernetes = [&delays[..], &broken, &broken, &of_tls, &throttled, &transient, &lasting].concat();
-    let of_aws_alone =
-        [400, 403, 500, 503].map(Fault::status).into_iter().chain([Fault::access_denied(), Fault::throttling()]);
-    let of_aws = [&delays[..], &broken, &unreadable, &of_aws_alone.collect::<Vec<_>>()].concat();
+    let of_aws_alone = [Fault::access_denied(), Fault::throttling(), Fault::status(400), Fault::status(503)];
+    let of_aws = [&delays[..], &broken, &unreadable, &of_aws_alone].concat();
 
     let (list, get) = (When::request("GET", "/podtemplates"), When::request("GET", "/jobs/"));
     let (apply, post) = (When::request("PATCH", "/secrets/"), When::request("POST", "/jobs"));
@@ -193,24 +179,9 @@ impl Payload {
             Self::ForUs("default") => event,
             Self::ForUs(name) => event.rules(["queue=default", &format!("pod-definition={name}")]),
             Self::OtherQueue => event.rules(["queue=other"]),
-            Self::Finished => return include_str!("../events/job-finished.json").to_owned(),
             Self::InvalidRule => event.rules(["queue=default", "cpu=1", "cpu=2"]),
-            Self::NoUuid => event.detail(|detail| detail["job"]["uuid"] = Value::Null),
         }
         .into()
-    }
-}
-
-impl Template {
-    fn object(&self, name: &str) -> Value {
-        let env = match self.form {
-            Form::SetsToken => json!([{"name": TOKEN_VARIABLE, "value": "file:///var/run/token"}]),
-            Form::Valid | Form::Invalid => json!([]),
-        };
-        let policy = if self.form == Form::Invalid { "Always" } else { "Never" };
-        let agent = json!({"name": "agent", "image": self.image, "env": env});
-        let spec = json!({"restartPolicy": policy, "containers": [agent]});
-        json!({"metadata": {"name": name}, "template": {"spec": spec}})
     }
 }
 
@@ -264,17 +235,12 @@ impl Seen {
     }
 }
 
-impl std::fmt::Debug for Seen {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_list().entries(self.entries.iter().map(ToString::to_string)).finish()
-    }
-}
-
 struct Run {
     lab: Lab,
     /// Whether the cluster's endpoint is read from EKS.
     described: bool,
     scheduler: Scheduler,
+    last: Seen,
     /// What the process met, and may fail of until then.
     causes: Vec<(Instant, Entry)>,
     events: Vec<Delivered>,
@@ -292,6 +258,18 @@ struct Run {
     texts: Vec<String>,
 }
 
+/// Does the work, and returns what the lab recorded meanwhile. It ends in time, and at once without a fault.
+async fn watch<T>(lab: &Lab, time: Duration, work: impl Future<Output = T>) -> Result<(T, Seen), TestCaseError> {
+    let (from, recorded) = (Instant::now(), lab.timeline.entries().len());
+    let done = work.await;
+    let seen = Seen { from, entries: lab.timeline.entries().split_off(recorded) };
+    let took = from.elapsed();
+    // The clock counts milliseconds.
+    prop_assert!(took <= time + Duration::from_millis(2), "{:?} of {:?}", took, time);
+    prop_assert!(took.is_zero() || !seen.is_quiet(), "{:?} without a fault", took);
+    Ok((done, seen))
+}
+
 impl Run {
     async fn new(described: bool) -> Result<Self, TestCaseError> {
         let lab = Lab::start().await;
@@ -301,6 +279,7 @@ impl Run {
             tokens: vec![(lab.agent_token().to_owned(), now)],
             lab,
             described,
+            last: Seen { from: now, entries: Vec::new() },
             causes: Vec::new(),
             events: Vec::new(),
             touched: None,
@@ -314,18 +293,15 @@ impl Run {
     }
 
     async fn take(&mut self, step: Step) -> TestCaseResult {
-        let now = Instant::now();
-        let known = |index: Index| (!self.events.is_empty()).then(|| index.index(self.events.len()));
+        let (now, count) = (Instant::now(), self.events.len());
         match step {
             Step::Deliver(payload, time) => drop(self.deliver_new(payload, time).await?),
             Step::DeliverTwo(name) => self.deliver_two(name).await?,
-            Step::Again(index, time) => {
-                if let Some(event) = known(index) {
-                    drop(self.deliver(event, time).await?);
-                }
-            }
+            // There is no earlier event.
+            Step::Again(..) | Step::Batch(_) | Step::RemoveJob(_) if count == 0 => {}
+            Step::Again(index, time) => drop(self.deliver(index.index(count), time).await?),
             Step::Batch(indices) => {
-                let events: Vec<_> = indices.into_iter().filter_map(known).collect();
+                let events: Vec<_> = indices.into_iter().map(|index| index.index(count)).collect();
                 self.deliver_batch(&events).await?;
             }
             Step::InjectIntoKubernetes(when, fault, times) => self.lab.kubernetes.inject(when, fault, times),
@@ -337,22 +313,20 @@ impl Run {
                 self.lab.kubernetes.put_secret_as("another", NAMESPACE, SECRET, "token", "theirs");
                 self.touched = Some(now);
             }
-            Step::PutTemplate(name, form) => {
-                let template = Template { form, image: format!("theirs:{}", self.templates.len()) };
-                self.lab.kubernetes.put_pod_template(template.object(name));
-                self.templates.push((now, name, Some(template)));
+            Step::PutTemplate(name, is_valid) => {
+                let image = format!("theirs:{}", self.templates.len());
+                let policy = if is_valid { "Never" } else { "Always" };
+                let spec = json!({"restartPolicy": policy, "containers": [{"name": "agent", "image": image}]});
+                self.lab.kubernetes.put_pod_template(json!({"metadata": {"name": name}, "template": {"spec": spec}}));
+                self.templates.push((now, name, Some(Template { is_valid, image })));
             }
             Step::RemoveTemplate(name) => {
                 self.lab.kubernetes.remove_pod_template(NAMESPACE, name);
                 self.templates.push((now, name, None));
             }
-            Step::RemoveJob(index) => {
-                if let Some(event) = known(index) {
-                    self.remove_job(&self.events[event].job());
-                }
-            }
+            Step::RemoveJob(index) => self.remove_job(&self.events[index.index(count)].job()),
             Step::TakeName(index) => {
-                let name = format!("buildkite-{}", uuid(index.index(self.events.len() + 1)));
+                let name = format!("buildkite-{}", uuid(index.index(count + 1)));
                 if self.lab.kubernetes.job(&name).is_none() {
                     self.lab.kubernetes.put_job(json!({"metadata": {"name": name, "labels": {LABEL: "theirs"}}}));
                     self.others.insert(name);
@@ -386,12 +360,12 @@ impl Run {
         self.deliver_two("fargate").await?;
         for index in 0..self.events.len() {
             let Payload::ForUs(name) = self.events[index].payload else { continue };
-            let (answer, seen) = self.deliver(index, INVOCATION).await?;
+            let answer = self.deliver(index, INVOCATION).await?;
             let template = self.templates.iter().rfind(|(_, of, _)| *of == name);
-            let form = template.and_then(|(.., template)| template.as_ref()).map(|template| template.form);
-            let runs = form.map_or(name != "node", |form| form != Form::Invalid);
-            prop_assert_eq!(answer.is_ok(), runs, "event {} at the end: {:?}: {:#?}", index, answer, seen);
-            if runs && form != Some(Form::SetsToken) {
+            let template = template.and_then(|(.., template)| template.as_ref());
+            let runs = template.map_or(name != "node", |template| template.is_valid);
+            prop_assert_eq!(answer.is_ok(), runs, "event {} at the end: {:?}", index, answer);
+            if runs {
                 let (token, _) = self.tokens.last().unwrap();
                 prop_assert_eq!(self.secret(), Some(json!(BASE64_STANDARD.encode(token))), "the Secret at the end");
             }
@@ -423,17 +397,17 @@ impl Run {
     }
 
     async fn start(&mut self) -> TestCaseResult {
-        let (started, seen) = self.watch(START, self.scheduler.start(Deadline::after(START))).await?;
-        self.remember(&seen);
+        let (started, seen) = watch(&self.lab, START, self.scheduler.start(Deadline::after(START))).await?;
+        self.remember(seen);
         if let Err(error) = started {
             self.texts.push(chain(&error));
             let mut types = self.causes.iter().flat_map(|(_, entry)| error_types(entry));
-            prop_assert!(types.any(|cause| *cause == error.kind()), "{}: {:#?}", chain(&error), seen);
+            prop_assert!(types.any(|cause| *cause == error.kind()), "{}", chain(&error));
         }
         Ok(())
     }
 
-    async fn deliver_new(&mut self, payload: Payload, time: Duration) -> Result<(Answer, Seen), TestCaseError> {
+    async fn deliver_new(&mut self, payload: Payload, time: Duration) -> Result<Answer, TestCaseError> {
         let uuid = uuid(self.events.len());
         self.events.push(Delivered { uuid, payload, event: payload.event(uuid) });
         self.deliver(self.events.len() - 1, time).await
@@ -441,20 +415,18 @@ impl Run {
 
     /// Nothing is due for the second event.
     async fn deliver_two(&mut self, name: &'static str) -> TestCaseResult {
-        let (first, before) = self.deliver_new(Payload::ForUs(name), INVOCATION).await?;
-        let (second, seen) = self.deliver_new(Payload::ForUs(name), INVOCATION).await?;
         let created = Ok(Some("created".to_owned()));
-        if before.is_quiet() && seen.is_quiet() && first == created && second == created {
-            prop_assert_eq!(seen.entries.len(), 1, "{:#?}", seen);
-        }
+        let before = self.deliver_new(Payload::ForUs(name), INVOCATION).await? == created && self.last.is_quiet();
+        let after = self.deliver_new(Payload::ForUs(name), INVOCATION).await? == created && self.last.is_quiet();
+        prop_assert!(!before || !after || self.last.entries.len() == 1, "{:?}", self.last.entries);
         Ok(())
     }
 
-    async fn deliver(&mut self, index: usize, time: Duration) -> Result<(Answer, Seen), TestCaseError> {
+    async fn deliver(&mut self, index: usize, time: Duration) -> Result<Answer, TestCaseError> {
         let before = self.job_names();
         let work = self.scheduler.handle(&self.events[index].event, Deadline::after(time));
-        let (answer, seen) = self.watch(time, work).await?;
-        self.remember(&seen);
+        let (answer, seen) = watch(&self.lab, time, work).await?;
+        self.remember(seen);
         let answer = match answer {
             Ok(answer) => {
                 self.texts.push(format!("{answer:?}"));
@@ -465,8 +437,8 @@ impl Run {
                 Err(Some(error.kind()))
             }
         };
-        self.check(index, &answer, &seen, &before)?;
-        Ok((answer, seen))
+        self.check(index, &answer, &before)?;
+        Ok(answer)
     }
 
     async fn deliver_batch(&mut self, events: &[usize]) -> TestCaseResult {
@@ -478,42 +450,31 @@ impl Run {
         });
         let payload = batch(bodies);
         let work = self.scheduler.handle(&payload, Deadline::after(INVOCATION));
-        let (answer, seen) = self.watch(INVOCATION, work).await?;
-        self.remember(&seen);
+        let (answer, seen) = watch(&self.lab, INVOCATION, work).await?;
+        self.remember(seen);
         let answer = json!(answer.map_err(|error| TestCaseError::fail(chain(&error)))?);
         self.texts.push(answer.to_string());
         let failures = answer["batchItemFailures"].as_array().unwrap();
         for (id, index) in events.iter().enumerate() {
             let has_failed = failures.iter().any(|failure| failure["itemIdentifier"] == *id.to_string());
-            self.check(*index, &if has_failed { Err(None) } else { Ok(None) }, &seen, &before)?;
+            self.check(*index, &if has_failed { Err(None) } else { Ok(None) }, &before)?;
         }
         Ok(())
     }
 
-    /// Does the work, and returns what the lab recorded meanwhile. It ends in time, and at once without a fault.
-    async fn watch<T>(&self, time: Duration, work: impl Future<Output = T>) -> Result<(T, Seen), TestCaseError> {
-        let (from, recorded) = (Instant::now(), self.lab.timeline.entries().len());
-        let done = work.await;
-        let seen = Seen { from, entries: self.lab.timeline.entries().split_off(recorded) };
-        let took = from.elapsed();
-        // The clock counts milliseconds.
-        prop_assert!(took <= time + Duration::from_millis(2), "{:?} of {:?}: {:#?}", took, time, seen);
-        prop_assert!(took.is_zero() || !seen.is_quiet(), "{:?} without a fault: {:#?}", took, seen);
-        Ok((done, seen))
-    }
-
     /// Keeps what is still a cause, and adds what the process met.
-    fn remember(&mut self, seen: &Seen) {
+    fn remember(&mut self, seen: Seen) {
+        let now = Instant::now();
         self.causes.retain(|(until, _)| *until >= seen.from);
         for entry in &seen.entries {
             let is_conflict = entry.status == Some(409) && is_about(entry, "/secrets/");
             if entry.fault.is_some() || is_conflict {
                 // A read that failed is not repeated at once.
-                let memory =
-                    if entry.call().is_some_and(|call| call.target.contains("/jobs")) { Duration::ZERO } else { AGAIN };
-                self.causes.push((Instant::now() + memory, entry.clone()));
+                let is_read = entry.call().is_none_or(|call| !call.target.contains("/jobs"));
+                self.causes.push((if is_read { now + AGAIN } else { now }, entry.clone()));
             }
         }
+        self.last = seen;
     }
 
     fn has_failed(&self, part: &str) -> bool {
@@ -524,74 +485,61 @@ impl Run {
         self.lab.kubernetes.jobs().iter().map(|job| job["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn check(&self, index: usize, answer: &Answer, seen: &Seen, before: &BTreeSet<String>) -> TestCaseResult {
+    fn check(&self, index: usize, answer: &Answer, before: &BTreeSet<String>) -> TestCaseResult {
         let event = &self.events[index];
         let is_right = match (event.payload, answer) {
             (Payload::ForUs(name), Ok(outcome)) => {
-                return self.check_success(event, name, outcome.as_deref(), before.contains(&event.job()), seen);
+                return self.check_success(event, name, outcome.as_deref(), before.contains(&event.job()));
             }
             (Payload::ForUs(name), Err(error)) => {
-                let causes = self.causes(event, name, seen);
+                let causes = self.causes(event, name);
                 error.map_or(!causes.is_empty(), |error| causes.contains(error))
             }
-            (Payload::OtherQueue | Payload::Finished, Ok(outcome)) => {
-                outcome.as_deref().is_none_or(|outcome| outcome == "ignored")
-            }
+            (Payload::OtherQueue, Ok(outcome)) => outcome.as_deref().is_none_or(|outcome| outcome == "ignored"),
             (Payload::InvalidRule, Err(error)) => error.is_none_or(|error| error == "InvalidAgentQueryRule"),
-            (Payload::NoUuid, Err(error)) => error.is_none_or(|error| error == "InvalidEvent"),
             _ => false,
         };
-        prop_assert!(is_right, "event {}, {:?}: {:?}: {:#?}", index, event.payload, answer, seen);
+        prop_assert!(is_right, "event {}, {:?}: {:?}", index, event.payload, answer);
         Ok(())
     }
 
-    fn check_success(
-        &self,
-        event: &Delivered,
-        name: &str,
-        outcome: Option<&str>,
-        existed: bool,
-        seen: &Seen,
-    ) -> TestCaseResult {
+    fn check_success(&self, event: &Delivered, name: &str, outcome: Option<&str>, existed: bool) -> TestCaseResult {
         let job = self.lab.kubernetes.job(&event.job());
-        prop_assert!(job.is_some(), "{:?} without a Job: {:#?}", outcome, seen);
+        prop_assert!(job.is_some(), "{:?} without a Job", outcome);
         let job = job.unwrap();
         prop_assert_eq!(&job["metadata"]["labels"][LABEL], &json!(event.uuid), "{:?} with the Job of others", outcome);
         let is_right = match outcome {
             Some("created") => !existed,
-            Some("already-exists") => existed || !seen.is_quiet(),
+            Some("already-exists") => existed || !self.last.is_quiet(),
             Some(_) => false,
             None => true,
         };
-        prop_assert!(is_right, "{:?} of a Job that existed: {}: {:#?}", outcome, existed, seen);
+        prop_assert!(is_right, "{:?} of a Job that existed: {}", outcome, existed);
         if existed {
             return Ok(());
         }
-        let agent = &job["spec"]["template"]["spec"]["containers"][0];
-        let image = agent["image"].as_str().unwrap();
+        let image = job["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap();
         let is_right = |definition: Option<&Template>| match definition {
-            Some(template) => template.form != Form::Invalid && image == template.image,
+            Some(template) => template.is_valid && image == template.image,
             None => name != "node" && !image.starts_with("theirs:"),
         };
-        let definitions = self.definitions(name, seen.from);
-        prop_assert!(definitions.iter().copied().any(is_right), "{} is not of {:?}: {:#?}", image, definitions, seen);
-        let mut variables = agent["env"].as_array().unwrap().iter();
-        let token = variables.find(|variable| variable["name"] == TOKEN_VARIABLE).unwrap();
-        if token["valueFrom"].is_object() { self.check_token(seen) } else { Ok(()) }
+        let definitions = self.definitions(name);
+        prop_assert!(definitions.iter().copied().any(is_right), "{} is not of {:?}", image, definitions);
+        self.check_token()
     }
 
     /// The Secret holds a token that SSM held lately: one is kept for its age before it is applied, and then in the Secret.
-    fn check_token(&self, seen: &Seen) -> TestCaseResult {
-        let age = |at: Instant| seen.from.saturating_duration_since(at);
+    fn check_token(&self) -> TestCaseResult {
+        let age = |at: Instant| self.last.from.saturating_duration_since(at);
         let was_touched = self.touched.is_some_and(|at| age(at) < TOKEN_AGE);
         if was_touched || self.has_failed("/secrets/") || self.has_failed("GetParameter") {
             return Ok(());
         }
         let secret = self.secret();
         let place = self.tokens.iter().position(|(token, _)| secret == Some(json!(BASE64_STANDARD.encode(token))));
-        prop_assert!(place.is_some(), "the Secret holds none of the tokens: {:#?}", seen);
+        prop_assert!(place.is_some(), "the Secret holds none of the tokens");
         let replaced = self.tokens.get(place.unwrap() + 1).map(|(_, at)| age(*at));
-        prop_assert!(replaced.is_none_or(|age| age < 2 * TOKEN_AGE), "replaced {:?} ago: {:#?}", replaced, seen);
+        prop_assert!(replaced.is_none_or(|age| age < 2 * TOKEN_AGE), "replaced {:?} ago", replaced);
         Ok(())
     }
 
@@ -600,10 +548,10 @@ impl Run {
     }
 
     /// What the name may lead to: what the cluster held in the last minute, and all from before if a read failed.
-    fn definitions(&self, name: &str, from: Instant) -> Vec<Option<&Template>> {
+    fn definitions(&self, name: &str) -> Vec<Option<&Template>> {
         let (mut held, mut last) = (Vec::new(), None);
         for (at, _, template) in self.templates.iter().filter(|(_, of, _)| *of == name) {
-            if from.saturating_duration_since(*at) < COPY_AGE || self.has_failed("/podtemplates") {
+            if self.last.from.saturating_duration_since(*at) < COPY_AGE || self.has_failed("/podtemplates") {
                 held.push(last);
             }
             last = template.as_ref();
@@ -613,11 +561,11 @@ impl Run {
     }
 
     /// The error types that an event for us may have.
-    fn causes(&self, event: &Delivered, name: &str, seen: &Seen) -> BTreeSet<&'static str> {
+    fn causes(&self, event: &Delivered, name: &str) -> BTreeSet<&'static str> {
         let mut types: BTreeSet<_> = self.causes.iter().flat_map(|(_, entry)| error_types(entry)).copied().collect();
-        for definition in self.definitions(name, seen.from) {
+        for definition in self.definitions(name) {
             match definition {
-                Some(Template { form: Form::Invalid, .. }) => types.insert("InvalidPodDefinition"),
+                Some(Template { is_valid: false, .. }) => types.insert("InvalidPodDefinition"),
                 None if name == "node" => types.insert("UnknownPodDefinition"),
                 _ => false,
             };
@@ -686,10 +634,13 @@ fn run(described: bool, steps: Vec<Step>) -> TestCaseResult {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut run = Run::new(described).await?;
-        for step in steps {
-            run.take(step).await?;
-        }
-        run.end().await
+        let done = async {
+            for step in steps {
+                run.take(step).await?;
+            }
+            run.end().await
+        };
+        done.await.map_err(|error| TestCaseError::fail(format!("{error}\n{}", run.lab.timeline)))
     })
 }
 
