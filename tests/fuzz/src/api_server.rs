@@ -3,7 +3,6 @@
 //! The requests go through our client, with its signature, its retries and its timeouts, to a service without a socket.
 
 use std::{
-    error::Error,
     future::pending,
     io,
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -12,19 +11,21 @@ use std::{
 
 use agent_scheduler::{
     agent_token::AgentToken,
-    chain,
+    aws::{self, eks_token::Signer, ssm::Ssm},
     deadline::Deadline,
-    eks::{self, Cluster, Signer},
-    library::Library,
-    scheduler,
+    definitions::Definitions,
+    kubernetes::{Cluster, over},
+    pod::job,
+    report::Failure,
+    scheduler::Error,
 };
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_config::SdkConfig;
+use aws_credential_types::Credentials;
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
     orchestrator::{HttpRequest, HttpResponse},
 };
-use aws_smithy_types::{body::SdkBody, retry::RetryConfig};
+use aws_smithy_types::body::SdkBody;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
@@ -38,7 +39,7 @@ use tokio::{
 };
 use tower::service_fn;
 
-use crate::{CONFIGS, check_text, manifest, pod_definition};
+use crate::{DEFINITIONS, check_text, config, manifest, pod_definition};
 
 /// The agent token, which occurs nowhere else.
 const TOKEN: &str = "bkct_planted0123456789";
@@ -55,35 +56,38 @@ pub fn run(data: &[u8]) {
 }
 
 async fn ask(data: &[u8]) {
-    let config = &CONFIGS[0];
-    let cluster = || Cluster::new(client(data), endpoint(), config);
+    let config = config(&[]).expect("these variables are valid");
+    let (job, stack) = (pod_definition::scheduled(), &config.stack);
+    let cluster = || Cluster::new(client(data), endpoint(), &config);
+    let of_cluster = |error| Error::Cluster(Arc::new(error));
 
-    let path = "/api/v1/namespaces/buildkite/podtemplates";
-    check_error(cluster().get(path, deadline().await).await.err());
-    let post = Request::post("/apis/batch/v1/namespaces/buildkite/jobs");
-    check_error(cluster().send_json(post, &json!({"kind": "Job"}), deadline().await).await.err());
+    check_error(cluster().pod_templates(deadline().await).await.map_err(of_cluster));
+    let built = job::build(&job, Some("default"), &DEFINITIONS[0], stack);
+    check_error(cluster().create_job(&built, deadline().await).await.map_err(of_cluster));
+    check_error(cluster().job(&job::name(job.uuid), deadline().await).await.map_err(of_cluster));
 
-    let agent_token = AgentToken::new(config, SSM.clone());
-    check_error(agent_token.deliver(&cluster(), deadline().await).await.err());
+    let agent_token = AgentToken::new(&config, Ssm::new(&SDK));
+    check_error(agent_token.apply(&cluster(), deadline().await).await.map_err(Error::AgentToken));
 
-    let (library, cluster) = (Library::compiled(), cluster());
+    let (definitions, cluster) = (Definitions::compiled(), cluster());
     let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
     for name in ["default", "node", &name] {
-        match library.get(name, &cluster, deadline().await).await {
-            Ok(definition) => manifest::check(&pod_definition::scheduled(), Some("default"), &definition, config),
-            Err(error) => check_error(Some(error)),
+        let definition = definitions.get(name, &cluster, deadline().await).await;
+        if let Ok(definition) = &definition {
+            manifest::check(&job, Some("default"), definition, stack);
         }
+        check_error(definition.map_err(Error::Definition));
     }
 }
 
-/// A different one for each request: the server tells a retry from a new request by it.
+/// A different one for each request: that is how the server distinguishes a retry from a new request.
 async fn deadline() -> Deadline {
     advance(Duration::from_millis(1)).await;
     Deadline::after(TIME)
 }
 
 /// Every error has a type of README's table, and a text for the log without the token.
-fn check_error(error: Option<impl Error + Into<scheduler::Error>>) {
+fn check_error<T>(result: Result<T, Error>) {
     const TYPES: [&str; 8] = [
         "AgentTokenUnavailable",
         "ClusterUnavailable",
@@ -94,9 +98,9 @@ fn check_error(error: Option<impl Error + Into<scheduler::Error>>) {
         "Unauthorized",
         "UnknownPodDefinition",
     ];
-    let Some(error) = error.map(Into::into) else { return };
-    assert!(TYPES.contains(&error.kind()), "{}", error.kind());
-    let text = chain(&error);
+    let Err(error) = result else { return };
+    let Failure { error_type, text } = error.failure();
+    assert!(TYPES.contains(&error_type), "{error_type}");
     check_text(&text);
     for text in [text, format!("{error:?}")] {
         assert!(!text.contains(TOKEN) && !text.contains(&BASE64_STANDARD.encode(TOKEN)), "the token is in {text}");
@@ -120,9 +124,8 @@ fn client(data: &[u8]) -> kube::Client {
             }
         }
     });
-    let credentials = Credentials::new("AKID", "secret", None, None, "fuzz");
-    let signer = Signer::new(credentials, "us-east-1", "example-cluster");
-    eks::over(service, &endpoint(), signer).expect("the client is valid")
+    let signer = Signer::new(credentials(), "us-east-1", "example-cluster");
+    over(service, &endpoint(), signer)
 }
 
 enum Answer {
@@ -226,23 +229,21 @@ fn response(answer: &[u8]) -> Response<Body> {
     response
 }
 
-/// An SSM that holds the token.
-static SSM: LazyLock<aws_sdk_ssm::Client> = LazyLock::new(|| {
-    let connector = SharedHttpConnector::new(Ssm);
-    let config = SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .credentials_provider(SharedCredentialsProvider::new(Credentials::new("AKID", "secret", None, None, "fuzz")))
-        .retry_config(RetryConfig::disabled())
-        .http_client(http_client_fn(move |_, _| connector.clone()))
-        .build();
-    aws_sdk_ssm::Client::new(&config)
+/// AWS, where SSM holds the token.
+static SDK: LazyLock<SdkConfig> = LazyLock::new(|| {
+    let connector = SharedHttpConnector::new(FakeSsm);
+    let config = aws::sdk_config("us-east-1", credentials(), |_| None).expect("the configuration is valid");
+    config.into_builder().http_client(http_client_fn(move |_, _| connector.clone())).build()
 });
 
-#[derive(Debug)]
-struct Ssm;
+fn credentials() -> Credentials {
+    Credentials::new("AKID", "secret", None, None, "fuzz")
+}
 
-impl HttpConnector for Ssm {
+#[derive(Debug)]
+struct FakeSsm;
+
+impl HttpConnector for FakeSsm {
     fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
         let answer = json!({"Parameter": {"ARN": "arn:aws:ssm:us-east-1:1:parameter/token", "Value": TOKEN}});
         let response = Response::new(SdkBody::from(answer.to_string()));

@@ -3,13 +3,13 @@
 use std::str;
 
 use agent_scheduler::{
-    event::{Event, ScheduledJob},
-    pod_definition::PodDefinition,
-    query_rules::AgentQueryRules,
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    lambda::{Event, Trigger},
+    pod::definition::PodDefinition,
 };
 use serde_json::{Value, json};
 
-use crate::{CONFIGS, MANIFESTS, check_text, manifest};
+use crate::{MANIFESTS, STACKS, check_text, manifest};
 
 /// What steps ask for on top of a definition.
 const RULES: [&[&str]; 4] = [&[], &["cpu=2", "memory=4Gi"], &["image=node:24"], &["image=node:24", "memory=1Gi"]];
@@ -31,8 +31,8 @@ pub fn run(data: &[u8]) {
     for rules in RULES {
         let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
         let rules = AgentQueryRules::parse(&rules);
-        for config in &*CONFIGS {
-            manifest::check_overridden(&job, Some("default"), &definition, &rules, config);
+        for stack in &*STACKS {
+            manifest::check_for_step(&job, Some("default"), &definition, &rules, stack);
         }
     }
 }
@@ -58,8 +58,8 @@ fn changed(text: &str) -> Value {
 }
 
 pub(crate) fn scheduled() -> ScheduledJob {
-    match Event::parse(include_str!("../../../events/job-scheduled.json")) {
-        Ok(Event::JobScheduled(job)) => *job,
+    match Trigger::parse(include_str!("../../../events/job-scheduled.json")) {
+        Ok(Trigger::Event(Event::JobScheduled(job))) => *job,
         other => panic!("no job in {other:?}"),
     }
 }
