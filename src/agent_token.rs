@@ -13,25 +13,29 @@ use tower::BoxError;
 
 use crate::{
     aws::ssm::Ssm,
+    buildkite::token::{self, NotAToken},
     config::Config,
     deadline::Deadline,
     kept::Kept,
     kubernetes::{self, Cluster},
     pod::job::{MANAGED_BY_LABEL, MANAGER, TOKEN_KEY},
+    text::excerpt,
 };
 
 /// How old the value and the Secret may be. For this long a pod may still start with a token that was replaced.
 pub const MAX_AGE: Duration = Duration::from_mins(5);
 
-/// Copies the agent token from SSM into the cluster, and keeps the copy current.
+/// Copies the agent token from SSM into a cluster, and keeps the copy current.
 pub struct AgentToken {
     ssm: Ssm,
     parameter: String,
     region: String,
     secret: String,
     value: Kept<Token, Error>,
-    applied: Kept<(), Error>,
 }
+
+/// The Secret of one cluster, as we applied it.
+pub struct AppliedSecret(Kept<(), Error>);
 
 #[derive(Clone)]
 struct Token {
@@ -42,60 +46,36 @@ struct Token {
 
 /// Why there is no current token in the cluster.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// SSM refuses, or cannot be reached.
     #[error("cannot read the agent token from SSM parameter {parameter} in {region}{hint}")]
-    Read {
-        /// As configured.
-        parameter: String,
-        /// The region of the parameter.
-        region: String,
-        /// How to correct it, where that is known.
-        hint: &'static str,
-        /// What the SDK says.
-        source: BoxError,
-    },
+    Read { parameter: String, region: String, hint: &'static str, source: BoxError },
     /// The parameter is there, and nothing in it.
     #[error("SSM parameter {parameter} in {region} is empty; it must hold the Buildkite agent token")]
-    Empty {
-        /// As configured.
-        parameter: String,
-        /// The region of the parameter.
-        region: String,
-    },
+    Empty { parameter: String, region: String },
+    /// The parameter holds something else.
+    #[error("SSM parameter {parameter} in {region} does not hold a Buildkite agent token: {not}")]
+    NotAToken { parameter: String, region: String, not: NotAToken },
     /// The value could not be read again.
     #[error(transparent)]
     Value(Arc<Error>),
     /// The Secret belongs to a stack that reads another parameter.
     #[error(
-        "Secret {secret} in namespace {namespace} holds the token of another parameter; set AgentTokenSecretName to a name \
-         that no other stack uses, or, if no other stack uses this one, `kubectl delete secret {secret} --namespace {namespace}`"
+        "Secret {secret} in namespace {namespace} holds the token of another parameter ({owner}); set AgentTokenSecretName to a \
+         name that no other stack uses, or, if no other stack uses this one, `kubectl delete secret {secret} --namespace {namespace}`"
     )]
-    Conflict {
-        /// As configured.
-        secret: String,
-        /// As configured.
-        namespace: String,
-        /// The API server's words.
-        source: kubernetes::Error,
-    },
+    Conflict { secret: String, namespace: String, owner: String, source: kubernetes::Error },
     /// The Secret could not be written.
     #[error("cannot apply Secret {secret} in namespace {namespace}")]
-    Apply {
-        /// As configured.
-        secret: String,
-        /// As configured.
-        namespace: String,
-        /// What the API server said.
-        source: kubernetes::Error,
-    },
+    Apply { secret: String, namespace: String, source: kubernetes::Error },
 }
 
 impl Error {
     /// The type of the failure: [`crate::scheduler::Error::kind`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Read { .. } | Self::Empty { .. } => "AgentTokenUnavailable",
+            Self::Read { .. } | Self::Empty { .. } | Self::NotAToken { .. } => "AgentTokenUnavailable",
             Self::Value(error) => error.kind(),
             Self::Conflict { source, .. } | Self::Apply { source, .. } => source.kind(),
         }
@@ -115,8 +95,6 @@ impl AgentToken {
             region: config.region.clone(),
             secret: config.stack.agent_token_secret.clone(),
             value: Kept::new("the agent token", MAX_AGE),
-            // Another stack has written over a Secret in conflict.
-            applied: Kept::new("the Secret of the agent token", MAX_AGE).until(Error::is_conflict),
         }
     }
 
@@ -125,23 +103,38 @@ impl AgentToken {
         self.value.get(deadline, async |deadline| self.read(deadline).await).await.map(drop)
     }
 
+    /// The cluster has no Secret yet.
+    pub fn not_applied() -> AppliedSecret {
+        // After a conflict the old Secret is of no use: another stack has written over it.
+        AppliedSecret(Kept::new("the Secret of the agent token", MAX_AGE).until(Error::is_conflict))
+    }
+
     /// Makes sure that the cluster's Secret holds what the parameter held at most five minutes ago.
     ///
     /// When it is too old, the Secret is applied even if the value is unchanged: it may have been deleted, or another
     /// environment may have written an older value.
-    pub async fn apply(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Arc<Error>> {
+    pub async fn apply(
+        &self,
+        applied: &AppliedSecret,
+        cluster: &Cluster,
+        deadline: Deadline,
+    ) -> Result<(), Arc<Error>> {
         let apply = async |deadline| {
-            let token = self.value.fresh(MAX_AGE, deadline, async |deadline| self.read(deadline).await);
+            let token =
+                self.value.fresh(|time| time.elapsed() < MAX_AGE, deadline, async |deadline| self.read(deadline).await);
             self.write(&token.await.map_err(Error::Value)?, cluster, deadline).await
         };
-        self.applied.get(deadline, apply).await
+        applied.0.get(deadline, apply).await
     }
 
     async fn read(&self, deadline: Deadline) -> Result<Token, Error> {
         let (parameter, region) = (self.parameter.clone(), self.region.clone());
         match self.ssm.parameter(&parameter, deadline).await {
             Ok(found) => {
-                let value = found.value.ok_or(Error::Empty { parameter, region })?;
+                let Some(value) = found.value else { return Err(Error::Empty { parameter, region }) };
+                if let Err(not) = token::check(value.expose_secret()) {
+                    return Err(Error::NotAToken { parameter, region, not });
+                }
                 tracing::debug!(parameter = self.parameter, "agent token read");
                 Ok(Token { value: Arc::new(value), field_manager: field_manager(&found.source) })
             }
@@ -166,10 +159,9 @@ impl AgentToken {
         };
         cluster.apply_secret(&secret, &token.field_manager, deadline).await.map_err(|source| {
             let (secret, namespace) = (self.secret.clone(), cluster.namespace().to_owned());
-            if source.is_conflict() {
-                Error::Conflict { secret, namespace, source }
-            } else {
-                Error::Apply { secret, namespace, source }
+            match source.manager_conflict().map(|owner| excerpt(owner).into_owned()) {
+                Some(owner) => Error::Conflict { secret, namespace, owner, source },
+                None => Error::Apply { secret, namespace, source },
             }
         })?;
         tracing::debug!(secret = self.secret, "agent token applied");
@@ -234,7 +226,11 @@ mod tests {
                     let arn = "arn:aws:ssm:us-east-1:111122223333:parameter/buildkite/agent-token";
                     (200, json!({"Parameter": {"ARN": arn, "Value": value}}))
                 }
-                Some(Err(code)) => (400, json!({"__type": code, "Message": "no such thing"})),
+                // Services spell the field either way.
+                Some(Err(code)) => {
+                    let message = if code.starts_with('A') { "message" } else { "Message" };
+                    (400, json!({"__type": code, message: "no such thing"}))
+                }
                 None => return HttpConnectorFuture::new(std::future::pending()),
             };
             let answer = Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
@@ -247,6 +243,7 @@ mod tests {
         ssm: FakeSsm,
         api_server: ApiServer,
         agent_token: AgentToken,
+        applied: AppliedSecret,
     }
 
     impl Scene {
@@ -258,7 +255,7 @@ mod tests {
             let sdk = sdk.http_client(http_client_fn(move |_, _| connector.clone())).build();
             let agent_token = AgentToken::new(&config(&[]), Ssm::new(&sdk));
             let api_server = ApiServer::answering(StatusCode::OK, json!({"kind": "PartialObjectMetadata"}));
-            let scene = Self { ssm, api_server, agent_token };
+            let scene = Self { ssm, api_server, agent_token, applied: AgentToken::not_applied() };
             scene.ssm_answers(Some(Ok(value)));
             scene
         }
@@ -273,7 +270,8 @@ mod tests {
         }
 
         async fn apply(&self) -> Result<(), Arc<Error>> {
-            self.agent_token.apply(&self.api_server.cluster(), Deadline::after(Duration::from_secs(58))).await
+            let deadline = Deadline::after(Duration::from_secs(58));
+            self.agent_token.apply(&self.applied, &self.api_server.cluster(), deadline).await
         }
 
         /// The values that were applied, in base64.
@@ -364,6 +362,12 @@ mod tests {
         scene.ssm_answers(Some(Ok(" \n")));
         let error = scene.apply().await.unwrap_err().to_string();
         assert!(error.contains("/buildkite/agent-token in us-east-1 is empty"), "{error}");
+        scene.ssm_answers(Some(Ok(r#"{"token":"hush"}"#)));
+        let error = scene.apply().await.unwrap_err();
+        assert_eq!(error.kind(), "AgentTokenUnavailable");
+        let error = chain(&*error);
+        assert!(error.contains("does not hold a Buildkite agent token: it looks like a JSON object with"), "{error}");
+        assert!(!error.contains("hush"), "{error}");
         scene.ssm_answers(Some(Ok("bkct_1")));
         scene.apply().await.unwrap();
         assert_eq!(scene.applied(), [FIRST]);
@@ -388,9 +392,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_secret_of_another_parameter_is_a_conflict_at_the_first_write_and_at_a_refresh() {
         let scene = Scene::holding("bkct_1");
-        let message = r#"Apply failed with 1 conflict: conflict with "agent-scheduler:other": .data.token"#;
+        let message = r#"conflict with "agent-scheduler:other""#;
+        let status = json!({
+            "kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict", "message": "Apply failed with 1 conflict",
+            "details": {"causes": [{"reason": "FieldManagerConflict", "message": message, "field": ".data.token"}]},
+        });
         for _ in 0..2 {
-            scene.api_server.refuse(StatusCode::CONFLICT, "Conflict", message);
+            scene.api_server.answer(StatusCode::CONFLICT, status.clone());
             let error = scene.apply().await.unwrap_err();
             assert!(error.is_conflict(), "{error}");
             let text = chain(&*error);
@@ -401,6 +409,15 @@ mod tests {
             scene.apply().await.unwrap();
             advance(MAX_AGE).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_conflict_leaves_the_secret_as_it_is() {
+        let scene = Scene::holding("bkct_1");
+        scene.apply().await.unwrap();
+        advance(MAX_AGE).await;
+        scene.api_server.refuse(StatusCode::CONFLICT, "Conflict", "the object has been modified");
+        scene.apply().await.unwrap();
     }
 
     #[test]

@@ -8,17 +8,22 @@ pub mod buildkite {
     pub mod event;
     pub mod job;
     pub mod rules;
+    pub mod token;
 }
 pub mod json;
 pub mod pod {
     //! What a job runs in: the pod definition that its step chose, what the step changes in it, and the Job around it.
 
+    mod agent_options;
     mod check;
     pub mod definition;
     mod duration;
+    mod fargate;
     mod field;
     mod image;
+    mod image_reference;
     pub mod job;
+    mod node;
     pub mod quantity;
     mod resources;
 }

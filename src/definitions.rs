@@ -33,6 +33,7 @@ pub struct Definitions {
 
 /// Why a step has no pod definition to run in.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// There is none of that name.
     #[error(
@@ -44,27 +45,13 @@ pub enum Error {
             format!(", or for {}, the PodTemplates of namespace {namespace}", first_of(.cluster))
         }
     )]
-    Unknown {
-        /// What the step asks for.
-        name: String,
-        /// The names of the compiled ones.
-        compiled: Vec<String>,
-        /// The names of those in the cluster.
-        cluster: Vec<String>,
-        /// As configured.
-        namespace: String,
-    },
+    Unknown { name: String, compiled: Vec<String>, cluster: Vec<String>, namespace: String },
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// It is not known which the cluster has.
     #[error("cannot list the pod definitions of namespace {namespace}")]
-    List {
-        /// As configured.
-        namespace: String,
-        /// What the API server said.
-        source: Arc<kubernetes::Error>,
-    },
+    List { namespace: String, source: Arc<kubernetes::Error> },
 }
 
 impl Error {
@@ -118,9 +105,9 @@ impl Definitions {
     }
 
     /// An unknown name may be younger than the list. Those who ask for a known one do not wait meanwhile.
-    async fn list_since(&self, time: Instant, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
-        let max_age = time.elapsed();
-        let listed = self.listed.fresh(max_age, deadline, async |deadline| list(cluster, deadline).await).await;
+    async fn list_since(&self, since: Instant, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
+        let list = async |deadline| list(cluster, deadline).await;
+        let listed = self.listed.fresh(|time| time >= since, deadline, list).await;
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
     }
 }
@@ -231,13 +218,13 @@ mod tests {
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate; add \"nodejs\" to \
+            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate, restricted; add \"nodejs\" to \
              pod-definitions/, or `kubectl apply` a PodTemplate of that name to namespace buildkite"
         );
         api_server.hold(&[template("go", "go:1"), template("node", "node:1")]);
         advance(Duration::from_millis(1)).await;
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
-        assert!(error.contains("fargate, or for go, node, the PodTemplates of namespace buildkite;"), "{error}");
+        assert!(error.contains("restricted, or for go, node, the PodTemplates of namespace buildkite;"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,8 +7,9 @@
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{
@@ -32,6 +33,9 @@ const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an idle connection is kept: less than the 90 s of an API server, and than the limit of any load balancer.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A larger answer is an error, before it takes the function's memory.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// A client that keeps its connections.
 pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
@@ -114,15 +118,14 @@ where
 }
 
 /// Sends a request once, and reads the answer to its end, since it may break off anywhere.
-pub async fn send<H, Sent, Received, Answer>(
+pub async fn send<H, Sent, Received>(
     http: H,
     mut request: Request<Sent>,
     time: Duration,
-) -> Result<Response<Answer>, BoxError>
+) -> Result<Response<Bytes>, BoxError>
 where
     H: Service<Request<Sent>, Response = Response<Received>, Error: Into<BoxError>>,
     Received: http_body::Body<Error: Into<BoxError>>,
-    Answer: From<bytes::Bytes>,
 {
     let connection = capture_connection(&mut request);
     let answer = async {
@@ -130,11 +133,17 @@ where
         if parts.status.is_redirection() {
             return Err(Redirected(parts.status).into());
         }
-        Ok(Response::from_parts(parts, body.collect().await.map_err(Into::into)?.to_bytes().into()))
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?;
+        Ok(Response::from_parts(parts, body.to_bytes()))
     };
     match timeout(time, answer).await {
         Ok(answer) => answer,
         Err(_) if connection.connection_metadata().is_none() => Err(NoConnection(time).into()),
         Err(_) => Err(NoAnswer(time).into()),
     }
+}
+
+/// Whether no connection came about: another server may have the place by now.
+pub fn is_connect(error: &BoxError) -> bool {
+    error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
 }

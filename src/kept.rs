@@ -57,18 +57,19 @@ impl<T: Clone, E: Error> Kept<T, E> {
     pub async fn get(&self, deadline: Deadline, read: impl AsyncFnOnce(Deadline) -> Result<T, E>) -> Result<T, Arc<E>> {
         let has_value = self.state().value.is_some();
         let deadline = if has_value { deadline.within(REFRESH_TIMEOUT) } else { deadline };
-        self.fresh(self.max_age, deadline, read).await.or_else(|error| self.state().old().ok_or(error))
+        let is_fresh = |time: Instant| time.elapsed() < self.max_age;
+        self.fresh(is_fresh, deadline, read).await.or_else(|error| self.state().old().ok_or(error))
     }
 
-    /// The value, if it was read within `max_age`; else a new one. Here a failed refresh is an error: the old value cannot
-    /// answer the caller's question.
+    /// The value, if the time of its read is fresh enough for the caller; else a new one. Here a failed refresh is an error: the
+    /// old value cannot answer the caller's question.
     pub async fn fresh(
         &self,
-        max_age: Duration,
+        is_fresh: impl FnOnce(Instant) -> bool,
         deadline: Deadline,
         read: impl AsyncFnOnce(Deadline) -> Result<T, E>,
     ) -> Result<T, Arc<E>> {
-        let reads = match self.state().answer(max_age) {
+        let reads = match self.state().answer(is_fresh) {
             Ok(answer) => return answer,
             Err(reads) => reads,
         };
@@ -104,9 +105,9 @@ impl<T: Clone, E: Error> Kept<T, E> {
 
 impl<T: Clone, E> State<T, E> {
     /// The answer without a read; where a read is needed, the number of those that have ended.
-    fn answer(&self, max_age: Duration) -> Result<Result<T, Arc<E>>, u64> {
+    fn answer(&self, is_fresh: impl FnOnce(Instant) -> bool) -> Result<Result<T, Arc<E>>, u64> {
         let (value, read) = self.value.as_ref().ok_or(self.reads)?;
-        if read.elapsed() < max_age {
+        if is_fresh(*read) {
             return Ok(Ok(value.clone()));
         }
         let recent = self.failure.as_ref().filter(|(_, failed)| failed.elapsed() < REFRESH_PAUSE);
@@ -178,9 +179,11 @@ mod tests {
         }
 
         async fn fresh(&self, max_age: Duration, outcome: Result<(), Failure>) -> Result<usize, Failure> {
-            let read = self
-                .kept
-                .fresh(max_age, ten_seconds(), async |deadline| self.read(Duration::ZERO, outcome, deadline).await);
+            let read = self.kept.fresh(
+                |time| time.elapsed() < max_age,
+                ten_seconds(),
+                async |deadline| self.read(Duration::ZERO, outcome, deadline).await,
+            );
             read.await.map_err(|error| *error)
         }
 
@@ -281,10 +284,14 @@ mod tests {
     async fn callers_of_a_value_that_is_young_enough_do_not_wait_for_one_who_wants_a_younger_one() {
         let source = Source::new();
         source.get(NOW, Ok(())).await.unwrap();
-        let younger = source.kept.fresh(NOW, ten_seconds(), async |_| {
-            sleep(Duration::from_secs(1)).await;
-            Ok(7)
-        });
+        let younger = source.kept.fresh(
+            |_| false,
+            ten_seconds(),
+            async |_| {
+                sleep(Duration::from_secs(1)).await;
+                Ok(7)
+            },
+        );
         let began = Instant::now();
         let other = async {
             sleep(Duration::from_millis(1)).await;

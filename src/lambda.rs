@@ -49,6 +49,7 @@ pub enum Event {
 
 /// Why a payload is not a trigger.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum InvalidEvent {
     /// Not JSON, or JSON of something else.
     #[error(
@@ -64,10 +65,7 @@ pub enum InvalidEvent {
     JobScheduled(Malformed),
     /// Records that are not of SQS.
     #[error("records of {}, expected messages of the failure queue (aws:sqs)", excerpt(.event_source))]
-    OtherRecords {
-        /// The `eventSource` of the first of them.
-        event_source: String,
-    },
+    OtherRecords { event_source: String },
     /// Messages without what each must have.
     #[error("cannot read the batch of SQS messages: {0}")]
     Batch(Malformed),
@@ -129,8 +127,12 @@ impl Event {
         if event.detail_type != JOB_SCHEDULED {
             return Ok(Self::Other { detail_type: event.detail_type });
         }
-        let job = event::job_scheduled(event.detail.get(), event.time.map(Into::into));
-        job.map(|job| Self::JobScheduled(Box::new(job))).map_err(InvalidEvent::JobScheduled)
+        let time = event.time.map(Into::into);
+        let (job, left_out) = event::job_scheduled(event.detail.get(), time).map_err(InvalidEvent::JobScheduled)?;
+        if !left_out.is_empty() {
+            tracing::debug!(job = %job.uuid, fields = left_out.join(", "), "fields that cannot be read are left out");
+        }
+        Ok(Self::JobScheduled(Box::new(job)))
     }
 
     /// Reads a message of the failure queue.

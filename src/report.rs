@@ -40,6 +40,14 @@ pub enum Reason {
     /// A job for others.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// Only some pipelines may use its pod definition, and the event does not name the job's.
+    #[error(
+        "pod definition \"{definition}\" is for some pipelines only, and the event does not say which one the job is of"
+    )]
+    UnknownPipeline {
+        /// The definition.
+        definition: String,
+    },
 }
 
 /// A failure, as alarms and operators see it.
@@ -110,9 +118,9 @@ impl Outcome {
         }
     }
 
-    /// The job waits until the step or the stack's tags change: worth a warning and an alarm.
+    /// The job waits until the step or the stack changes: worth a warning and an alarm.
     fn is_unserved(&self) -> bool {
-        matches!(self, Self::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. })))
+        matches!(self, Self::Ignored(Reason::Mismatch(Mismatch::UnservedTag { .. }) | Reason::UnknownPipeline { .. }))
     }
 }
 

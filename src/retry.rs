@@ -2,11 +2,11 @@
 //!
 //! - No answer: the connection may have died while it was idle, which shows only when it is used. Once at once, then after a
 //!   pause. The pool keeps a single idle connection, so the second attempt is made on a new one.
-//! - 429 and those 5xx that may pass: after a pause, and not before `Retry-After`.
+//! - An answer that may pass, such as 429 and most 5xx: after a pause, and not before `Retry-After`.
 //!
 //! Never when no time is left for it.
 
-use std::{error::Error, mem, time::Duration};
+use std::{mem, time::Duration};
 
 use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::sleep;
@@ -27,18 +27,26 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum of all pauses, unless the server asks for a longer one.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// An error that another attempt would meet again.
+/// Marks an error that another attempt would meet again; the caller gets the error within.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Final(pub BoxError);
 
-/// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one.
-///
-/// `attempt` gets the time that it may take, at most `max_attempt`.
+/// An API, as far as retries must know it.
+pub struct Api<B> {
+    /// For the log.
+    pub name: &'static str,
+    /// What one attempt may take.
+    pub max_attempt: Duration,
+    /// Whether an answer may pass: [`is_overload`], and what the API has beyond that.
+    pub may_pass: fn(&Response<B>) -> bool,
+}
+
+/// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one. `attempt` gets the
+/// time that it may take.
 pub async fn send<B, Attempt>(
-    api: &str,
+    api: &Api<B>,
     deadline: Deadline,
-    max_attempt: Duration,
     mut attempt: impl FnMut(Duration) -> Attempt,
 ) -> Result<Response<B>, BoxError>
 where
@@ -47,11 +55,15 @@ where
     let mut pauses = Pauses::default();
     let mut broken = false;
     loop {
-        let result = attempt(deadline.attempt(max_attempt)).await;
+        let result = attempt(deadline.attempt(api.max_attempt)).await;
         let pause = match &result {
-            Ok(response) if may_pass(response.status()) => pauses.next() + retry_after(response.headers()),
+            Ok(response) if (api.may_pass)(response) => pauses.next() + retry_after(response.headers()),
             Ok(_) => return result,
-            Err(error) if is_final(&**error) => return result,
+            Err(error) if error.is::<Final>() => {
+                return result.map_err(|error| error.downcast::<Final>().map_or_else(|error| error, |error| error.0));
+            }
+            // A bad certificate will not change.
+            Err(error) if matches!(cause(&**error), Some(rustls::Error::InvalidCertificate(_))) => return result,
             Err(_) if !mem::replace(&mut broken, true) => Duration::ZERO,
             Err(_) => pauses.next(),
         };
@@ -64,9 +76,9 @@ where
         };
         let (problem, milliseconds) = (excerpt(&problem), pause.as_millis());
         if pause.is_zero() {
-            tracing::debug!(%problem, "retry of a request to {api} at once");
+            tracing::debug!(%problem, "retry of a request to {} at once", api.name);
         } else {
-            tracing::warn!(%problem, milliseconds, "retry of a request to {api} after a pause");
+            tracing::warn!(%problem, milliseconds, "retry of a request to {} after a pause", api.name);
         }
         sleep(pause).await;
     }
@@ -84,7 +96,8 @@ impl Pauses {
     }
 }
 
-fn may_pass(status: StatusCode) -> bool {
+/// 429, or a 5xx that is not for good.
+pub fn is_overload(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS
@@ -93,11 +106,6 @@ fn may_pass(status: StatusCode) -> bool {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     )
-}
-
-/// A bad certificate will not change, either.
-fn is_final(error: &(dyn Error + 'static)) -> bool {
-    matches!(cause(error), Some(rustls::Error::InvalidCertificate(_))) || error.is::<Final>()
 }
 
 /// In whole seconds.
@@ -117,12 +125,16 @@ mod tests {
 
     type Answer = Result<response::Builder, BoxError>;
 
-    const MAX_ATTEMPT: Duration = Duration::from_secs(10);
+    const API: Api<()> = Api {
+        name: "the server",
+        max_attempt: Duration::from_secs(10),
+        may_pass: |response| is_overload(response.status()),
+    };
 
     /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.
     async fn ask(answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
         let (began, mut sent) = (Instant::now(), Vec::new());
-        let answer = send("the server", Deadline::after(Duration::from_secs(30)), MAX_ATTEMPT, |_| {
+        let answer = send(&API, Deadline::after(Duration::from_secs(30)), |_| {
             let answer = answers[sent.len().min(answers.len() - 1)]();
             sent.push(began.elapsed());
             ready(answer.map(|answer| answer.body(()).unwrap()))

@@ -1,29 +1,36 @@
 //! One job: is it for us, what does it run in, create the Job, name the result.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
-use tokio::try_join;
+use tokio::{time::Instant, try_join};
 use uuid::Uuid;
 
 use crate::{
-    agent_token::{self, AgentToken},
+    agent_token::{self, AgentToken, AppliedSecret},
     aws::{eks::Eks, ssm::Ssm},
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
-    clock,
+    cause, clock,
     config::Config,
     deadline::Deadline,
     definitions::{self, Definitions},
     kept::Kept,
-    kubernetes::{self, Cluster},
+    kubernetes::{self, Cluster, FoundJob},
     pod::{
-        definition::Unmet,
+        definition::{Access, OtherPipelines, Unmet},
         job::{self, JOB_UUID_LABEL},
     },
     report::{Failure, Outcome, Reason, Report},
-    text::{chain, excerpt},
+    text::{chain, excerpt, message},
 };
+
+/// A warning of the API server is logged again after this time.
+const WARNING_PAUSE: Duration = Duration::from_hours(1);
 
 /// Turns scheduled jobs into Kubernetes Jobs.
 pub struct Scheduler {
@@ -31,13 +38,21 @@ pub struct Scheduler {
     pub config: Config,
     credentials: Credentials,
     eks: Eks,
-    cluster: Kept<Cluster, kubernetes::Error>,
-    definitions: Definitions,
     agent_token: AgentToken,
+    target: Kept<Arc<Target>, kubernetes::Error>,
+    warned: Warned,
+}
+
+/// The cluster and all that is kept of it. A cluster that was created again is another target.
+struct Target {
+    cluster: Cluster,
+    definitions: Definitions,
+    secret: AppliedSecret,
 }
 
 /// Why a job has no Kubernetes Job.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// There is no client for the cluster.
     #[error(transparent)]
@@ -45,6 +60,9 @@ pub enum Error {
     /// The step has no pod definition to run in.
     #[error(transparent)]
     Definition(#[from] definitions::Error),
+    /// The step's pipeline may not use the pod definition.
+    #[error(transparent)]
+    Pipeline(#[from] OtherPipelines),
     /// The step asks for what its pod definition does not allow.
     #[error(transparent)]
     Unmet(#[from] Unmet),
@@ -53,38 +71,21 @@ pub enum Error {
     AgentToken(Arc<agent_token::Error>),
     /// The API server did not take the Job.
     #[error("cannot create Job {name}")]
-    CreateJob {
-        /// `buildkite-<uuid>`
-        name: String,
-        /// What the API server said.
-        source: kubernetes::Error,
-    },
+    CreateJob { name: String, source: kubernetes::Error },
     /// The API server may have created the Job, but did not say so.
     #[error("the API server did not confirm Job {name}; the next delivery of the event creates it, or finds it")]
-    Uncertain {
-        /// `buildkite-<uuid>`
-        name: String,
-        /// What became of the request.
-        source: kubernetes::Error,
-    },
+    Uncertain { name: String, source: kubernetes::Error },
     /// The API server has a Job of that name, which could not be looked at.
     #[error("Job {name} exists already, and cannot be read to see whether it is ours")]
-    ReadJob {
-        /// `buildkite-<uuid>`
-        name: String,
-        /// What the API server said.
-        source: kubernetes::Error,
-    },
+    ReadJob { name: String, source: kubernetes::Error },
+    /// The Job of an earlier delivery is on its way out. The name becomes free.
+    #[error("Job {name} exists already and is being deleted; the next delivery of the event creates it")]
+    JobIsDeleted { name: String },
     /// The API server has a Job of that name, which is not ours.
     #[error(
         "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
     )]
-    NameTaken {
-        /// `buildkite-<uuid>`
-        name: String,
-        /// The label's value.
-        label: String,
-    },
+    NameTaken { name: String, label: String },
 }
 
 impl Error {
@@ -93,13 +94,19 @@ impl Error {
         match self {
             Self::Cluster(error) => error.kind(),
             Self::Definition(error) => error.kind(),
+            Self::Pipeline(_) => "PipelineNotAllowed",
             Self::Unmet(_) => "InvalidAgentQueryRule",
             Self::AgentToken(error) => error.kind(),
             Self::CreateJob { source, .. } | Self::Uncertain { source, .. } | Self::ReadJob { source, .. } => {
                 source.kind()
             }
+            Self::JobIsDeleted { .. } => "JobIsDeleted",
             Self::NameTaken { .. } => "RejectedByApiServer",
         }
+    }
+
+    fn is_wrong_endpoint(&self) -> bool {
+        cause::<kubernetes::Error>(self).is_some_and(kubernetes::Error::is_wrong_endpoint)
     }
 
     /// For the report.
@@ -114,9 +121,9 @@ impl Scheduler {
         Self {
             credentials,
             eks: Eks::new(sdk),
-            cluster: Kept::new("the cluster's endpoint", Duration::MAX),
-            definitions: Definitions::compiled(),
             agent_token: AgentToken::new(&config, Ssm::new(sdk)),
+            target: Kept::new("the cluster's endpoint", Duration::MAX),
+            warned: Warned::default(),
             config,
         }
     }
@@ -125,13 +132,13 @@ impl Scheduler {
     /// by side with it the agent token; then the Secret.
     pub async fn start(&self, deadline: Deadline) -> Result<(), Error> {
         let connect = async {
-            let cluster = self.cluster(deadline).await?;
-            self.definitions.refresh(&cluster, deadline).await?;
-            Ok(cluster)
+            let target = self.target(deadline).await?;
+            target.definitions.refresh(&target.cluster, deadline).await?;
+            Ok(target)
         };
         let read_token = async { self.agent_token.read_ahead(deadline).await.map_err(Error::AgentToken) };
-        let (cluster, ()) = try_join!(connect, read_token)?;
-        self.agent_token.apply(&cluster, deadline).await.map_err(Error::AgentToken)
+        let (target, ()) = try_join!(connect, read_token)?;
+        self.agent_token.apply(&target.secret, &target.cluster, deadline).await.map_err(Error::AgentToken)
     }
 
     /// Gives a job its Kubernetes Job, and reports what became of it.
@@ -153,6 +160,7 @@ impl Scheduler {
         result
     }
 
+    /// If the cluster may have been created again, EKS is asked where it is now.
     async fn create(
         &self,
         job: &ScheduledJob,
@@ -161,38 +169,174 @@ impl Scheduler {
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         tracing::debug!(queue, definition = &*excerpt(rules.definition()), "job matched");
-        let cluster = self.cluster(deadline).await?;
-        let definition = self.definitions.get(rules.definition(), &cluster, deadline).await?;
+        let target = self.target(deadline).await?;
+        let error = match self.create_in(&target, job, queue, rules, deadline).await {
+            Err(error) if error.is_wrong_endpoint() && target.cluster.may_have_moved() => error,
+            result => return result,
+        };
+        tracing::warn!(error = chain(&error), "the cluster may have been created again; EKS is asked for its endpoint");
+        match Box::pin(self.target.fresh(|_| false, deadline, self.find(Some(&target)))).await {
+            Ok(target) => self.create_in(&target, job, queue, rules, deadline).await,
+            Err(_) => Err(error),
+        }
+    }
+
+    async fn create_in(
+        &self,
+        Target { cluster, definitions, secret }: &Target,
+        job: &ScheduledJob,
+        queue: Option<&str>,
+        rules: &AgentQueryRules<'_>,
+        deadline: Deadline,
+    ) -> Result<Outcome, Error> {
+        let definition = definitions.get(rules.definition(), cluster, deadline).await?;
+        match definition.access(job.pipeline.as_deref()) {
+            Access::Allowed => {}
+            Access::Refused(refused) => return Err(refused.into()),
+            Access::Unknown => {
+                let definition = definition.name().to_owned();
+                return Ok(Outcome::Ignored(Reason::UnknownPipeline { definition }));
+            }
+        }
         let definition = definition.for_step(rules)?;
         if !definition.brings_agent_token() {
-            self.agent_token.apply(&cluster, deadline).await.map_err(Error::AgentToken)?;
+            self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;
         }
         let name = || job::name(job.uuid);
         match cluster.create_job(&job::build(job, queue, &definition, &self.config.stack), deadline).await {
-            Ok(_) => Ok(Outcome::Created),
-            Err(error) if error.is_already_exists() => already_exists(&cluster, job.uuid, deadline).await,
+            Ok(created) => {
+                self.warned.log(&created.warnings, job.uuid, definition.name());
+                Ok(Outcome::Created)
+            }
+            Err(error) if error.is_already_exists() => already_exists(cluster, job.uuid, deadline).await,
             Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: name(), source }),
             Err(source) => Err(Error::CreateJob { name: name(), source }),
         }
     }
 
-    async fn cluster(&self, deadline: Deadline) -> Result<Cluster, Error> {
-        let find = async |deadline| Cluster::find(&self.config, &self.eks, &self.credentials, deadline).await;
-        self.cluster.get(deadline, find).await.map_err(Error::Cluster)
+    async fn target(&self, deadline: Deadline) -> Result<Arc<Target>, Error> {
+        self.target.get(deadline, self.find(None)).await.map_err(Error::Cluster)
+    }
+
+    fn find(
+        &self,
+        known: Option<&Arc<Target>>,
+    ) -> impl AsyncFnOnce(Deadline) -> Result<Arc<Target>, kubernetes::Error> {
+        async move |deadline| {
+            let old = known.map(|known| &known.cluster);
+            let cluster = Cluster::find(&self.config, &self.eks, &self.credentials, old, deadline).await?;
+            match known {
+                Some(known) if known.cluster.is(&cluster) => Ok(Arc::clone(known)),
+                _ => Ok(Arc::new(Target {
+                    cluster,
+                    definitions: Definitions::compiled(),
+                    secret: AgentToken::not_applied(),
+                })),
+            }
+        }
     }
 }
 
 /// An earlier delivery of the same event created the Job, if that has our label for it.
 async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
     let name = job::name(uuid);
-    match cluster.job(&name, deadline).await {
-        Ok(job) => match job.labels.get(JOB_UUID_LABEL) {
-            Some(label) if *label == uuid.to_string() => Ok(Outcome::AlreadyExists),
-            label => {
-                let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
-                Err(Error::NameTaken { name, label })
+    let FoundJob { metadata, status } = match cluster.job(&name, deadline).await {
+        Ok(found) => found,
+        Err(source) => return Err(Error::ReadJob { name, source }),
+    };
+    let label = metadata.labels.get(JOB_UUID_LABEL);
+    if label.is_none_or(|label| *label != uuid.to_string()) {
+        let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
+        return Err(Error::NameTaken { name, label });
+    }
+    if metadata.deletion_timestamp.is_some() {
+        return Err(Error::JobIsDeleted { name });
+    }
+    if let Some(failed) =
+        status.conditions.iter().find(|condition| condition.type_ == "Failed" && condition.status == "True")
+    {
+        tracing::warn!(
+            job = %uuid,
+            reason = failed.reason.as_deref(),
+            message = failed.message.as_deref().map(excerpt).as_deref(),
+            "Job {name} has failed: no agent takes this job any more; retry the step in Buildkite, or delete the Job"
+        );
+    }
+    Ok(Outcome::AlreadyExists)
+}
+
+/// The warnings of the API server: each once an hour for a definition.
+#[derive(Default)]
+struct Warned(Mutex<HashMap<(String, String), Instant>>);
+
+impl Warned {
+    fn log(&self, warnings: &[String], job: Uuid, definition: &str) {
+        for warning in warnings {
+            let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            warned.retain(|_, time| time.elapsed() < WARNING_PAUSE);
+            if let Entry::Vacant(first) = warned.entry((definition.to_owned(), warning.clone())) {
+                first.insert(clock::monotonic());
+                tracing::warn!(%job, definition, warning = &*message(warning), "the API server warns about the Job");
             }
-        },
-        Err(source) => Err(Error::ReadJob { name, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lab::Lab;
+    use tokio::time::{advance, pause, resume};
+
+    use super::*;
+    use crate::{aws, buildkite::event, config::fixtures::config};
+
+    /// A scheduler that asks the lab's EKS for the cluster's endpoint.
+    async fn scheduler(lab: &Lab) -> Scheduler {
+        let keys = lab.credentials();
+        let session_token = Some(keys.session_token.clone());
+        let credentials = Credentials::new(&keys.access_key_id, &keys.secret_access_key, session_token, None, "lab");
+        let var = |name: &str| (name == "AWS_ENDPOINT_URL").then(|| lab.aws.url());
+        let sdk = aws::sdk_config("us-east-1", credentials.clone(), var).unwrap();
+        let scheduler = Scheduler::new(config(&[]), credentials, &sdk);
+        scheduler.start(Deadline::after(Duration::from_secs(5))).await.unwrap();
+        scheduler
+    }
+
+    fn job() -> ScheduledJob {
+        let event: serde_json::Value = serde_json::from_str(lab::event::SCHEDULED).unwrap();
+        event::job_scheduled(&event["detail"].to_string(), None).unwrap().0
+    }
+
+    async fn wait(time: Duration) {
+        pause();
+        advance(time).await;
+        resume();
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_was_created_again_is_found_within_the_event_and_gets_its_secret() {
+        let mut lab = Lab::start().await;
+        let scheduler = scheduler(&lab).await;
+        lab.recreate_cluster().await;
+        wait(Duration::from_mins(1)).await;
+        let outcome = scheduler.schedule(&job(), Deadline::after(Duration::from_secs(8))).await;
+        assert_eq!(outcome.unwrap(), Outcome::Created);
+        assert!(lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
+    }
+
+    #[tokio::test]
+    async fn eks_is_asked_once_a_minute_for_a_cluster_that_is_away() {
+        let mut lab = Lab::start().await;
+        let scheduler = scheduler(&lab).await;
+        let (endpoint, ca_data) = (lab.kubernetes.url(), lab.kubernetes.ca_data());
+        lab.recreate_cluster().await;
+        lab.aws.put_cluster(lab::CLUSTER, &endpoint, &ca_data);
+        wait(Duration::from_mins(1)).await;
+        let described = || lab.aws.requests().iter().filter(|request| request.path.contains("/clusters/")).count();
+        for _ in 0..2 {
+            let outcome = scheduler.schedule(&job(), Deadline::after(Duration::from_secs(1))).await;
+            assert_eq!(outcome.unwrap_err().kind(), "ClusterUnavailable");
+            assert_eq!(described(), 2, "at the start, and for the first event");
+        }
     }
 }

@@ -1,17 +1,20 @@
-//! The function and its role file on a real Kubernetes API server, with the real Job controller and the real judge of EKS tokens.
+//! The function and its role file on a real Kubernetes API server, with the real Job controller and the real verifier of EKS tokens.
 //!
-//! All tests share one control plane, and each has a namespace of its own in it. `make test` runs them.
+//! All tests share one control plane, and each has its own namespace. `make test` runs them.
 
-#![expect(clippy::unwrap_used, reason = "a test says so by ending")]
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod common;
+
+#[path = "control_plane/pod_security.rs"]
+mod pod_security;
 
 use std::{
-    env, fs,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use agent_scheduler::eks;
+use agent_scheduler::aws::eks_token;
 use aws_credential_types::Credentials;
 use base64::{
     Engine,
@@ -19,7 +22,7 @@ use base64::{
 };
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, Answer, CLUSTER, ControlPlane, Entry, Function, Kind, Lab, Parameter,
+    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
     control_plane::{Caller, eventually},
     function::Builder,
     kubeconfig::Cluster,
@@ -28,46 +31,48 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-const FUNCTION: &str = env!("CARGO_BIN_EXE_agent-scheduler");
+use common::{Clock, FUNCTION, leaks};
+
 const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/buildkite-role.yaml");
 const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 const REGION: &str = "us-east-1";
+const OTHER_PARAMETER: &str = "/buildkite/other-token";
 
-/// What the function needs, as resource and verb.
+/// The function's permissions, as resource and verb.
 const PERMISSIONS: [(&str, &str); 5] =
     [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
 
-/// A namespace with the permissions that we tell users to give, and a lab whose functions are led there.
-struct Scene {
+/// A namespace, and a lab whose functions use it.
+struct Namespace {
     control_plane: &'static ControlPlane,
-    lab: Lab,
-    namespace: String,
+    name: String,
     admin: Caller,
+    lab: Lab,
 }
 
-impl Scene {
+impl Namespace {
+    /// With the permissions that README gives.
     async fn new() -> Self {
-        let scene = Self::without_permissions().await;
-        scene.apply_role_file().await;
+        let namespace = Self::without_permissions().await;
+        namespace.apply_role_file().await;
         for (resource, verb) in PERMISSIONS {
-            scene.until_permitted(resource, verb, true).await;
+            namespace.until_permitted(resource, verb, true).await;
         }
-        scene
+        namespace
     }
 
     async fn without_permissions() -> Self {
         let control_plane = ControlPlane::shared().await;
-        let namespace = format!("test-{}", Uuid::new_v4().simple());
-        control_plane.make_namespace(&namespace).await;
-        Self { lab: control_plane.lab().await, admin: control_plane.admin().await, control_plane, namespace }
+        let name = format!("test-{}", Uuid::new_v4().simple());
+        control_plane.make_namespace(&name).await;
+        Self { lab: control_plane.lab().await, admin: control_plane.admin().await, control_plane, name }
     }
 
-    /// As README says it.
     async fn apply_role_file(&self) {
-        self.control_plane.apply(ROLE_FILE, &self.namespace).await.unwrap();
+        self.control_plane.apply(ROLE_FILE, &self.name).await.unwrap();
     }
 
-    /// The authoriser learns of a role a little after it was written.
+    /// The authoriser reads a changed role with a delay.
     async fn until_permitted(&self, resource: &str, verb: &str, permitted: bool) {
         let group = if resource == "jobs" { "batch" } else { "" };
         let name = if resource == "secrets" { "buildkite-agent-token" } else { "" };
@@ -75,7 +80,7 @@ impl Scene {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {
-                "namespace": self.namespace, "group": group, "resource": resource, "verb": verb, "name": name,
+                "namespace": self.name, "group": group, "resource": resource, "verb": verb, "name": name,
             }},
         });
         let mut function = self.as_function().await;
@@ -92,22 +97,49 @@ impl Scene {
     }
 
     fn builder(&self) -> Builder {
-        self.lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &self.namespace)
+        self.lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &self.name)
+    }
+
+    /// Gives the event to a new function, and returns the name of its Job.
+    async fn create(&self, event: &Event) -> String {
+        create(&self.function(), event).await
+    }
+
+    /// Replaces the agent token of a parameter in SSM.
+    fn put_token(&self, parameter: &str, token: &str) {
+        self.lab.aws.put_parameter(parameter, Parameter::secure_string(token));
     }
 
     /// The path of a namespaced resource, such as `jobs` or `secrets/name`.
     fn path(&self, resource: &str) -> String {
-        path(&self.namespace, resource)
+        let group = match resource.split(['/', '?']).next().unwrap() {
+            "jobs" => "/apis/batch/v1",
+            "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
+            _ => "/api/v1",
+        };
+        format!("{group}/namespaces/{}/{resource}", self.name)
     }
 
     async fn get(&mut self, resource: &str) -> Value {
-        let (status, object) = self.admin.get(&path(&self.namespace, resource)).await;
-        assert_eq!(status, 200, "{object}");
-        object
+        ok(self.admin.get(&self.path(resource)).await)
     }
 
     async fn list(&mut self, resource: &str) -> Vec<Value> {
         self.get(resource).await["items"].as_array().unwrap().clone()
+    }
+
+    async fn patch(&mut self, resource: &str, changes: &Value) {
+        ok(self.admin.patch(&self.path(resource), changes).await);
+    }
+
+    /// Applies a `PodTemplate`.
+    async fn apply(&mut self, manifest: &Value) {
+        let path = self.path(&format!("podtemplates/{}?fieldManager=lab&force=true", name(manifest)));
+        ok(self.admin.apply(&path, manifest).await);
+    }
+
+    async fn delete(&mut self, resource: &str) {
+        ok(self.admin.delete(&self.path(resource)).await);
     }
 
     fn credentials(&self) -> Credentials {
@@ -115,14 +147,14 @@ impl Scene {
         Credentials::new(&keys.access_key_id, &keys.secret_access_key, Some(keys.session_token.clone()), None, "lab")
     }
 
-    /// A token as the function signs it.
-    fn token(&self) -> String {
-        eks::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
+    /// An EKS token as the function signs it.
+    fn eks_token(&self) -> String {
+        eks_token::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
     }
 
     /// The API server as the function sees it.
     async fn as_function(&self) -> Caller {
-        self.control_plane.caller(&self.token()).await
+        self.control_plane.caller(&self.eks_token()).await
     }
 
     /// The agent token that the pods get.
@@ -139,7 +171,18 @@ impl Scene {
         .await
     }
 
-    /// Says what a kubelet would say when the agent has ended.
+    /// A new job of the published event, and its Pod.
+    async fn job_and_pod(&mut self) -> (String, Value) {
+        let job = self.create(&event()).await;
+        let pod = self.pod(&job).await;
+        (job, pod)
+    }
+
+    async fn count(&mut self, resource: &str) -> usize {
+        self.list(resource).await.len()
+    }
+
+    /// Writes the status that a kubelet writes when the agent has ended.
     async fn end_pod(&mut self, pod: &Value, phase: &str, exit_code: i32, conditions: &Value) {
         let status = json!({"status": {
             "phase": phase,
@@ -149,9 +192,7 @@ impl Scene {
                 "state": {"terminated": {"exitCode": exit_code}},
             }],
         }});
-        let pod = pod["metadata"]["name"].as_str().unwrap();
-        let (code, answer) = self.admin.patch(&path(&self.namespace, &format!("pods/{pod}/status")), &status).await;
-        assert_eq!(code, 200, "{answer}");
+        self.patch(&format!("pods/{}/status", name(pod)), &status).await;
     }
 
     /// The condition that says how a Job ended.
@@ -164,85 +205,81 @@ impl Scene {
         })
         .await
     }
-}
 
-fn path(namespace: &str, resource: &str) -> String {
-    let kind = resource.split(['/', '?']).next().unwrap();
-    let group = match kind {
-        "jobs" => "/apis/batch/v1",
-        "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
-        _ => "/api/v1",
-    };
-    format!("{group}/namespaces/{namespace}/{resource}")
-}
+    async fn until_active(&mut self, job: &str) {
+        eventually("the Job is not active", async || {
+            (self.get(&format!("jobs/{job}")).await["status"]["active"] == 1).then_some(())
+        })
+        .await;
+    }
 
-/// An event for a new job, and the name of its Job.
-fn event() -> (String, String) {
-    changed_event(|_| {})
-}
-
-/// The same with `change` made to its `detail`.
-fn changed_event(change: impl FnOnce(&mut Value)) -> (String, String) {
-    let uuid = Uuid::new_v4();
-    let mut event: Value = serde_json::from_str(include_str!("../events/job-scheduled.json")).unwrap();
-    event["detail"]["job"]["uuid"] = json!(uuid);
-    change(&mut event["detail"]);
-    (event.to_string(), format!("buildkite-{uuid}"))
-}
-
-async fn succeed(function: &Function, event: &str) -> Value {
-    match function.invoke(event).await {
-        Answer::Success(answer) => answer,
-        other => panic!("{other:?}\n{}", function.output()),
+    /// The audited requests of the function, in the order of their arrival.
+    fn requests(&self) -> Vec<Value> {
+        let mut audit = self.control_plane.audit(&self.name);
+        audit.retain(|entry| entry["user"]["username"] == SUBJECT);
+        audit.sort_by_key(|entry| entry["requestReceivedTimestamp"].to_string());
+        audit
     }
 }
 
-/// The error's type and text.
-async fn fail(function: &Function, event: &str) -> (String, String) {
-    match function.invoke(event).await {
-        Answer::Error { error_type, error_message } => (error_type, error_message),
-        other => panic!("{other:?}\n{}", function.output()),
+/// The published event for a new job.
+fn event() -> Event {
+    Event::scheduled().uuid(Uuid::new_v4())
+}
+
+/// The same for a step that asks for these beside the queue.
+fn event_with(rules: &[&str]) -> Event {
+    event().rules(["queue=default"].iter().chain(rules))
+}
+
+/// Gives the event to the function, which must create its Job, and returns the name of that.
+async fn create(function: &Function, event: &Event) -> String {
+    assert_eq!(function.succeed(event).await["outcome"], "created");
+    event.job_name()
+}
+
+/// A new event fails with this type, and a text that has all these words.
+async fn fails(function: Function, error_type: &str, words: &[&str]) {
+    fails_with(&function, &event(), error_type, words).await;
+}
+
+async fn fails_with(function: &Function, event: &Event, error_type: &str, words: &[&str]) {
+    let (actual, text) = function.fail(event).await;
+    assert_eq!(actual, error_type, "{text}");
+    for words in words {
+        assert!(text.contains(words), "{words:?} is not in: {text}");
     }
 }
 
-/// The clock of a process, by libfaketime; only its own, so that all others stay right.
-struct Clock {
-    library: PathBuf,
-    file: PathBuf,
+/// The answer to a request that must succeed.
+fn ok((status, answer): (u16, Value)) -> Value {
+    assert!(matches!(status, 200 | 201), "{status}: {answer}");
+    answer
 }
 
-impl Clock {
-    fn new(name: &str) -> Self {
-        let libraries = fs::read_dir("/usr/lib").unwrap().flatten();
-        let mut libraries = libraries.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-        let library = libraries.find(|library| library.is_file()).expect("libfaketime: apt-get install faketime");
-        let clock = Self { library, file: env::temp_dir().join(format!("{name}.clock")) };
-        clock.put_forward(Duration::ZERO);
-        clock
-    }
-
-    fn of(&self, function: Builder) -> Builder {
-        let function = function.env("LD_PRELOAD", self.library.display().to_string());
-        function.env("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()).env("FAKETIME_NO_CACHE", "1")
-    }
-
-    fn put_forward(&self, time: Duration) {
-        fs::write(&self.file, format!("+{}s", time.as_secs())).unwrap();
-    }
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap()
 }
 
-impl Drop for Clock {
-    fn drop(&mut self) {
-        fs::remove_file(&self.file).unwrap();
-    }
+fn template(name: &str, image: &str) -> Value {
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": image, "args": ["start"]}]});
+    json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": {"spec": spec}})
 }
 
-/// The answers to many events that are under way at once.
-async fn at_once(deliveries: impl Iterator<Item = (Arc<Function>, String)>) -> Vec<String> {
-    let deliveries: JoinSet<_> =
-        deliveries.map(|(function, event)| async move { succeed(&function, &event).await }).collect();
-    let outcome = |answer: Value| answer["outcome"].as_str().unwrap().to_owned();
-    deliveries.join_all().await.into_iter().map(outcome).collect()
+/// The container of that name, of either kind.
+fn container<'a>(pod: &'a Value, kind: &str, name: &str) -> &'a Value {
+    pod["spec"][kind].as_array().unwrap().iter().find(|container| container["name"] == name).unwrap()
+}
+
+/// A variable of the agent, if it has that.
+fn variable<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
+    let env = container(pod, "containers", "agent")["env"].as_array().unwrap();
+    env.iter().find(|variable| variable["name"] == name)
+}
+
+/// Its value. The API server leaves an empty one out.
+fn value<'a>(pod: &'a Value, name: &str) -> Option<&'a str> {
+    variable(pod, name).map(|variable| variable["value"].as_str().unwrap_or_default())
 }
 
 mod with_the_role_file {
@@ -250,164 +287,105 @@ mod with_the_role_file {
 
     #[tokio::test]
     async fn the_whole_event_succeeds() {
-        let mut scene = Scene::new().await;
-        let function = scene.function();
-        let (event, name) = event();
-        let created = json!({"outcome": "created", "job": name, "namespace": scene.namespace});
-        assert_eq!(succeed(&function, &event).await, created);
-        assert_eq!(scene.list("jobs").await.len(), 1);
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
-        assert!(!function.output().contains(scene.lab.agent_token()));
+        let mut namespace = Namespace::new().await;
+        let event = event();
+        let created = json!({"outcome": "created", "job": event.job_name(), "namespace": namespace.name});
+        assert_eq!(namespace.function().succeed(&event).await, created);
+        assert_eq!(namespace.count("jobs").await, 1);
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token());
+        assert_eq!(leaks(&namespace.lab), [""; 0]);
     }
 
     #[tokio::test]
-    async fn the_token_is_judged_before_the_first_event() {
-        let scene = Scene::new().await;
-        // With keys that the scene has not used.
-        let lab = scene.control_plane.lab().await;
-        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &scene.namespace).start();
+    async fn the_eks_token_is_verified_once_before_the_first_event() {
+        let namespace = Namespace::new().await;
+        // With keys that this namespace has not used.
+        let lab = namespace.control_plane.lab().await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &namespace.name).start();
         function.initialised().await.unwrap();
-        let judgements = || lab.timeline.entries().iter().filter(|entry| entry.actor == Actor::Sts).count();
-        assert_eq!(judgements(), 1);
-        succeed(&function, &event().0).await;
-        assert_eq!(judgements(), 1, "the API server asks about a token once");
-    }
-
-    /// 403 for what the function does not need.
-    async fn refused(scene: &Scene, answer: (u16, Value), words: &str) {
-        let (status, answer) = answer;
-        assert_eq!((status, &answer["reason"]), (403, &json!("Forbidden")), "{answer}");
-        let message = answer["message"].as_str().unwrap();
-        assert!(message.contains(SUBJECT) && message.contains(words), "{message}");
-        // The same caller is known, and may do what it needs.
-        let jobs = scene.path("jobs/none");
-        assert_eq!(scene.as_function().await.get(&jobs).await.0, 404);
+        let verified = || lab.timeline.entries().iter().filter(|entry| entry.actor == Actor::Sts).count();
+        assert_eq!(verified(), 1);
+        function.succeed(event()).await;
+        assert_eq!(verified(), 1);
     }
 
     #[tokio::test]
-    async fn the_secret_cannot_be_read() {
-        let scene = Scene::new().await;
-        succeed(&scene.function(), &event().0).await;
-        let mut function = scene.as_function().await;
-        refused(&scene, function.get(&scene.path("secrets/buildkite-agent-token")).await, "cannot get").await;
-        refused(&scene, function.get(&scene.path("secrets")).await, "cannot list").await;
-    }
-
-    #[tokio::test]
-    async fn no_pod_can_be_created() {
-        let scene = Scene::new().await;
+    async fn the_function_may_do_nothing_else() {
+        let namespace = Namespace::new().await;
+        let other = Namespace::without_permissions().await;
+        let job = namespace.create(&event()).await;
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
             "spec": {"containers": [{"name": "c", "image": "i"}]},
         });
-        let answer = scene.as_function().await.post(&scene.path("pods"), &pod).await;
-        refused(&scene, answer, "cannot create resource \"pods\"").await;
-    }
-
-    #[tokio::test]
-    async fn the_job_cannot_be_deleted() {
-        let scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        let answer = scene.as_function().await.delete(&scene.path(&format!("jobs/{name}"))).await;
-        refused(&scene, answer, "cannot delete resource \"jobs\"").await;
-    }
-
-    #[tokio::test]
-    async fn another_namespace_is_closed() {
-        let scene = Scene::new().await;
-        let other = Scene::without_permissions().await;
-        let function = scene.builder().env("KUBERNETES_NAMESPACE", &other.namespace).start();
-        let (error_type, text) = fail(&function, &event().0).await;
-        assert_eq!(error_type, "Forbidden", "{text}");
-        assert!(text.contains(&format!("--namespace {}", other.namespace)), "{text}");
-        let answer = scene.as_function().await.get(&other.path("jobs/none")).await;
-        refused(&scene, answer, "cannot get resource \"jobs\"").await;
-    }
-
-    #[tokio::test]
-    async fn a_namespace_that_is_not_there_looks_the_same_and_is_told_too() {
-        let scene = Scene::new().await;
-        let function = scene.builder().env("KUBERNETES_NAMESPACE", "not-there").start();
-        let (error_type, text) = fail(&function, &event().0).await;
-        assert_eq!(error_type, "Forbidden", "{text}");
-        assert!(text.contains("`kubectl create namespace not-there` if that is not there"), "{text}");
-    }
-
-    #[tokio::test]
-    async fn another_secret_cannot_be_written() {
-        let scene = Scene::new().await;
         let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "another"}});
-        let mut function = scene.as_function().await;
-        let path = scene.path("secrets/another?fieldManager=lab");
-        refused(&scene, function.apply(&path, &secret).await, "cannot patch resource \"secrets\"").await;
-        refused(&scene, function.post(&scene.path("secrets"), &secret).await, "cannot create resource \"secrets\"")
-            .await;
-        let (error_type, text) =
-            fail(&scene.builder().env("AGENT_TOKEN_SECRET_NAME", "another").start(), &event().0).await;
-        assert_eq!(error_type, "Forbidden", "{text}");
-        assert!(text.contains("secrets \"another\" is forbidden"), "{text}");
+        let path = |resource: &str| namespace.path(resource);
+        let mut function = namespace.as_function().await;
+        let answers = [
+            (function.get(&path("secrets/buildkite-agent-token")).await, "cannot get resource \"secrets\""),
+            (function.get(&path("secrets")).await, "cannot list resource \"secrets\""),
+            (
+                function.apply(&path("secrets/another?fieldManager=lab"), &secret).await,
+                "cannot patch resource \"secrets\"",
+            ),
+            (function.post(&path("secrets"), &secret).await, "cannot create resource \"secrets\""),
+            (function.post(&path("pods"), &pod).await, "cannot create resource \"pods\""),
+            (function.delete(&path(&format!("jobs/{job}"))).await, "cannot delete resource \"jobs\""),
+            (function.get(&other.path("jobs/none")).await, "cannot get resource \"jobs\""),
+        ];
+        for ((status, answer), words) in answers {
+            assert_eq!((status, &answer["reason"]), (403, &json!("Forbidden")), "{answer}");
+            let message = answer["message"].as_str().unwrap();
+            assert!(message.contains(SUBJECT) && message.contains(words), "{message}");
+        }
     }
 
-    /// Leaves one verb out of the role, and delivers one event twice.
+    #[tokio::test]
+    async fn another_namespace_or_secret_is_forbidden() {
+        let namespace = Namespace::new().await;
+        let other = Namespace::without_permissions().await;
+        for (variable, value, words) in [
+            ("KUBERNETES_NAMESPACE", &*other.name, format!("--namespace {}", other.name)),
+            // RBAC knows no namespace that does not exist.
+            ("KUBERNETES_NAMESPACE", "not-there", "kubectl create namespace not-there".to_owned()),
+            ("AGENT_TOKEN_SECRET_NAME", "another", "secrets \"another\" is forbidden".to_owned()),
+        ] {
+            fails(namespace.builder().env(variable, value).start(), "Forbidden", &[&words]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn each_permission_is_needed_and_the_error_names_it() {
+        for (resource, verb) in PERMISSIONS {
+            without(resource, verb).await;
+        }
+    }
+
+    /// Removes one verb from the role, and delivers one event without and with it.
     async fn without(resource: &str, verb: &str) {
-        let mut scene = Scene::new().await;
-        let (event, _) = event();
-        // Makes Job and Secret for those verbs that are needed only when they are there.
-        let prepared = matches!((resource, verb), ("jobs", "get") | ("secrets", "patch"));
-        if prepared {
-            succeed(&scene.function(), &event).await;
+        let mut namespace = Namespace::new().await;
+        let event = event();
+        // Creates Job and Secret for the verbs that are needed only if they exist.
+        if matches!((resource, verb), ("jobs", "get") | ("secrets", "patch")) {
+            namespace.create(&event).await;
         }
-        scene.take_away(resource, verb).await;
-        let (error_type, text) = fail(&scene.function(), &event).await;
-        assert_eq!(error_type, "Forbidden", "{text}");
-        let words = format!("User \"{SUBJECT}\" cannot {verb} resource \"{resource}\"");
-        assert!(text.contains(&words), "{text}");
-        let mend = format!("kubectl apply -f buildkite-role.yaml --namespace {}", scene.namespace);
-        assert!(text.contains(&mend), "{text}");
+        let path = namespace.path(&format!("roles/{SUBJECT}"));
+        let mut role = ok(namespace.admin.get(&path).await);
+        let rules = role["rules"].as_array_mut().unwrap();
+        let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
+        of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
+        // Kubernetes refuses a rule without a verb.
+        rules.retain(|rule| rule["verbs"] != json!([]));
+        ok(namespace.admin.put(&path, &role).await);
+        namespace.until_permitted(resource, verb, false).await;
 
-        scene.apply_role_file().await;
-        scene.until_permitted(resource, verb, true).await;
-        succeed(&scene.function(), &event).await;
-    }
+        let permission = format!("User \"{SUBJECT}\" cannot {verb} resource \"{resource}\"");
+        let fix = format!("kubectl apply -f buildkite-role.yaml --namespace {}", namespace.name);
+        fails_with(&namespace.function(), &event, "Forbidden", &[&permission, &fix]).await;
 
-    #[tokio::test]
-    async fn without_create_jobs_the_error_names_it() {
-        without("jobs", "create").await;
-    }
-
-    #[tokio::test]
-    async fn without_get_jobs_the_error_names_it() {
-        without("jobs", "get").await;
-    }
-
-    #[tokio::test]
-    async fn without_create_secrets_the_error_names_it() {
-        without("secrets", "create").await;
-    }
-
-    #[tokio::test]
-    async fn without_patch_secrets_the_error_names_it() {
-        without("secrets", "patch").await;
-    }
-
-    #[tokio::test]
-    async fn without_list_podtemplates_the_error_names_it() {
-        without("podtemplates", "list").await;
-    }
-
-    impl Scene {
-        async fn take_away(&mut self, resource: &str, verb: &str) {
-            let mut role = self.get(&format!("roles/{SUBJECT}")).await;
-            let rules = role["rules"].as_array_mut().unwrap();
-            let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
-            of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
-            // Kubernetes takes no rule without a verb.
-            rules.retain(|rule| rule["verbs"] != json!([]));
-            let (status, answer) = self.admin.put(&self.path(&format!("roles/{SUBJECT}")), &role).await;
-            assert_eq!(status, 200, "{answer}");
-            self.until_permitted(resource, verb, false).await;
-        }
+        namespace.apply_role_file().await;
+        namespace.until_permitted(resource, verb, true).await;
+        namespace.function().succeed(&event).await;
     }
 }
 
@@ -416,17 +394,13 @@ mod a_pod_definition {
 
     const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
 
-    fn name(manifest: &Value) -> &str {
-        manifest["metadata"]["name"].as_str().unwrap()
-    }
-
     fn compiled() -> Vec<Value> {
         let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
         assert!(!manifests.is_empty());
         manifests
     }
 
-    /// Those that README writes out.
+    /// The complete `PodTemplates` in README.
     fn of_readme() -> Vec<Value> {
         let readme = include_str!("../README.md");
         let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
@@ -436,78 +410,54 @@ mod a_pod_definition {
         manifests
     }
 
-    /// An event whose step asks for these beside the queue, and the name of its Job.
-    fn event_with(rules: &[&str]) -> (String, String) {
-        let rules: Vec<_> = ["queue=default"].iter().chain(rules).collect();
-        changed_event(|detail| detail["job"]["agent_query_rules"] = json!(rules))
-    }
-
-    impl Scene {
-        /// Puts a definition there, or changes the one that is.
-        async fn apply(&mut self, manifest: &Value) {
-            let path = path(&self.namespace, &format!("podtemplates/{}?fieldManager=lab&force=true", name(manifest)));
-            let (status, answer) = self.admin.apply(&path, manifest).await;
-            assert!(matches!(status, 200 | 201), "{answer}");
+    impl Namespace {
+        async fn apply_folder(&self, folder: &str) {
+            self.control_plane.apply_folder(&path(folder), &self.name).await.unwrap();
         }
 
-        /// Without its service account, no pod is made.
-        async fn make_service_accounts(&self) {
-            let file = folder("elastic-ci-stack/service-account.yaml");
-            self.control_plane.apply(&file, &self.namespace).await.unwrap();
+        /// No pod of `elastic-ci-stack` is made without its service account.
+        async fn make_service_account(&self) {
+            let file = path("elastic-ci-stack/service-account.yaml");
+            self.control_plane.apply(&file, &self.name).await.unwrap();
         }
 
-        /// The image that the agent's container of a Job has.
-        async fn image(&mut self, job: &str) -> String {
+        /// The image that the step of a new event gets.
+        async fn image(&mut self, function: &Function, rules: &[&str]) -> String {
+            let job = create(function, &event_with(rules)).await;
             let job = self.get(&format!("jobs/{job}")).await;
             job["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()
         }
 
-        /// The image that an event gets, by the function.
-        async fn image_for(&mut self, function: &Function, rules: &[&str]) -> String {
-            let (event, job) = event_with(rules);
-            assert_eq!(succeed(function, &event).await["outcome"], "created");
-            self.image(&job).await
+        /// Posts an object strictly: it is valid, and Kubernetes warns of nothing.
+        async fn post_strictly(&mut self, resource: &str, object: &Value) {
+            let request = Request::post(self.path(resource)).header("content-type", "application/json");
+            let response = self.admin.send(request, object.to_string()).await;
+            assert_eq!(response.status(), 201, "{response:?}");
+            assert_eq!(response.headers().get("warning"), None, "{response:?}");
         }
     }
 
-    /// The folder of a kustomization in `pod-definitions`.
-    fn folder(name: &str) -> String {
+    /// A file or folder of `pod-definitions`.
+    fn path(name: &str) -> String {
         format!("{}/pod-definitions/{name}", env!("CARGO_MANIFEST_DIR"))
     }
 
-    /// The one container of a name, of either kind.
-    fn container<'a>(spec: &'a Value, kind: &str, name: &str) -> &'a Value {
-        spec[kind].as_array().unwrap().iter().find(|container| container["name"] == name).unwrap()
-    }
-
-    /// The value of a variable of the agent's, if it has that variable.
-    fn variable<'a>(spec: &'a Value, name: &str) -> Option<&'a str> {
-        let env = container(spec, "containers", "agent")["env"].as_array().unwrap();
-        let variable = env.iter().find(|variable| variable["name"] == name)?;
-        // The API server leaves an empty value out.
-        Some(variable["value"].as_str().unwrap_or_default())
-    }
-
-    fn template(name: &str, image: &str) -> Value {
-        let spec =
-            json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": image, "args": ["start"]}]});
-        json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": {"spec": spec}})
-    }
-
-    /// Base and overlays, by kubectl's own kustomize: what is renamed, is renamed wherever it is named.
+    /// Base and overlays, built by kubectl's own kustomize: a new name stands wherever the old one stood.
     #[tokio::test]
-    async fn of_an_overlay_is_a_copy_with_a_service_account_an_image_and_buckets_of_its_own() {
+    async fn of_an_overlay_is_a_copy_with_its_own_service_account_image_and_buckets() {
         const BASE: &str = "elastic-ci-stack";
-        let mut scene = Scene::new().await;
+        let mut namespace = Namespace::new().await;
         let ours = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
+        // The base has no region, not even an empty one, so that EKS sets it.
         let cases = [
-            (BASE, BASE, "build-your-own.invalid/elastic-ci-stack", "", "none"),
+            (BASE, BASE, "build-your-own.invalid/elastic-ci-stack", "", "none", None),
             (
                 "overlays/elastic-ci-stack-deploy",
                 "elastic-ci-stack-deploy",
                 ours,
                 "example-deploy-secrets",
                 "poweruser",
+                Some("us-east-1"),
             ),
             (
                 "overlays/elastic-ci-stack-release",
@@ -515,222 +465,169 @@ mod a_pod_definition {
                 ours,
                 "example-release-secrets",
                 "readonly",
+                Some("eu-central-1"),
             ),
         ];
-        for (path, ..) in cases {
-            scene.control_plane.apply_folder(&folder(path), &scene.namespace).await.unwrap();
+        for (folder, ..) in cases {
+            namespace.apply_folder(folder).await;
         }
-        let made = |items: &[Value]| -> Vec<_> { items.iter().map(|item| name(item).to_owned()).collect() };
+        let names = |items: &[Value]| -> Vec<_> { items.iter().map(|item| name(item).to_owned()).collect() };
         let copies = cases.map(|(_, name, ..)| name);
-        assert_eq!(made(&scene.list("podtemplates").await), copies);
-        assert_eq!(made(&scene.list("serviceaccounts").await), [&["default"], &copies[..]].concat());
-        let function = scene.function();
-        for (_, copy, image, bucket, ecr) in cases {
-            let (event, job) = event_with(&[&*format!("pod-definition={copy}")]);
-            assert_eq!(succeed(&function, &event).await["outcome"], "created");
-            let pod = scene.pod(&job).await;
-            let spec = &pod["spec"];
-            assert_eq!(spec["serviceAccountName"], copy);
-            assert_eq!(container(spec, "containers", "agent")["image"], image);
-            assert_eq!(container(spec, "initContainers", "dockerd")["image"], "docker:29-dind");
-            assert_eq!(variable(spec, "BUILDKITE_SECRETS_BUCKET"), Some(bucket));
-            assert_eq!(variable(spec, "BUILDKITE_ECR_POLICY"), Some(ecr));
-            // A patch adds to the base, and takes nothing away.
-            assert_eq!(variable(spec, "DOCKER_HOST"), Some("unix:///docker/docker.sock"));
-            // What BUILDKITE_STACK_NAME is read from.
-            assert_eq!(pod["metadata"]["annotations"]["buildkite.com/pod-definition"], copy);
-            // Not even empty in the base, so that EKS fills it in.
-            let region = match copy {
-                "elastic-ci-stack-deploy" => Some("us-east-1"),
-                "elastic-ci-stack-release" => Some("eu-central-1"),
-                _ => None,
-            };
-            assert_eq!(variable(spec, "AWS_REGION"), region);
-            assert_eq!(variable(spec, "AWS_DEFAULT_REGION"), region);
-        }
-        let accounts = scene.list("serviceaccounts").await;
-        let roles: Vec<_> = accounts
-            .iter()
-            .filter_map(|account| account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].as_str())
-            .collect();
+        assert_eq!(names(&namespace.list("podtemplates").await), copies);
+        let accounts = namespace.list("serviceaccounts").await;
+        assert_eq!(names(&accounts), [&["default"], &copies[..]].concat());
+        let roles = accounts.iter().map(|account| &account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"]);
+        let roles: Vec<_> = roles.filter_map(Value::as_str).collect();
         assert_eq!(roles, ["arn:aws:iam::111122223333:role/elastic-ci-stack-release"]);
+
+        for (_, copy, image, bucket, ecr, region) in cases {
+            let job = namespace.create(&event_with(&[&format!("pod-definition={copy}")])).await;
+            let pod = namespace.pod(&job).await;
+            assert_eq!(pod["spec"]["serviceAccountName"], copy);
+            assert_eq!(container(&pod, "containers", "agent")["image"], image);
+            assert_eq!(container(&pod, "initContainers", "dockerd")["image"], "docker:29-dind");
+            assert_eq!(value(&pod, "BUILDKITE_SECRETS_BUCKET"), Some(bucket));
+            assert_eq!(value(&pod, "BUILDKITE_ECR_POLICY"), Some(ecr));
+            // A patch adds to the base, and removes nothing.
+            assert_eq!(value(&pod, "DOCKER_HOST"), Some("unix:///docker/docker.sock"));
+            // The source of BUILDKITE_STACK_NAME.
+            assert_eq!(pod["metadata"]["annotations"]["buildkite.com/pod-definition"], copy);
+            assert_eq!((value(&pod, "AWS_REGION"), value(&pod, "AWS_DEFAULT_REGION")), (region, region));
+        }
     }
 
-    /// Kubernetes takes the Job, and makes no pod of it: README tells what its event says.
+    /// Kubernetes takes the Job, and makes no pod. README quotes its event.
     #[tokio::test]
     async fn without_its_service_account_has_a_job_and_no_pod() {
-        let mut scene = Scene::new().await;
-        let (event, job) = event_with(&["pod-definition=elastic-ci-stack"]);
-        assert_eq!(succeed(&scene.function(), &event).await["outcome"], "created");
-        let words = "serviceaccount \"elastic-ci-stack\" not found";
-        eventually("nothing tells what is missing", async || {
-            let events = scene.list("events").await;
+        let mut namespace = Namespace::new().await;
+        let job = namespace.create(&event_with(&["pod-definition=elastic-ci-stack"])).await;
+        eventually("no event names the service account", async || {
+            let events = namespace.list("events").await;
             let of_job = events.iter().filter(|event| event["involvedObject"]["name"] == *job);
             let mut texts = of_job.filter_map(|event| event["message"].as_str());
-            texts.any(|text| text.contains(words)).then_some(())
+            texts.any(|text| text.contains("serviceaccount \"elastic-ci-stack\" not found")).then_some(())
         })
         .await;
-        assert_eq!(scene.list("pods").await.len(), 0);
-        // It is made when the account is there.
-        scene.control_plane.apply_folder(&folder("elastic-ci-stack"), &scene.namespace).await.unwrap();
-        scene.pod(&job).await;
+        assert_eq!(namespace.count("pods").await, 0);
+        // It is made once the account exists.
+        namespace.apply_folder("elastic-ci-stack").await;
+        namespace.pod(&job).await;
     }
 
-    /// By the function and as its own user, with and without what a step may ask for beside; each gets its Pod.
+    /// Posted by the function and as its own user, with and without overrides by the step; each gets its Pod.
     #[tokio::test]
     async fn of_every_file_is_admitted_strictly() {
-        let mut scene = Scene::new().await;
-        scene.make_service_accounts().await;
-        let function = scene.function();
+        let mut namespace = Namespace::new().await;
+        namespace.make_service_account().await;
+        let function = namespace.function();
         let mut created = 0;
         for manifest in compiled() {
             let definition = format!("pod-definition={}", name(&manifest));
-            for rules in [&[][..], &["cpu=250m", "memory=256Mi"], &["image=node:24", "cpu=250m", "memory=256Mi"]] {
-                // What a definition does not allow, no step can ask for.
-                if manifest["metadata"]["annotations"]["agent-scheduler.buildkite.com/allow-image"] == "false"
-                    && rules.contains(&"image=node:24")
-                {
-                    continue;
-                }
-                let rules: Vec<_> = rules.iter().copied().chain([&*definition]).collect();
-                let (event, job) = event_with(&rules);
-                assert_eq!(succeed(&function, &event).await["outcome"], "created", "{rules:?}");
+            let allow_image = &manifest["metadata"]["annotations"]["agent-scheduler.buildkite.com/allow-image"];
+            let mut overrides: Vec<&[&str]> = vec![&[], &["cpu=250m", "memory=256Mi"]];
+            if allow_image != "false" {
+                overrides.push(&["image=node:24", "cpu=250m", "memory=256Mi"]);
+            }
+            for rules in overrides {
+                let job = create(&function, &event_with(&[rules, &[&definition]].concat())).await;
                 created += 1;
-                let pod = scene.pod(&job).await;
+                let pod = namespace.pod(&job).await;
                 if rules.contains(&"image=node:24") {
-                    assert_eq!(pod["spec"]["containers"][0]["image"], "node:24");
+                    assert_eq!(container(&pod, "containers", "agent")["image"], "node:24");
                     assert_eq!(pod["spec"]["initContainers"][0]["name"], "agent-scheduler-copy-agent");
                 }
             }
         }
-        let audit = scene.control_plane.audit(&scene.namespace);
-        let is_post = |entry: &&Value| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs";
-        let posts: Vec<_> = audit.iter().filter(is_post).collect();
+        let mut posts = namespace.requests();
+        posts.retain(|entry| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs");
         assert_eq!(posts.len(), created);
         for post in posts {
-            assert_eq!(post["user"]["username"], SUBJECT);
             assert!(post["requestURI"].as_str().unwrap().contains("fieldValidation=Strict"), "{post}");
-            // Once more under another name, since the function does not look at warnings.
+            // A second time under another name, as the function does not read warnings.
             let mut job = post["requestObject"].clone();
             job["metadata"]["name"] = json!("again");
-            let request = Request::post(scene.path("jobs?fieldValidation=Strict&dryRun=All"));
-            let request = request.header("content-type", "application/json");
-            let response = scene.admin.send(request, job.to_string()).await;
-            assert_eq!(response.status(), 201, "{response:?}");
-            assert_eq!(response.headers().get("warning"), None, "{response:?}");
+            namespace.post_strictly("jobs?fieldValidation=Strict&dryRun=All", &job).await;
         }
     }
 
-    /// The same file can be put into the namespace, as those of README, and Kubernetes warns of nothing in it.
+    /// The files of the build and those of README can be applied to the namespace.
     #[tokio::test]
     async fn of_every_file_is_a_pod_template() {
-        let mut scene = Scene::new().await;
-        scene.make_service_accounts().await;
+        let mut namespace = Namespace::new().await;
+        namespace.make_service_account().await;
         for manifest in compiled().into_iter().chain(of_readme()) {
-            let request = Request::post(scene.path("podtemplates?fieldValidation=Strict"));
-            let request = request.header("content-type", "application/json");
-            let response = scene.admin.send(request, manifest.to_string()).await;
-            assert_eq!(response.status(), 201, "{response:?}");
-            assert_eq!(response.headers().get("warning"), None, "{response:?}");
-            // As Kubernetes keeps it, its defaults filled in, it is as good as the file.
-            let function = scene.function();
-            let (event, job) = event_with(&[&*format!("pod-definition={}", name(&manifest))]);
-            succeed(&function, &event).await;
-            scene.pod(&job).await;
+            namespace.post_strictly("podtemplates?fieldValidation=Strict", &manifest).await;
+            // With the defaults of Kubernetes filled in, it is still valid.
+            let event = event_with(&[&format!("pod-definition={}", name(&manifest))]);
+            namespace.function().succeed(&event).await;
+            namespace.pod(&event.job_name()).await;
         }
     }
 
     #[tokio::test]
-    async fn of_the_cluster_is_used_changed_found_broken_and_taken_away() {
-        let mut scene = Scene::new().await;
-        let clock = Clock::new(&scene.namespace);
-        let function = clock.of(scene.builder()).start();
+    async fn of_the_cluster_is_used_changed_found_broken_and_removed() {
+        let mut namespace = Namespace::new().await;
+        let clock = Clock::new(&namespace.name);
+        let function = clock.give(namespace.builder()).start();
         let minute = Duration::from_secs(61);
-        let compiled_image = scene.image_for(&function, &[]).await;
+        let compiled_image = namespace.image(&function, &[]).await;
 
-        // One that nobody knew is used at once, another one at the next look.
-        scene.apply(&template("node", "node:24")).await;
-        assert_eq!(scene.image_for(&function, &["pod-definition=node"]).await, "node:24");
-        scene.apply(&template("default", "theirs:1")).await;
+        // An unknown name is listed at once, a changed definition after a minute.
+        namespace.apply(&template("node", "node:24")).await;
+        assert_eq!(namespace.image(&function, &["pod-definition=node"]).await, "node:24");
+        namespace.apply(&template("default", "theirs:1")).await;
         clock.put_forward(minute);
-        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1");
+        assert_eq!(namespace.image(&function, &[]).await, "theirs:1");
 
-        scene.apply(&template("default", "theirs:2")).await;
-        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1", "nobody is asked within a minute");
+        namespace.apply(&template("default", "theirs:2")).await;
+        assert_eq!(namespace.image(&function, &[]).await, "theirs:1", "the copy is kept for a minute");
         clock.put_forward(2 * minute);
-        assert_eq!(scene.image_for(&function, &[]).await, "theirs:2");
+        assert_eq!(namespace.image(&function, &[]).await, "theirs:2");
 
         let mut broken = template("default", "theirs:3");
         broken["template"]["spec"]["containers"][0]["name"] = json!("main");
-        let path = scene.path("podtemplates/default");
-        assert_eq!(scene.admin.delete(&path).await.0, 200);
-        scene.apply(&broken).await;
+        namespace.delete("podtemplates/default").await;
+        namespace.apply(&broken).await;
         clock.put_forward(3 * minute);
-        let (error_type, text) = fail(&function, &event_with(&[]).0).await;
-        assert_eq!(error_type, "InvalidPodDefinition", "{text}");
-        let origin =
-            format!("PodTemplate default in namespace {}: template.spec.containers must have one", scene.namespace);
-        assert!(text.starts_with(&origin), "{text}");
-        assert_eq!(scene.image_for(&function, &["pod-definition=node"]).await, "node:24", "the others serve on");
+        let origin = format!("PodTemplate default in namespace {}: template.spec.containers", namespace.name);
+        fails_with(&function, &event(), "InvalidPodDefinition", &[&origin]).await;
+        assert_eq!(namespace.image(&function, &["pod-definition=node"]).await, "node:24");
 
-        assert_eq!(scene.admin.delete(&path).await.0, 200);
+        namespace.delete("podtemplates/default").await;
         clock.put_forward(4 * minute);
-        assert_eq!(scene.image_for(&function, &[]).await, compiled_image);
-        let (error_type, text) = fail(&function, &event_with(&["pod-definition=nodejs"]).0).await;
-        assert_eq!(error_type, "UnknownPodDefinition", "{text}");
-        assert!(text.contains("or for node, the PodTemplates of namespace"), "{text}");
+        assert_eq!(namespace.image(&function, &[]).await, compiled_image);
+        let unknown = event_with(&["pod-definition=nodejs"]);
+        fails_with(&function, &unknown, "UnknownPodDefinition", &["default", "node, "]).await;
     }
 
-    /// Whatever restart policy its author leaves out, Kubernetes fills in `Always`.
+    /// Kubernetes fills in `Always`.
     #[tokio::test]
-    async fn of_the_cluster_without_a_restart_policy_is_refused_with_the_mend() {
-        let mut scene = Scene::new().await;
+    async fn of_the_cluster_without_a_restart_policy_is_invalid() {
+        let mut namespace = Namespace::new().await;
         let mut manifest = template("node", "node:24");
         manifest["template"]["spec"].as_object_mut().unwrap().remove("restartPolicy");
-        scene.apply(&manifest).await;
-        let (error_type, text) = fail(&scene.function(), &event_with(&["pod-definition=node"]).0).await;
-        assert_eq!(error_type, "InvalidPodDefinition", "{text}");
-        assert!(text.contains("template.spec.restartPolicy must be Never, is \"Always\""), "{text}");
+        namespace.apply(&manifest).await;
+        let words = ["template.spec.restartPolicy", "Never", "\"Always\""];
+        let event = event_with(&["pod-definition=node"]);
+        fails_with(&namespace.function(), &event, "InvalidPodDefinition", &words).await;
     }
 
-    /// Frozen for long, the function finds copy and token too old, and looks at both before it posts.
-    #[tokio::test]
-    async fn of_the_cluster_is_looked_at_after_a_freeze_before_the_job() {
-        let mut scene = Scene::new().await;
-        scene.apply(&template("default", "theirs:1")).await;
-        let clock = Clock::new(&scene.namespace);
-        let function = clock.of(scene.builder()).start();
-        assert_eq!(scene.image_for(&function, &[]).await, "theirs:1");
-        scene.apply(&template("default", "theirs:2")).await;
-        // No longer: the real judge of EKS tokens refuses those of the far future.
-        clock.put_forward(Duration::from_secs(301));
-        assert_eq!(scene.image_for(&function, &[]).await, "theirs:2");
-        let audit = scene.control_plane.audit(&scene.namespace);
-        let by_function = audit.iter().filter(|entry| entry["user"]["username"] == SUBJECT);
-        let mut asked: Vec<_> = by_function
-            .map(|entry| (entry["requestReceivedTimestamp"].as_str().unwrap(), &entry["objectRef"]["resource"]))
-            .collect();
-        asked.sort_by_key(|(time, _)| *time);
-        assert_eq!(asked.last().unwrap().1, "jobs", "{asked:?}");
-    }
-
-    /// What a kubelet says of a pod whose sidecar has a start-up probe, from its start to its end.
+    /// As a kubelet reports a pod whose sidecar has a start-up probe, from its start to its end.
     #[tokio::test]
     async fn with_a_native_sidecar_ends_the_job_when_the_agent_ends() {
-        let mut scene = Scene::new().await;
-        scene.make_service_accounts().await;
-        let (event, name) = event_with(&["pod-definition=elastic-ci-stack"]);
-        succeed(&scene.function(), &event).await;
-        let pod = scene.pod(&name).await;
-        let sidecar = container(&pod["spec"], "initContainers", "dockerd");
+        let mut namespace = Namespace::new().await;
+        namespace.make_service_account().await;
+        let job = namespace.create(&event_with(&["pod-definition=elastic-ci-stack"])).await;
+        let pod = namespace.pod(&job).await;
+        let sidecar = container(&pod, "initContainers", "dockerd");
         assert_eq!(sidecar["restartPolicy"], "Always");
         assert_eq!(sidecar["startupProbe"]["failureThreshold"], 180);
-        // The pod has what a stop takes: its containers, and dockerd after them.
+        // The pod stops the sidecar's containers first, and then the sidecar.
         assert!(sidecar["args"].as_array().unwrap().contains(&json!("--shutdown-timeout=15")), "{sidecar}");
         assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 60);
 
-        let pod = path(&scene.namespace, &format!("pods/{}/status", pod["metadata"]["name"].as_str().unwrap()));
         let at = "2026-01-15T12:00:00Z";
+        let waiting = json!({"waiting": {"reason": "PodInitializing"}});
         let running = json!({"running": {"startedAt": at}});
         let ended = |code: i32| json!({"terminated": {"exitCode": code, "startedAt": at, "finishedAt": at}});
         let status = |phase: &str, dockerd: (bool, &Value), agent: &Value| {
@@ -746,35 +643,32 @@ mod a_pod_definition {
                 "containerStatuses": container("agent", agent["running"].is_object(), agent),
             }})
         };
-        let waiting = json!({"waiting": {"reason": "PodInitializing"}});
-        let while_it_lives = [
+        let path = format!("pods/{}/status", name(&pod));
+        for (phase, dockerd, agent) in [
             ("Pending", (false, &running), &waiting),
             ("Running", (true, &running), &running),
             // The agent has ended, and the sidecar is being stopped.
             ("Running", (true, &running), &ended(0)),
-        ];
-        for (phase, dockerd, agent) in while_it_lives {
-            let (code, answer) = scene.admin.patch(&pod, &status(phase, dockerd, agent)).await;
-            assert_eq!(code, 200, "{answer}");
+        ] {
+            namespace.patch(&path, &status(phase, dockerd, agent)).await;
         }
-        eventually("the Job does not run", async || {
-            (scene.get(&format!("jobs/{name}")).await["status"]["active"] == 1).then_some(())
-        })
-        .await;
-        // Stopped by the signal, which is no failure of the pod.
-        let last = status("Succeeded", (false, &ended(143)), &ended(0));
-        let (code, answer) = scene.admin.patch(&pod, &last).await;
-        assert_eq!(code, 200, "{answer}");
-        assert_eq!(scene.finished(&name).await["type"], "Complete");
-        assert_eq!(scene.list("pods").await.len(), 1);
+        namespace.until_active(&job).await;
+        // Stopped by the signal, which is not a failure of the pod.
+        namespace.patch(&path, &status("Succeeded", (false, &ended(143)), &ended(0))).await;
+        assert_eq!(namespace.finished(&job).await["type"], "Complete");
+        assert_eq!(namespace.count("pods").await, 1);
     }
 
     #[tokio::test]
     async fn with_a_field_that_kubernetes_does_not_know_is_refused() {
-        let scene = Scene::new().await;
-        let mut job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}});
-        job["spec"]["template"]["spec"] = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": "i", "imagePulPolicy": "Never"}]});
-        let (status, answer) = scene.as_function().await.post(&scene.path("jobs?fieldValidation=Strict"), &job).await;
+        let namespace = Namespace::new().await;
+        let container = json!({"name": "agent", "image": "i", "imagePulPolicy": "Never"});
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
+        });
+        let path = namespace.path("jobs?fieldValidation=Strict");
+        let (status, answer) = namespace.as_function().await.post(&path, &job).await;
         assert_eq!((status, &answer["reason"]), (400, &json!("BadRequest")), "{answer}");
         let words = "unknown field \"spec.template.spec.containers[0].imagePulPolicy\"";
         assert!(answer["message"].as_str().unwrap().contains(words), "{answer}");
@@ -786,26 +680,6 @@ mod an_eks_token {
 
     const PREFIX: &str = "k8s-aws-v1.";
 
-    /// The status that a caller with this token gets for what the function may do.
-    async fn judged(scene: &Scene, token: &str) -> u16 {
-        scene.control_plane.caller(token).await.get(&scene.path("jobs/none")).await.0
-    }
-
-    /// 401, and the real authenticator or STS said why.
-    async fn refused(scene: &Scene, token: &str, words: &str) {
-        assert_eq!(judged(scene, &scene.token()).await, 404, "a good token is accepted");
-        assert_eq!(judged(scene, token).await, 401);
-        let authenticator = scene.control_plane.log("aws-iam-authenticator");
-        let sts = scene.lab.timeline.entries();
-        let refusal = |entry: &Entry| matches!(&entry.kind, Kind::TokenRefused(reason) if reason.contains(words));
-        let said = authenticator.contains(words) || sts.iter().any(refusal);
-        assert!(said, "{words:?} is neither in {sts:?} nor in\n{authenticator}");
-    }
-
-    fn signed(scene: &Scene, cluster: &str, at: SystemTime) -> String {
-        eks::token(&scene.credentials(), REGION, cluster, at).unwrap()
-    }
-
     /// The same token with another URL in it.
     fn changed(token: &str, change: impl FnOnce(String) -> String) -> String {
         let url = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
@@ -815,68 +689,45 @@ mod an_eks_token {
 
     #[tokio::test]
     async fn of_the_function_is_accepted_as_user_and_group() {
-        let scene = Scene::new().await;
+        let namespace = Namespace::new().await;
         let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
         let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
-        let (status, answer) = scene.as_function().await.post(path, &review).await;
-        assert_eq!(status, 201, "{answer}");
+        let answer = ok(namespace.as_function().await.post(path, &review).await);
         let user = &answer["status"]["userInfo"];
-        assert_eq!(user["username"], SUBJECT);
-        assert_eq!(user["groups"], json!([SUBJECT, "system:authenticated"]));
+        assert_eq!((&user["username"], &user["groups"]), (&json!(SUBJECT), &json!([SUBJECT, "system:authenticated"])));
     }
 
+    /// With 401, for a reason of the real authenticator or of STS.
     #[tokio::test]
-    async fn for_another_cluster_is_refused() {
-        let scene = Scene::new().await;
-        let token = signed(&scene, "another-cluster", SystemTime::now());
-        refused(&scene, &token, "the signature is not that of this request for this cluster").await;
-    }
-
-    #[tokio::test]
-    async fn for_another_cluster_is_the_functions_error() {
-        let scene = Scene::new().await;
-        let function = scene.builder().env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster").start();
-        let (error_type, text) = fail(&function, &event().0).await;
-        assert_eq!(error_type, "Unauthorized", "{text}");
-        for words in ["\"another-cluster\"", SUBJECT, "KUBERNETES_CLUSTER_IDENTIFIER"] {
-            assert!(text.contains(words), "{text}");
+    async fn with_one_thing_wrong_is_refused() {
+        let namespace = Namespace::new().await;
+        let (keys, credentials, now) = (namespace.lab.credentials(), namespace.credentials(), SystemTime::now());
+        let other_key = Credentials::new(&keys.access_key_id, "another", Some(keys.session_token.clone()), None, "lab");
+        let signed = |credentials, cluster, at| eks_token::token(credentials, REGION, cluster, at).unwrap();
+        let good = namespace.eks_token();
+        let signature = "the signature is not that of this request for this cluster";
+        let cases = [
+            (signed(&credentials, "another-cluster", now), signature),
+            (signed(&other_key, CLUSTER, now), signature),
+            (changed(&good, |url| url + "&x-k8s-aws-id=example-cluster"), "non-whitelisted query parameter"),
+            (format!("{good}="), "illegal base64 data"),
+            (signed(&credentials, CLUSTER, now - Duration::from_mins(16)), "X-Amz-Date parameter is expired"),
+            (signed(&credentials, CLUSTER, now + Duration::from_mins(6)), "Signature not yet current"),
+        ];
+        let status =
+            async |token: &str| namespace.control_plane.caller(token).await.get(&namespace.path("jobs/none")).await.0;
+        assert_eq!(status(&good).await, 404, "a good token is accepted");
+        for (token, reason) in cases {
+            let before = namespace.lab.timeline.entries().len();
+            assert_eq!(status(&token).await, 401, "{reason}");
+            let sts = namespace.lab.timeline.entries().split_off(before);
+            let refused = |entry: &Entry| matches!(&entry.kind, Kind::TokenRefused(text) if text.contains(reason));
+            let authenticator = namespace.control_plane.log("aws-iam-authenticator");
+            assert!(
+                sts.iter().any(refused) || authenticator.contains(reason),
+                "{reason:?} is neither in {sts:?} nor in\n{authenticator}"
+            );
         }
-    }
-
-    #[tokio::test]
-    async fn of_another_secret_key_is_refused() {
-        let scene = Scene::new().await;
-        let keys = scene.lab.credentials();
-        let other = Credentials::new(&keys.access_key_id, "another", Some(keys.session_token.clone()), None, "lab");
-        let token = eks::token(&other, REGION, CLUSTER, SystemTime::now()).unwrap();
-        refused(&scene, &token, "the signature is not that of this request for this cluster").await;
-    }
-
-    #[tokio::test]
-    async fn with_an_extra_query_parameter_is_refused() {
-        let scene = Scene::new().await;
-        let token = changed(&scene.token(), |url| url + "&x-k8s-aws-id=example-cluster");
-        refused(&scene, &token, "non-whitelisted query parameter").await;
-    }
-
-    #[tokio::test]
-    async fn with_padding_is_refused() {
-        let scene = Scene::new().await;
-        refused(&scene, &(scene.token() + "="), "illegal base64 data").await;
-    }
-
-    #[tokio::test]
-    async fn of_an_old_date_is_refused() {
-        let scene = Scene::new().await;
-        let token = signed(&scene, CLUSTER, SystemTime::now() - Duration::from_mins(16));
-        refused(&scene, &token, "X-Amz-Date parameter is expired").await;
-    }
-
-    #[tokio::test]
-    async fn of_the_far_future_is_refused() {
-        let scene = Scene::new().await;
-        let token = signed(&scene, CLUSTER, SystemTime::now() + Duration::from_mins(6));
-        refused(&scene, &token, "Signature not yet current").await;
     }
 }
 
@@ -884,321 +735,235 @@ mod the_job_controller {
     use super::*;
 
     #[tokio::test]
-    async fn makes_exactly_one_pod_as_we_promise_it() {
-        let mut scene = Scene::new().await;
-        let function = scene.builder().env("BUILDKITE_AGENT_TAGS", "os=linux").start();
-        let (event, name) = event();
-        succeed(&function, &event).await;
-        let pod = scene.pod(&name).await;
-        let uuid = name.strip_prefix("buildkite-").unwrap();
+    async fn makes_one_pod_with_our_metadata() {
+        let mut namespace = Namespace::new().await;
+        let event = event();
+        let job = create(&namespace.builder().env("BUILDKITE_AGENT_TAGS", "os=linux").start(), &event).await;
+        let pod = namespace.pod(&job).await;
+        let uuid = job.strip_prefix("buildkite-").unwrap();
 
-        let labels = &pod["metadata"]["labels"];
-        let expected = [
-            ("app.kubernetes.io/managed-by", "agent-scheduler"),
-            ("buildkite.com/job-uuid", uuid),
-            ("buildkite.com/queue", "default"),
-            ("batch.kubernetes.io/job-name", &name),
-        ];
-        for (label, value) in expected {
-            assert_eq!(labels[label], value, "{labels}");
-        }
         let build = "https://buildkite.com/example-org/example-pipeline/builds/1234";
-        let annotations = &pod["metadata"]["annotations"];
-        let expected = [
-            ("buildkite.com/build-url", build),
-            ("buildkite.com/job-url", &format!("{build}#{uuid}")),
-            ("buildkite.com/pipeline", "example-pipeline"),
-            ("buildkite.com/branch", "main"),
-            ("buildkite.com/commit", "0123456789abcdef0123456789abcdef01234567"),
-            ("buildkite.com/step-key", "unit_tests"),
-            ("buildkite.com/pod-definition", "default"),
-            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
-            ("karpenter.sh/do-not-disrupt", "true"),
-        ];
-        for (annotation, value) in expected {
-            assert_eq!(annotations[annotation], value, "{annotations}");
+        let expected = json!({
+            "labels": {
+                "app.kubernetes.io/managed-by": "agent-scheduler",
+                "buildkite.com/job-uuid": uuid,
+                "buildkite.com/queue": "default",
+                "batch.kubernetes.io/job-name": job,
+            },
+            "annotations": {
+                "buildkite.com/build-url": build,
+                "buildkite.com/job-url": format!("{build}#{uuid}"),
+                "buildkite.com/pipeline": "example-pipeline",
+                "buildkite.com/branch": "main",
+                "buildkite.com/commit": "0123456789abcdef0123456789abcdef01234567",
+                "buildkite.com/step-key": "unit_tests",
+                "buildkite.com/pod-definition": "default",
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                "karpenter.sh/do-not-disrupt": "true",
+            },
+        });
+        for (kind, values) in expected.as_object().unwrap() {
+            for (key, value) in values.as_object().unwrap() {
+                assert_eq!(pod["metadata"][kind][key], *value, "{key}");
+            }
         }
-        let agent = &pod["spec"]["containers"][0];
-        let env = |name| agent["env"].as_array().unwrap().iter().find(|variable| variable["name"] == name).unwrap();
-        assert_eq!(env("BUILDKITE_AGENT_ACQUIRE_JOB")["value"], uuid);
-        assert_eq!(env("BUILDKITE_AGENT_TAGS")["value"], "os=linux,queue=default,pod-definition=default");
+        assert_eq!(value(&pod, "BUILDKITE_AGENT_ACQUIRE_JOB"), Some(uuid));
+        assert_eq!(value(&pod, "BUILDKITE_AGENT_TAGS"), Some("os=linux,queue=default,pod-definition=default"));
         assert_eq!(pod["spec"]["restartPolicy"], "Never");
 
-        let job = scene.get(&format!("jobs/{name}")).await;
-        let spec = &job["spec"];
-        let expected = json!({"activeDeadlineSeconds": 21600, "ttlSecondsAfterFinished": 600, "backoffLimit": 0});
+        let job = namespace.get(&format!("jobs/{job}")).await;
+        let expected = json!({
+            "activeDeadlineSeconds": 21600, "ttlSecondsAfterFinished": 600, "backoffLimit": 0, "parallelism": 1,
+            "completions": 1,
+        });
         for (field, value) in expected.as_object().unwrap() {
-            assert_eq!(spec[field], *value, "{field}");
+            assert_eq!(job["spec"][field], *value, "{field}");
         }
-        assert_eq!((&spec["parallelism"], &spec["completions"]), (&json!(1), &json!(1)));
-        assert_eq!(scene.list("pods").await.len(), 1);
+        assert_eq!(namespace.count("pods").await, 1);
     }
 
     #[tokio::test]
-    async fn gives_the_token_to_the_agent_and_to_nothing_else() {
-        let mut scene = Scene::new().await;
-        let function = scene.function();
-        let (event, name) = event();
-        succeed(&function, &event).await;
-        let pod = scene.pod(&name).await;
-        let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
-        let token = env.iter().find(|variable| variable["name"] == "BUILDKITE_AGENT_TOKEN").unwrap();
-        let reference = &token["valueFrom"]["secretKeyRef"];
+    async fn gives_the_agent_token_to_the_agent_alone() {
+        let mut namespace = Namespace::new().await;
+        let (job, pod) = namespace.job_and_pod().await;
+        let reference = &variable(&pod, "BUILDKITE_AGENT_TOKEN").unwrap()["valueFrom"]["secretKeyRef"];
         assert_eq!(*reference, json!({"name": "buildkite-agent-token", "key": "token"}));
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token());
 
-        let audit = scene.control_plane.audit(&scene.namespace);
-        let created = audit.iter().find(|entry| entry["verb"] == "create" && entry["objectRef"]["resource"] == "jobs");
-        assert!(created.unwrap()["requestObject"].is_object(), "the audit log has the bodies");
-        let told = [
-            scene.get(&format!("jobs/{name}")).await.to_string(),
-            pod.to_string(),
-            json!(audit).to_string(),
-            function.output(),
-        ];
-        let token = scene.lab.agent_token();
-        for text in told {
-            assert!(!text.contains(token) && !text.contains(&BASE64_STANDARD.encode(token)), "{text}");
+        let audit = namespace.control_plane.audit(&namespace.name);
+        let posted = |entry: &Value| entry["requestObject"]["metadata"]["name"] == *job;
+        assert!(audit.iter().any(posted), "the audit log has no bodies");
+        let token = namespace.lab.agent_token().to_owned();
+        for text in [namespace.get(&format!("jobs/{job}")).await, pod, json!(audit)].map(|value| value.to_string()) {
+            assert!(!text.contains(&token) && !text.contains(&BASE64_STANDARD.encode(&token)), "{text}");
         }
+        assert_eq!(leaks(&namespace.lab), [""; 0]);
     }
 
     #[tokio::test]
-    async fn ends_the_job_well_when_the_agent_does() {
-        let mut scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        let pod = scene.pod(&name).await;
-        scene.end_pod(&pod, "Succeeded", 0, &json!([])).await;
-        let condition = scene.finished(&name).await;
-        assert_eq!(condition["type"], "Complete", "{condition}");
-        assert_eq!(scene.list("pods").await.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn fails_the_job_after_one_pod_when_buildkite_refuses_it() {
-        let mut scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        let pod = scene.pod(&name).await;
-        scene.end_pod(&pod, "Failed", 27, &json!([])).await;
-        let condition = scene.finished(&name).await;
-        assert_eq!((&condition["type"], &condition["reason"]), (&json!("Failed"), &json!("PodFailurePolicy")));
-        assert!(condition["message"].as_str().unwrap().contains("exit code 27"), "{condition}");
-        assert_eq!(scene.list("pods").await.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn fails_the_job_after_one_pod_when_the_step_fails() {
-        let mut scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        let pod = scene.pod(&name).await;
-        scene.end_pod(&pod, "Failed", 1, &json!([])).await;
-        let condition = scene.finished(&name).await;
-        assert_eq!((&condition["type"], &condition["reason"]), (&json!("Failed"), &json!("BackoffLimitExceeded")));
-        assert_eq!(scene.list("pods").await.len(), 1);
+    async fn ends_the_job_with_its_one_pod() {
+        let mut namespace = Namespace::new().await;
+        for (exit_code, phase, condition, reason, words) in [
+            (0, "Succeeded", "Complete", "CompletionsReached", ""),
+            // Buildkite refuses the agent.
+            (27, "Failed", "Failed", "PodFailurePolicy", "exit code 27"),
+            // The step fails.
+            (1, "Failed", "Failed", "BackoffLimitExceeded", ""),
+        ] {
+            let before = namespace.count("pods").await;
+            let (job, pod) = namespace.job_and_pod().await;
+            namespace.end_pod(&pod, phase, exit_code, &json!([])).await;
+            let finished = namespace.finished(&job).await;
+            assert_eq!((&finished["type"], &finished["reason"]), (&json!(condition), &json!(reason)), "{finished}");
+            assert!(finished["message"].as_str().unwrap().contains(words), "{finished}");
+            assert_eq!(namespace.count("pods").await, before + 1);
+        }
     }
 
     #[tokio::test]
     async fn replaces_a_pod_that_was_disrupted() {
-        let mut scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        let first = scene.pod(&name).await;
+        let mut namespace = Namespace::new().await;
+        let (job, first) = namespace.job_and_pod().await;
         let disruption = json!([{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]);
-        scene.end_pod(&first, "Failed", 143, &disruption).await;
+        namespace.end_pod(&first, "Failed", 143, &disruption).await;
         let second = eventually("there is no other Pod", async || {
-            let mut pods = scene.list("pods").await;
+            let mut pods = namespace.list("pods").await;
             pods.retain(|pod| pod["metadata"]["uid"] != first["metadata"]["uid"]);
             pods.pop()
         })
         .await;
         assert_eq!(second["spec"]["containers"], first["spec"]["containers"]);
-        // The Job's status follows its Pods.
-        eventually("the Job does not live on", async || {
-            let job = scene.get(&format!("jobs/{name}")).await;
-            (job["status"]["active"] == 1).then_some(())
-        })
-        .await;
-
-        scene.end_pod(&second, "Succeeded", 0, &json!([])).await;
-        assert_eq!(scene.finished(&name).await["type"], "Complete");
+        namespace.until_active(&job).await;
+        namespace.end_pod(&second, "Succeeded", 0, &json!([])).await;
+        assert_eq!(namespace.finished(&job).await["type"], "Complete");
     }
 
     #[tokio::test]
     async fn removes_job_and_pod_after_their_time_and_leaves_the_secret() {
-        let mut scene = Scene::new().await;
-        let (event, name) = event();
-        succeed(&scene.builder().env("JOB_TTL_SECONDS", "1").start(), &event).await;
-        let pod = scene.pod(&name).await;
-        scene.end_pod(&pod, "Succeeded", 0, &json!([])).await;
+        let mut namespace = Namespace::new().await;
+        let job = create(&namespace.builder().env("JOB_TTL_SECONDS", "1").start(), &event()).await;
+        let pod = namespace.pod(&job).await;
+        namespace.end_pod(&pod, "Succeeded", 0, &json!([])).await;
         eventually("Job and Pod are still there", async || {
-            (scene.list("jobs").await.is_empty() && scene.list("pods").await.is_empty()).then_some(())
+            (namespace.count("jobs").await == 0 && namespace.count("pods").await == 0).then_some(())
         })
         .await;
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token());
     }
 }
 
-mod the_same_event {
-    use super::*;
-
-    #[tokio::test]
-    async fn twice_is_one_job_and_one_pod() {
-        let mut scene = Scene::new().await;
-        let function = scene.function();
-        let (event, name) = event();
-        assert_eq!(succeed(&function, &event).await["outcome"], "created");
-        assert_eq!(succeed(&function, &event).await["outcome"], "already-exists");
-        scene.pod(&name).await;
-        assert_eq!((scene.list("jobs").await.len(), scene.list("pods").await.len()), (1, 1));
-    }
-
-    #[tokio::test]
-    async fn fifty_times_at_once_from_eight_processes_is_one_job_and_one_pod() {
-        let mut scene = Scene::new().await;
-        let functions: Vec<_> = (0..8).map(|_| Arc::new(scene.function())).collect();
-        let (event, name) = event();
-        let functions = functions.iter().cycle().take(50).map(Arc::clone);
-        let outcomes = at_once(functions.map(|function| (function, event.clone()))).await;
-        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "created").count(), 1, "{outcomes:?}");
-        assert_eq!(outcomes.iter().filter(|outcome| *outcome == "already-exists").count(), 49, "{outcomes:?}");
-        scene.pod(&name).await;
-        assert_eq!((scene.list("jobs").await.len(), scene.list("pods").await.len()), (1, 1));
-    }
-
-    #[tokio::test]
-    async fn two_hundred_different_ones_from_one_warm_process_are_two_hundred_jobs() {
-        let mut scene = Scene::new().await;
-        let function = scene.function();
-        let mut names = Vec::new();
-        for _ in 0..200 {
-            let (event, name) = event();
-            assert_eq!(succeed(&function, &event).await["outcome"], "created");
-            names.push(name);
-        }
-        let jobs = scene.list("jobs").await;
-        let mut found: Vec<_> = jobs.iter().map(|job| job["metadata"]["name"].as_str().unwrap()).collect();
-        found.sort_unstable();
-        names.sort_unstable();
-        assert_eq!(found, names);
-    }
+#[tokio::test]
+async fn fifty_deliveries_at_once_to_eight_processes_are_one_job_and_one_pod() {
+    let mut namespace = Namespace::new().await;
+    let functions: Vec<_> = (0..8).map(|_| Arc::new(namespace.function())).collect();
+    let event = event();
+    let deliveries: JoinSet<_> = (0..50)
+        .map(|delivery| {
+            let (function, event) = (Arc::clone(&functions[delivery % 8]), event.to_string());
+            async move { function.succeed(event).await["outcome"].as_str().unwrap().to_owned() }
+        })
+        .collect();
+    let mut outcomes = deliveries.join_all().await;
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, [vec!["already-exists"; 49], vec!["created"]].concat());
+    namespace.pod(&event.job_name()).await;
+    assert_eq!((namespace.count("jobs").await, namespace.count("pods").await), (1, 1));
 }
 
 mod a_token_in_ssm {
     use super::*;
 
-    const OTHER_PARAMETER: &str = "/buildkite/other-token";
-
-    impl Scene {
-        /// The function wrote the Secret, and only then posted the Job.
-        fn was_applied_before(&self, job: &str) {
-            let audit = self.control_plane.audit(&self.namespace);
-            let by_function = |entry: &&Value| entry["user"]["username"] == SUBJECT;
-            let applied = audit.iter().filter(by_function).filter(|entry| entry["objectRef"]["resource"] == "secrets");
-            let applied = applied.max_by_key(|entry| entry["stageTimestamp"].as_str()).unwrap();
-            let posted =
-                audit.iter().filter(by_function).find(|entry| entry["requestObject"]["metadata"]["name"] == job);
-            let (applied, posted) = (&applied["stageTimestamp"], &posted.unwrap()["requestReceivedTimestamp"]);
-            assert!(applied.as_str().unwrap() < posted.as_str().unwrap(), "applied {applied}, posted {posted}");
+    impl Namespace {
+        /// The function's last request is the Job, after the answers to all others.
+        fn assert_job_last(&self) {
+            let mut requests = self.requests();
+            let job = requests.pop().unwrap();
+            assert_eq!(job["objectRef"]["resource"], "jobs", "{job}");
+            for request in requests {
+                let (answered, posted) = (&request["stageTimestamp"], &job["requestReceivedTimestamp"]);
+                assert!(answered.as_str().unwrap() < posted.as_str().unwrap(), "{request}");
+            }
         }
     }
 
     #[tokio::test]
     async fn that_was_replaced_is_in_the_secret_before_the_next_job() {
-        let mut scene = Scene::new().await;
-        succeed(&scene.function(), &event().0).await;
-        scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string("bkct_rotated"));
-        let (event, name) = event();
-        succeed(&scene.function(), &event).await;
-        assert_eq!(scene.secret_token().await, "bkct_rotated");
-
-        scene.was_applied_before(&name);
+        let mut namespace = Namespace::new().await;
+        namespace.create(&event()).await;
+        namespace.put_token(AGENT_TOKEN_PARAMETER, "bkct_rotated");
+        namespace.create(&event()).await;
+        assert_eq!(namespace.secret_token().await, "bkct_rotated");
+        namespace.assert_job_last();
     }
 
-    /// The function is warm, and its clock is put forward by the five minutes that it relies on what it knows.
+    /// The function is warm, and its clock is put forward past the ages of the definitions and of the token.
     #[tokio::test]
-    async fn that_was_replaced_is_noticed_by_a_warm_function() {
-        let mut scene = Scene::new().await;
-        let clock = Clock::new(&scene.namespace);
-        let function = clock.of(scene.builder()).start();
-        succeed(&function, &event().0).await;
+    async fn that_was_replaced_is_read_after_a_freeze_like_a_definition() {
+        let mut namespace = Namespace::new().await;
+        let clock = Clock::new(&namespace.name);
+        let function = clock.give(namespace.builder()).start();
+        create(&function, &event()).await;
 
-        scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string("bkct_rotated"));
-        succeed(&function, &event().0).await;
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token(), "nobody is asked within five minutes");
+        namespace.put_token(AGENT_TOKEN_PARAMETER, "bkct_rotated");
+        namespace.apply(&template("default", "theirs:1")).await;
+        create(&function, &event()).await;
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token(), "a token is kept for five minutes");
 
+        // No further: the real authenticator refuses a token of the far future.
         clock.put_forward(Duration::from_secs(301));
-        let (event, name) = event();
-        succeed(&function, &event).await;
-        assert_eq!(scene.secret_token().await, "bkct_rotated");
-        scene.was_applied_before(&name);
+        let job = create(&function, &event()).await;
+        assert_eq!(namespace.secret_token().await, "bkct_rotated");
+        let image = &namespace.pod(&job).await["spec"]["containers"][0]["image"];
+        assert_eq!(image, "theirs:1");
+        namespace.assert_job_last();
     }
 
     #[tokio::test]
-    async fn whose_secret_was_deleted_is_brought_again_by_a_warm_function() {
-        let mut scene = Scene::new().await;
-        let clock = Clock::new(&scene.namespace);
-        let function = clock.of(scene.builder()).start();
-        succeed(&function, &event().0).await;
-        let secret = path(&scene.namespace, "secrets/buildkite-agent-token");
-        assert_eq!(scene.admin.delete(&secret).await.0, 200);
-
+    async fn whose_secret_was_deleted_is_applied_again_by_a_warm_function() {
+        let mut namespace = Namespace::new().await;
+        let clock = Clock::new(&namespace.name);
+        let function = clock.give(namespace.builder()).start();
+        create(&function, &event()).await;
+        namespace.delete("secrets/buildkite-agent-token").await;
         clock.put_forward(Duration::from_secs(301));
-        succeed(&function, &event().0).await;
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
-    }
-
-    #[tokio::test]
-    async fn of_a_renamed_parameter_is_a_conflict_once_it_changes_and_the_error_tells_the_mend() {
-        let scene = Scene::new().await;
-        succeed(&scene.function(), &event().0).await;
-        let renamed = || scene.builder().env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", OTHER_PARAMETER).start();
-        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string(scene.lab.agent_token()));
-        succeed(&renamed(), &event().0).await;
-        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string("bkct_rotated"));
-        let (error_type, text) = fail(&renamed(), &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        assert!(text.contains("`kubectl delete secret buildkite-agent-token "), "{text}");
+        create(&function, &event()).await;
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token());
     }
 
     #[tokio::test]
     async fn is_shared_by_two_functions_through_two_rotations() {
-        let mut scene = Scene::new().await;
+        let mut namespace = Namespace::new().await;
         for token in ["bkct_first", "bkct_second", "bkct_third"] {
-            scene.lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
-            for function in [scene.function(), scene.function()] {
-                assert_eq!(succeed(&function, &event().0).await["outcome"], "created");
-                assert_eq!(scene.secret_token().await, token);
+            namespace.put_token(AGENT_TOKEN_PARAMETER, token);
+            for _ in 0..2 {
+                namespace.create(&event()).await;
+                assert_eq!(namespace.secret_token().await, token);
             }
         }
-        let managers: Vec<_> = scene.get("secrets/buildkite-agent-token").await["metadata"]["managedFields"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|entry| entry["manager"].as_str().unwrap().to_owned())
-            .collect();
-        assert!(managers.len() == 1 && managers[0].starts_with("agent-scheduler:"), "{managers:?}");
+        let secret = namespace.get("secrets/buildkite-agent-token").await;
+        let [entry] = &secret["metadata"]["managedFields"].as_array().unwrap()[..] else { panic!("{secret}") };
+        assert!(entry["manager"].as_str().unwrap().starts_with("agent-scheduler:"), "{entry}");
     }
 
+    /// Two stacks may use one Secret only if they read the same value.
     #[tokio::test]
-    async fn of_another_parameter_is_a_conflict_and_the_first_one_stands() {
-        let mut scene = Scene::new().await;
-        succeed(&scene.function(), &event().0).await;
-        scene.lab.aws.put_parameter(OTHER_PARAMETER, Parameter::secure_string("bkct_other"));
-        let other = scene.builder().env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", OTHER_PARAMETER).start();
-        let (error_type, text) = fail(&other, &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        for words in [
+    async fn of_another_parameter_is_a_conflict_once_it_differs() {
+        let mut namespace = Namespace::new().await;
+        namespace.create(&event()).await;
+        let other = || namespace.builder().env("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", OTHER_PARAMETER).start();
+        namespace.put_token(OTHER_PARAMETER, namespace.lab.agent_token());
+        create(&other(), &event()).await;
+        namespace.put_token(OTHER_PARAMETER, "bkct_other");
+        let words = [
             "Secret buildkite-agent-token",
-            "set AgentTokenSecretName",
+            "AgentTokenSecretName",
+            "`kubectl delete secret buildkite-agent-token ",
             "Apply failed with 1 conflict: conflict with \"agent-scheduler:",
             ": .data.token",
-        ] {
-            assert!(text.contains(words), "{text}");
-        }
-        assert_eq!(scene.secret_token().await, scene.lab.agent_token());
-        assert_eq!(scene.list("jobs").await.len(), 1);
+        ];
+        fails(other(), "RejectedByApiServer", &words).await;
+        assert_eq!(namespace.secret_token().await, namespace.lab.agent_token());
+        assert_eq!(namespace.count("jobs").await, 2);
     }
 }
 
@@ -1206,30 +971,26 @@ mod a_namespace {
     use super::*;
 
     #[tokio::test]
-    async fn with_a_quota_of_jobs_passes_the_servers_words_on() {
-        let mut scene = Scene::new().await;
+    async fn with_a_quota_of_jobs_gives_the_error_of_the_api_server() {
+        let mut namespace = Namespace::new().await;
         let quota = json!({
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-jobs"},
             "spec": {"hard": {"count/jobs.batch": "0"}},
         });
-        let (status, answer) = scene.admin.post(&path(&scene.namespace, "resourcequotas"), &quota).await;
-        assert_eq!(status, 201, "{answer}");
+        ok(namespace.admin.post(&namespace.path("resourcequotas"), &quota).await);
         eventually("the quota has no effect", async || {
-            (scene.get("resourcequotas/no-jobs").await["status"]["hard"]["count/jobs.batch"] == "0").then_some(())
+            (namespace.get("resourcequotas/no-jobs").await["status"]["hard"]["count/jobs.batch"] == "0").then_some(())
         })
         .await;
-        let (error_type, text) = fail(&scene.function(), &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        for words in ["cannot create Job buildkite-", "exceeded quota: no-jobs", "limited: count/jobs.batch=0"] {
-            assert!(text.contains(words), "{text}");
-        }
+        let words = ["Job buildkite-", "exceeded quota: no-jobs", "limited: count/jobs.batch=0"];
+        fails(namespace.function(), "RejectedByApiServer", &words).await;
     }
 
-    /// Policies and webhooks refuse with 403, too, and in words of their own.
+    /// Policies and webhooks refuse with 403, too, and with their own message.
     #[tokio::test]
-    async fn with_an_admission_policy_passes_its_words_on() {
-        let mut scene = Scene::new().await;
-        let name = &scene.namespace.clone();
+    async fn with_an_admission_policy_gives_its_message() {
+        let mut namespace = Namespace::new().await;
+        let name = &namespace.name;
         let policy = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
             "metadata": {"name": name},
@@ -1248,88 +1009,75 @@ mod a_namespace {
             "metadata": {"name": name},
             "spec": {"policyName": name, "validationActions": ["Deny"]},
         });
-        let group = "/apis/admissionregistration.k8s.io/v1";
         for (resource, object) in
             [("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)]
         {
-            let (status, answer) = scene.admin.post(&format!("{group}/{resource}"), &object).await;
-            assert_eq!(status, 201, "{answer}");
+            let path = format!("/apis/admissionregistration.k8s.io/v1/{resource}");
+            ok(namespace.admin.post(&path, &object).await);
         }
         let job = json!({
             "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "trial"},
             "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
         });
+        let path = namespace.path("jobs?dryRun=All");
         eventually("the policy has no effect", async || {
-            (scene.admin.post(&path(name, "jobs?dryRun=All"), &job).await.0 == 403).then_some(())
+            (namespace.admin.post(&path, &job).await.0 == 403).then_some(())
         })
         .await;
-        let (error_type, text) = fail(&scene.function(), &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        assert!(text.contains("denied request: a Job cannot be made today"), "{text}");
+        fails(namespace.function(), "RejectedByApiServer", &["denied request: a Job cannot be made today"]).await;
     }
 
     #[tokio::test]
-    async fn that_is_being_terminated_is_told() {
-        let mut scene = Scene::new().await;
-        // What has a finalizer stays, and so do the namespace and the permissions in it.
+    async fn that_is_being_terminated_gives_the_error_of_the_api_server() {
+        let mut namespace = Namespace::new().await;
+        // Finalizers keep the permissions, and so the namespace.
         for resource in [format!("roles/{SUBJECT}"), format!("rolebindings/{SUBJECT}")] {
-            let stay = json!({"metadata": {"finalizers": ["lab.example/stay"]}});
-            let (status, answer) = scene.admin.patch(&path(&scene.namespace, &resource), &stay).await;
-            assert_eq!(status, 200, "{answer}");
+            namespace.patch(&resource, &json!({"metadata": {"finalizers": ["lab.example/stay"]}})).await;
         }
-        let (status, answer) = scene.admin.delete(&format!("/api/v1/namespaces/{}", scene.namespace)).await;
-        assert_eq!(status, 200, "{answer}");
-        let (error_type, text) = fail(&scene.function(), &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        assert!(text.contains(&format!("namespace {} because it is being terminated", scene.namespace)), "{text}");
+        ok(namespace.admin.delete(&format!("/api/v1/namespaces/{}", namespace.name)).await);
+        let words = format!("namespace {} because it is being terminated", namespace.name);
+        fails(namespace.function(), "RejectedByApiServer", &[&words]).await;
     }
 }
 
-/// A cluster that has never heard of the function's role, behind the lab's gate: `make run CONTEXT=…`.
+/// A cluster without the function's role, behind the lab's forwarder: `make run CONTEXT=…`.
 mod a_cluster_of_a_kubeconfig {
     use super::*;
 
-    async fn lab(scene: &Scene) -> Lab {
+    async fn cluster(namespace: &Namespace) -> Cluster {
+        Cluster::of_context(CLUSTER, Some(&namespace.control_plane.kubeconfig())).await.unwrap()
+    }
+
+    async fn lab(namespace: &Namespace) -> Lab {
         let mut lab = Lab::start().await;
-        let kubeconfig = scene.control_plane.kubeconfig();
-        lab.forward_to(Cluster::of_context(CLUSTER, Some(&kubeconfig)).await.unwrap()).await;
+        lab.forward_to(cluster(namespace).await).await;
         lab
     }
 
     #[tokio::test]
-    async fn gets_the_job_with_the_rights_of_the_kubeconfig() {
-        let mut scene = Scene::without_permissions().await;
-        let lab = lab(&scene).await;
-        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &scene.namespace).start();
-        let (event, name) = event();
-        assert_eq!(succeed(&function, &event).await["outcome"], "created");
-        assert_eq!(succeed(&function, &event).await["outcome"], "already-exists");
-        scene.pod(&name).await;
-        assert_eq!(scene.secret_token().await, lab.agent_token());
-        let audit = scene.control_plane.audit(&scene.namespace);
-        let posted = audit.iter().find(|entry| entry["requestObject"]["metadata"]["name"] == *name).unwrap();
+    async fn gets_the_job_with_the_permissions_of_the_kubeconfig() {
+        let mut namespace = Namespace::without_permissions().await;
+        let lab = lab(&namespace).await;
+        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &namespace.name).start();
+        let event = event();
+        let job = create(&function, &event).await;
+        assert_eq!(function.succeed(&event).await["outcome"], "already-exists");
+        namespace.pod(&job).await;
+        assert_eq!(namespace.secret_token().await, lab.agent_token());
+        let audit = namespace.control_plane.audit(&namespace.name);
+        let posted = audit.iter().find(|entry| entry["requestObject"]["metadata"]["name"] == *job).unwrap();
         assert_eq!(posted["user"]["username"], "admin", "{posted}");
-        let cluster = Cluster::of_context(CLUSTER, Some(&scene.control_plane.kubeconfig())).await.unwrap();
-        let jobs = cluster.table(&scene.path("jobs")).await.unwrap();
-        assert!(jobs.starts_with("NAME ") && jobs.contains(&name), "{jobs}");
+        let jobs = cluster(&namespace).await.table(&namespace.path("jobs")).await.unwrap();
+        assert!(jobs.starts_with("NAME ") && jobs.contains(&job), "{jobs}");
     }
 
     #[tokio::test]
-    async fn passes_its_errors_on() {
-        let scene = Scene::without_permissions().await;
-        let lab = lab(&scene).await;
-        let function = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", "absent").start();
-        let (error_type, text) = fail(&function, &event().0).await;
-        assert_eq!(error_type, "RejectedByApiServer", "{text}");
-        assert!(text.contains("the cluster has no namespace \"absent\""), "{text}");
-    }
-
-    #[tokio::test]
-    async fn is_closed_to_a_token_for_another_cluster() {
-        let scene = Scene::without_permissions().await;
-        let lab = lab(&scene).await;
-        let function = lab.function(FUNCTION).env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster").start();
-        let (error_type, text) = fail(&function, &event().0).await;
-        assert_eq!(error_type, "Unauthorized", "{text}");
+    async fn gives_its_errors_and_those_of_the_lab() {
+        let namespace = Namespace::without_permissions().await;
+        let lab = lab(&namespace).await;
+        let absent = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", "absent").start();
+        fails(absent, "RejectedByApiServer", &["\"absent\""]).await;
+        let other = lab.function(FUNCTION).env("KUBERNETES_CLUSTER_IDENTIFIER", "another-cluster").start();
+        fails(other, "Unauthorized", &["\"another-cluster\""]).await;
     }
 }

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_scheduler::refresh;
+use agent_scheduler::kept;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Answer, Certificate, Entry, Event, Fault, Function, Kind, Lab, When, fault::ErrorAnswer};
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ impl FailureMode {
             // Of the answer to a write, only the status counts.
             Garbage | Empty if matches!(call, Call::Job | Call::Secret) => Retries::Success,
             Code(401) if !call.is_of_aws() => Retries::NewToken,
-            Code(401 | 403 | 409 | 422) | NameTaken | Garbage | Empty | ExpiredCertificate | RetryAfterDeadline => {
+            Code(401 | 403 | 422) | NameTaken | Garbage | Empty | ExpiredCertificate | RetryAfterDeadline => {
                 Retries::None
             }
             _ => Retries::UntilDeadline,
@@ -192,17 +192,12 @@ impl FailureMode {
                     &format!("it is forbidden: User \"{user}\" cannot do it in the namespace \"buildkite\""),
                 )
             }
-            // As of a quota that many requests change at once, and as of a Secret that another stack applies.
-            Code(409) if call == Call::Job => answer(
+            // Of a quota that many requests change at once.
+            Code(409) => answer(
                 409,
                 Some("Conflict"),
                 "Operation cannot be fulfilled on resourcequotas \"builds\": the object has been modified; please apply your \
                  changes to the latest version and try again",
-            ),
-            Code(409) => answer(
-                409,
-                Some("Conflict"),
-                "Apply failed with 1 conflict: conflict with \"another-stack\": .data.token",
             ),
             Code(code) => Fault::status(code),
         }
@@ -324,7 +319,7 @@ impl Cell {
     fn pause(self) -> Duration {
         match (self.call, self.warm) {
             // Not every event of a burst with an unknown name lists the definitions.
-            (Call::PodTemplates, true) => refresh::AGAIN + Duration::from_secs(1),
+            (Call::PodTemplates, true) => kept::REFRESH_PAUSE + Duration::from_secs(1),
             _ => Duration::ZERO,
         }
     }

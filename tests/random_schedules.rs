@@ -22,10 +22,12 @@ use std::{
 };
 
 use agent_scheduler::{
-    aws, chain,
+    aws,
     config::Config,
     deadline::Deadline,
-    scheduler::{Answer, Scheduler},
+    lambda::{self, Answer},
+    scheduler::Scheduler,
+    text::chain,
 };
 use aws_credential_types::Credentials;
 use base64::{Engine, prelude::BASE64_STANDARD};

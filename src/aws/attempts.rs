@@ -15,10 +15,14 @@ use aws_smithy_runtime_api::client::{
     runtime_components::RuntimeComponents,
 };
 use aws_smithy_types::{config_bag::ConfigBag, error::metadata::ProvideErrorMetadata};
+use serde_json::{Map, Value};
 use tokio::time::timeout_at;
 use tower::BoxError;
 
-use crate::{deadline::Deadline, text::chain};
+use crate::{
+    deadline::Deadline,
+    text::{chain, message as quoted},
+};
 
 /// One attempt of a request.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,9 +71,16 @@ impl Attempts {
     {
         // On the heap, since it is rare: every event's future would have room for it.
         match timeout_at(self.deadline.instant(), Box::pin(sent)).await {
-            Ok(answer) => answer.map_err(|error| Failure {
-                code: error.code().map(str::to_owned),
-                source: error.into_source().unwrap_or_else(Into::into),
+            Ok(answer) => answer.map_err(|error| {
+                let code = error.code().map(str::to_owned);
+                let message = error.raw_response().and_then(message);
+                let source = error.into_source().unwrap_or_else(Into::into);
+                match (&code, message) {
+                    (Some(code), Some(message)) => {
+                        Failure { source: format!("{code}: {message}").into(), code: Some(code.clone()) }
+                    }
+                    _ => Failure { code, source },
+                }
             }),
             Err(late) => {
                 let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -77,6 +88,13 @@ impl Attempts {
             }
         }
     }
+}
+
+/// The service's own words. The SDK knows one spelling of the field; services have several.
+fn message(response: &HttpResponse) -> Option<String> {
+    let body: Map<String, Value> = serde_json::from_slice(response.body().bytes()?).ok()?;
+    let mut fields = body.iter().filter(|(key, _)| matches!(&*key.to_ascii_lowercase(), "message" | "errormessage"));
+    fields.find_map(|(_, value)| Some(quoted(value.as_str().filter(|text| !text.is_empty())?).into_owned()))
 }
 
 #[dyn_dispatch_hint]
@@ -93,6 +111,10 @@ impl Intercept for Attempts {
     ) -> Result<(), BoxError> {
         if let Some(Err(error)) = context.output_or_error() {
             let text = error.as_operation_error().map_or_else(|| chain(error), |error| chain(error));
+            let text = match context.response().and_then(message) {
+                Some(message) if !text.contains(&message) => format!("{text}: {message}"),
+                _ => text,
+            };
             tracing::warn!(error = text, "an attempt of {} failed", self.request);
             *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         }

@@ -13,27 +13,16 @@ pub struct Eks(aws_sdk_eks::Client);
 
 /// Why endpoint and certificate authority are not known.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// EKS refuses, or cannot be reached.
     #[error("cannot read the endpoint of cluster {cluster:?} from EKS{hint}")]
-    Describe {
-        /// As configured.
-        cluster: String,
-        /// How to correct it, where that is known.
-        hint: &'static str,
-        /// What the SDK says.
-        source: BoxError,
-    },
+    Describe { cluster: String, hint: &'static str, source: BoxError },
     /// EKS knows the cluster, but it has no usable endpoint or CA, as while it is being created.
     #[error(
         "EKS shows no usable endpoint and certificate authority for cluster {cluster:?} (status {status}); try again when it is ACTIVE"
     )]
-    NotReady {
-        /// As configured.
-        cluster: String,
-        /// CREATING, DELETING, …
-        status: String,
-    },
+    NotReady { cluster: String, status: String },
 }
 
 impl Eks {

@@ -4,9 +4,10 @@
 //! Fields that this crate does not read are left out, so Buildkite can add more; those that it does not need may be null. Its
 //! `state` is not read either: the event says `assigned`, which no page of the job lifecycle names.
 
-use std::time::SystemTime;
+use std::{borrow::Cow, collections::BTreeMap, time::SystemTime};
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::job::ScheduledJob;
@@ -52,10 +53,14 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(val
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
-/// Reads the `detail` of a [`JOB_SCHEDULED`] event that was sent at `time`.
-pub fn job_scheduled(detail: &str, time: Option<SystemTime>) -> Result<ScheduledJob, Malformed> {
-    let Detail { job, build, pipeline, organization } = json::parse(detail, "detail")?;
-    Ok(ScheduledJob {
+/// Reads the `detail` of a [`JOB_SCHEDULED`] event that was sent at `time`: the job, and the fields that are not as they should be
+/// and were left out. Only `uuid` and the rules must be readable.
+pub fn job_scheduled(detail: &str, time: Option<SystemTime>) -> Result<(ScheduledJob, Vec<String>), Malformed> {
+    let (Detail { job, build, pipeline, organization }, left_out) = match serde_json::from_str(detail) {
+        Ok(detail) => (detail, Vec::new()),
+        Err(_) => lenient(detail)?,
+    };
+    let job = ScheduledJob {
         time,
         uuid: job.uuid,
         kind: job.kind.unwrap_or_else(|| "script".to_owned()),
@@ -66,6 +71,62 @@ pub fn job_scheduled(detail: &str, time: Option<SystemTime>) -> Result<Scheduled
         branch: build.branch,
         pipeline: pipeline.slug,
         organization: organization.slug,
+    };
+    Ok((job, left_out))
+}
+
+/// Reads field by field.
+fn lenient(detail: &str) -> Result<(Detail, Vec<String>), Malformed> {
+    #[derive(Deserialize)]
+    struct Required {
+        job: RequiredOfJob,
+    }
+    #[derive(Deserialize)]
+    struct RequiredOfJob {
+        uuid: Uuid,
+        #[serde(default, deserialize_with = "null_as_default")]
+        agent_query_rules: Vec<String>,
+    }
+    let Required { job: RequiredOfJob { uuid, agent_query_rules } } = json::parse(detail, "detail")?;
+    let objects: Object = serde_json::from_str(detail).unwrap_or_default();
+    let mut left_out = Vec::new();
+    let detail = Detail {
+        job: Job {
+            uuid,
+            agent_query_rules,
+            kind: field(&objects, "job", "type", &mut left_out),
+            step_key: field(&objects, "job", "step_key", &mut left_out),
+        },
+        build: Build {
+            number: field(&objects, "build", "number", &mut left_out),
+            commit: field(&objects, "build", "commit", &mut left_out),
+            branch: field(&objects, "build", "branch", &mut left_out),
+        },
+        pipeline: Slug { slug: field(&objects, "pipeline", "slug", &mut left_out) },
+        organization: Slug { slug: field(&objects, "organization", "slug", &mut left_out) },
+    };
+    Ok((detail, left_out))
+}
+
+type Object<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
+/// `None`, and a note in `left_out`, for a field that is there and is not what it should be.
+fn field<T: DeserializeOwned>(
+    objects: &Object,
+    object: &'static str,
+    name: &'static str,
+    left_out: &mut Vec<String>,
+) -> Option<T> {
+    let value = objects.get(object)?;
+    let read = serde_json::from_str::<Option<Object>>(value.get()).and_then(|object| {
+        match object.unwrap_or_default().get(name) {
+            Some(value) => serde_json::from_str(value.get()),
+            None => Ok(None),
+        }
+    });
+    read.unwrap_or_else(|_| {
+        left_out.push(format!("detail.{object}.{name}"));
+        None
     })
 }
 
@@ -86,7 +147,8 @@ pub(crate) mod fixtures {
         let mut event: Value = serde_json::from_str(event).unwrap();
         change(&mut event["detail"]);
         let time = UNIX_EPOCH + Duration::from_secs(1_768_471_205);
-        job_scheduled(&event["detail"].to_string(), Some(time)).map_err(|malformed| malformed.to_string())
+        let job = job_scheduled(&event["detail"].to_string(), Some(time));
+        job.map(|(job, _)| job).map_err(|malformed| malformed.to_string())
     }
 
     pub(crate) fn scheduled() -> ScheduledJob {
@@ -96,7 +158,7 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::{
         fixtures::{OF_2019, TODAY, changed, scheduled},
@@ -126,8 +188,8 @@ mod tests {
         let minimal = r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501"}}"#;
         let nulls = r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501","type":null,"agent_query_rules":null,"step_key":null},
             "build":null,"pipeline":{"slug":null},"organization":null}"#;
-        let job = job_scheduled(minimal, None).unwrap();
-        assert_eq!(job, job_scheduled(nulls, None).unwrap());
+        let (job, left_out) = job_scheduled(minimal, None).unwrap();
+        assert_eq!((job.clone(), left_out), job_scheduled(nulls, None).unwrap());
         assert_eq!((&*job.kind, job.agent_query_rules.len()), ("script", 0));
     }
 
@@ -150,14 +212,38 @@ mod tests {
     #[test]
     fn an_error_is_one_short_line_whatever_the_event_says() {
         let long = "a\n".repeat(100_000);
-        for (object, field, value) in [
-            ("job", "uuid", json!(long)),
-            ("build", "number", json!(long)),
-            ("job", "type", json!({&long: long})),
-        ] {
-            let error = changed(TODAY, |detail| detail[object][field] = value).unwrap_err();
+        for (field, value) in [("uuid", json!(long)), ("agent_query_rules", json!({&long: long}))] {
+            let error = changed(TODAY, |detail| detail["job"][field] = value).unwrap_err();
             assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error}");
         }
+    }
+
+    #[test]
+    fn a_field_that_is_not_needed_is_left_out_if_it_cannot_be_read() {
+        let event: Value = serde_json::from_str(TODAY).unwrap();
+        let detail = event["detail"].to_string();
+        let cases = [
+            (r#""number":1234"#, r#""number":"1234""#, "detail.build.number"),
+            (r#""number":1234"#, r#""number":12.5"#, "detail.build.number"),
+            (r#""number":1234"#, r#""number":-1"#, "detail.build.number"),
+            (r#""branch":"main""#, r#""branch":"\ud800""#, "detail.build.branch"),
+            (r#""branch":"main""#, r#""branch":{"name":"main"}"#, "detail.build.branch"),
+            (r#""type":"script""#, r#""type":["script"]"#, "detail.job.type"),
+            (r#""step_key":"unit_tests""#, r#""step_key":7"#, "detail.job.step_key"),
+            (r#""slug":"example-pipeline""#, r#""slug":false"#, "detail.pipeline.slug"),
+        ];
+        for (from, to, field) in cases {
+            let changed = detail.replacen(from, to, 1);
+            assert_ne!(changed, detail, "{from} is not in the event");
+            let (job, left_out) = job_scheduled(&changed, None).unwrap();
+            assert_eq!((job.uuid, left_out), (scheduled().uuid, vec![field.to_owned()]), "{to}");
+        }
+        let (job, left_out) = job_scheduled(
+            r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501","agent_query_rules":["queue=a"]},"build":[],"pipeline":7}"#,
+            None,
+        )
+        .unwrap();
+        assert_eq!((&*job.agent_query_rules[0], left_out.len()), ("queue=a", 4));
     }
 
     #[test]
@@ -168,7 +254,6 @@ mod tests {
             ("/job", json!({}), "detail.job: missing field `uuid`"),
             ("", json!({}), "detail: missing field `job`"),
             ("/job/agent_query_rules", json!([7]), "detail.job.agent_query_rules[0]: "),
-            ("/build/number", json!("7"), "detail.build.number: "),
         ];
         for (path, value, field) in cases {
             let error = changed(TODAY, |detail| *detail.pointer_mut(path).unwrap() = value).unwrap_err();

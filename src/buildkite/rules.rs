@@ -5,10 +5,7 @@
 //! leaves a rule without `=` out: buildkite/agent-stack-k8s, `internal/controller/agenttags/tags.go`. A value of `*`, or an
 //! empty one, asks for the tag with any value: <https://buildkite.com/docs/agent/queues>.
 
-use crate::{
-    stack::Stack,
-    text::excerpt,
-};
+use crate::{stack::Stack, text::excerpt};
 
 /// The definition of a step that asks for none.
 pub const DEFAULT_DEFINITION: &str = "default";
@@ -44,15 +41,11 @@ pub enum Choice<'a> {
 
 /// Why a job is not for this function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Mismatch {
     /// Other agents serve that queue.
     #[error("queue={} is not served here (BuildkiteQueue is {served})", excerpt(.wanted))]
-    OtherQueue {
-        /// The queue that the step names.
-        wanted: String,
-        /// The queues of this function.
-        served: String,
-    },
+    OtherQueue { wanted: String, served: String },
     /// The step names no queue, so the job is in the default queue of its Buildkite cluster.
     #[error("the job names no queue, and ServeJobsWithoutQueue is false")]
     NoQueue,
@@ -61,10 +54,7 @@ pub enum Mismatch {
         "no agent of this stack has the tag {} (add it to BuildkiteAgentTags, or remove it from the step's agents)",
         excerpt(.tag)
     )]
-    UnservedTag {
-        /// As the step writes it.
-        tag: String,
-    },
+    UnservedTag { tag: String },
 }
 
 impl<'a> AgentQueryRules<'a> {

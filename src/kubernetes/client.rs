@@ -2,16 +2,20 @@
 
 use std::{
     mem,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use aws_smithy_types::{DateTime, date_time::Format};
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, DATE, USER_AGENT},
+    header::{AUTHORIZATION, DATE, USER_AGENT, WARNING},
 };
-use kube::client::{Body, middleware::BaseUriLayer};
+use kube::{
+    client::{Body, middleware::BaseUriLayer},
+    core::Status,
+};
 use tower::{BoxError, Service, ServiceBuilder, service_fn};
 
 use crate::{
@@ -19,14 +23,18 @@ use crate::{
     clock,
     deadline::Deadline,
     https::{self, CertificateAuthority, Plain},
-    retry::{self, Final},
+    retry::{self, Api, Final, is_overload},
 };
 
 /// The client's name in the cluster's audit log.
 const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 
-/// One attempt, from the connection to the end of the answer.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One attempt takes ten seconds at most, from the connection to the end of the answer.
+const API: Api<Bytes> = Api {
+    name: "the API server",
+    max_attempt: Duration::from_secs(10),
+    may_pass: |response| is_overload(response.status()) || is_write_conflict(response),
+};
 
 /// A clock that is wrong by this many seconds is named as the cause of a 401; a token is valid for a quarter of an hour.
 const MAX_CLOCK_SKEW: i64 = 60;
@@ -40,6 +48,14 @@ pub(super) struct Unsigned(#[source] BoxError);
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the function's clock is {} s {} that of the API server", .0.unsigned_abs(), if *.0 < 0 { "ahead of" } else { "behind" })]
 pub(super) struct WrongClock(i64);
+
+/// On a request: a failure to connect is final, since the API server may be at another endpoint by now.
+#[derive(Clone, Copy)]
+pub(super) struct MayHaveMoved;
+
+/// On a request: where the client puts the `Warning` headers of its answer.
+#[derive(Clone, Default)]
+pub(super) struct Warnings(pub Arc<Mutex<Vec<String>>>);
 
 /// A client for one API server. Its requests carry their [`Deadline`] as an extension.
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
@@ -72,6 +88,8 @@ where
     let (mut parts, body) = request.into_parts();
     let body = body.collect_bytes().await?;
     parts.headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    let may_have_moved = parts.extensions.get::<MayHaveMoved>().is_some();
+    let warnings = parts.extensions.get::<Warnings>().cloned().unwrap_or_default();
     let mut token_is_new = false;
     loop {
         let attempt = |time| {
@@ -81,22 +99,49 @@ where
                 let authorization = signer.authorization(clock::wall());
                 let authorization = authorization.map_err(|error| Final(Unsigned(error).into()))?;
                 request.headers_mut().insert(AUTHORIZATION, authorization);
-                https::send(http, request, time).await
+                https::send(http, request, time).await.map_err(|error| match error {
+                    error if may_have_moved && https::is_connect(&error) => Final(error).into(),
+                    error => error,
+                })
             }
         };
-        let response = retry::send("the API server", deadline, ATTEMPT_TIMEOUT, attempt).await?;
+        let response = retry::send(&API, deadline, attempt).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
+            let headers =
+                response.headers().get_all(WARNING).iter().filter_map(|header| warning(header.to_str().ok()?));
+            warnings.0.lock().unwrap_or_else(PoisonError::into_inner).extend(headers);
+            return Ok(response.map(Body::from));
         }
         if mem::replace(&mut token_is_new, true) {
             return match wrong_clock(response.headers(), clock::wall()) {
                 Some(wrong) => Err(wrong.into()),
-                None => Ok(response),
+                None => Ok(response.map(Body::from)),
             };
         }
         tracing::debug!("the API server refuses the EKS token; retry with a new one");
         signer.expire();
     }
+}
+
+/// Two writers met at an object that the API server updates beside ours, such as a ResourceQuota. A conflict of field managers
+/// would be met again.
+fn is_write_conflict(response: &Response<Bytes>) -> bool {
+    let status = || serde_json::from_slice::<Status>(response.body()).ok();
+    response.status() == StatusCode::CONFLICT
+        && status().is_some_and(|status| status.reason == "Conflict" && manager_conflict(&status).is_none())
+}
+
+/// The field manager that owns a field which was to be applied, in the words of the API server.
+pub(super) fn manager_conflict(status: &Status) -> Option<&str> {
+    let causes = status.details.as_ref()?.causes.iter();
+    causes.into_iter().find(|cause| cause.reason == "FieldManagerConflict").map(|cause| &*cause.message)
+}
+
+/// The text of a header such as `299 - "would violate PodSecurity"`.
+fn warning(header: &str) -> Option<String> {
+    let (_, text) = header.split_once('"')?;
+    let (text, _) = text.rsplit_once('"')?;
+    Some(text.replace("\\\"", "\"").replace("\\\\", "\\"))
 }
 
 fn wrong_clock(headers: &HeaderMap, now: SystemTime) -> Option<WrongClock> {
@@ -107,8 +152,6 @@ fn wrong_clock(headers: &HeaderMap, now: SystemTime) -> Option<WrongClock> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
-
     use aws_credential_types::Credentials;
 
     use super::*;

@@ -1,13 +1,21 @@
 //! The requests to the API server, one function each, in the order of `buildkite-role.yaml`: paths, queries and content types
 //! stand here and nowhere else.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_credential_types::Credentials;
 use http::{HeaderValue, Request, Uri, header};
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{PodTemplate, Secret},
+use k8s_openapi::{
+    api::{
+        batch::v1::{Job, JobCondition},
+        core::v1::{PodTemplate, Secret},
+    },
+    apimachinery::pkg::apis::meta::v1::ListMeta,
 };
 use kube::{
     Resource, ResourceExt,
@@ -18,16 +26,27 @@ use kube::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
-use super::{client, error::Error};
+use super::{
+    client::{self, MayHaveMoved, Warnings},
+    error::Error,
+};
 use crate::{
     aws::{eks::Eks, eks_token::Signer},
+    clock,
     config::Config,
     deadline::Deadline,
+    https::CertificateAuthority,
     pod::job,
 };
+
+/// How long the answer of EKS is trusted when the API server cannot be reached: it is asked again at most this often.
+const LOCATION_AGE: Duration = Duration::from_mins(1);
+
+/// How many objects a page of a list has.
+const PAGE: u32 = 250;
 
 /// The cluster and the namespace that this function creates Jobs in.
 #[derive(Clone)]
@@ -36,21 +55,54 @@ pub struct Cluster {
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) endpoint: Uri,
+    certificate_authority: CertificateAuthority,
+    /// When EKS last said so; `None` if the settings do.
+    located: Option<Arc<Mutex<Instant>>>,
+}
+
+/// A Job that was created.
+#[derive(Debug, Default)]
+pub struct Created {
+    /// If the answer can be read: the Job is there in any case.
+    pub uid: Option<String>,
+    /// What the API server accepts and finds questionable, such as a pod that PodSecurity will refuse.
+    pub warnings: Vec<String>,
+}
+
+/// What we read of a Job.
+#[derive(Debug, Default, Deserialize)]
+pub struct FoundJob {
+    /// Who made it, and whether it is being deleted.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// How it ended, if it did.
+    #[serde(default)]
+    pub status: JobStatus,
 }
 
 /// What we read of an object's metadata.
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Metadata {
     /// Given by the API server, different for each object that ever had the name.
     pub uid: Option<String>,
     /// As they were written.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Set while the object is being deleted.
+    pub deletion_timestamp: Option<String>,
+}
+
+/// What we read of a Job's status.
+#[derive(Debug, Default, Deserialize)]
+pub struct JobStatus {
+    /// `Complete`, `Failed`, `Suspended` and others.
+    #[serde(default)]
+    pub conditions: Vec<JobCondition>,
 }
 
 #[derive(Deserialize)]
-struct Object {
-    #[serde(default)]
+struct CreatedObject {
     metadata: Metadata,
 }
 
@@ -58,32 +110,64 @@ struct Object {
 #[derive(Deserialize)]
 struct List {
     #[serde(default)]
+    metadata: ListMeta,
+    #[serde(default)]
     items: Vec<Value>,
 }
 
 impl Cluster {
-    /// Takes endpoint and CA from the settings, and asks EKS for what they lack.
+    /// Takes endpoint and CA from the settings, and asks EKS for what they lack. Gives `known` back if they are still the same.
     pub async fn find(
         config: &Config,
         eks: &Eks,
         credentials: &Credentials,
+        known: Option<&Self>,
         deadline: Deadline,
     ) -> Result<Self, Error> {
-        let (endpoint, certificate_authority) = match (&config.api_server_endpoint, &config.certificate_authority) {
-            (Some(endpoint), Some(certificate_authority)) => (endpoint.clone(), certificate_authority.clone()),
-            (endpoint, certificate_authority) => {
-                let described = eks.describe_cluster(&config.cluster, deadline).await?;
-                (endpoint.clone().unwrap_or(described.0), certificate_authority.clone().unwrap_or(described.1))
+        let (mut endpoint, mut authority) = (config.api_server_endpoint.clone(), config.certificate_authority.clone());
+        let located = endpoint.is_none() || authority.is_none();
+        if located {
+            let described = eks.describe_cluster(&config.cluster, deadline).await?;
+            endpoint.get_or_insert(described.0);
+            authority.get_or_insert(described.1);
+        }
+        let (Some(endpoint), Some(authority)) = (endpoint, authority) else { unreachable!("EKS was asked for both") };
+        if let Some(known) =
+            known.filter(|known| known.endpoint == endpoint && known.certificate_authority == authority)
+        {
+            if let Some(located) = &known.located {
+                *located.lock().unwrap_or_else(PoisonError::into_inner) = clock::monotonic();
             }
-        };
+            return Ok(known.clone());
+        }
         let signer = Signer::new(credentials.clone(), &config.region, &config.cluster);
-        let client = client::connect(&endpoint, certificate_authority, signer).map_err(Error::Client)?;
-        Ok(Self::new(client, endpoint, config))
+        let client = client::connect(&endpoint, authority.clone(), signer).map_err(Error::Client)?;
+        let located = located.then(|| Arc::new(Mutex::new(clock::monotonic())));
+        Ok(Self { certificate_authority: authority, located, ..Self::new(client, endpoint, config) })
     }
 
     /// A cluster behind any client, such as a test's.
     pub fn new(client: kube::Client, endpoint: Uri, config: &Config) -> Self {
-        Self { client, name: config.cluster.clone(), namespace: config.stack.namespace.clone(), endpoint }
+        let (name, namespace) = (config.cluster.clone(), config.stack.namespace.clone());
+        Self {
+            client,
+            name,
+            namespace,
+            endpoint,
+            certificate_authority: CertificateAuthority(Vec::new()),
+            located: None,
+        }
+    }
+
+    /// Whether it may have been created again under its name, with another endpoint or CA.
+    pub fn may_have_moved(&self) -> bool {
+        let located = self.located.as_ref();
+        located.is_some_and(|located| located.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= LOCATION_AGE)
+    }
+
+    /// Whether both are one and the same, found once.
+    pub fn is(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.certificate_authority == other.certificate_authority
     }
 
     /// The namespace of Jobs and Secret.
@@ -91,22 +175,24 @@ impl Cluster {
         &self.namespace
     }
 
-    /// Creates a Job. Its uid, if the answer can be read: the Job is there in any case.
-    pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Option<String>, Error> {
+    /// Creates a Job.
+    pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
         // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.
         let jobs = Job::url_path(&(), Some(&self.namespace));
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}", job::MANAGER));
-        let request = request.header(header::CONTENT_TYPE, "application/json");
+        let warnings = Warnings::default();
+        let request = request.header(header::CONTENT_TYPE, "application/json").extension(warnings.clone());
         let body = serde_json::to_vec(job).map_err(|error| Error::Client(error.into()))?;
         let created = self.send(metadata_only(request.body(body)), deadline).await?;
-        Ok(serde_json::from_str(&created).ok().and_then(|Object { metadata }| metadata.uid))
+        let uid = serde_json::from_str(&created).ok().and_then(|CreatedObject { metadata }| metadata.uid);
+        let warnings = mem::take(&mut *warnings.0.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Created { uid, warnings })
     }
 
-    /// The metadata of a Job.
-    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<Metadata, Error> {
+    /// A Job that exists.
+    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<FoundJob, Error> {
         let jobs = Requests::new(Job::url_path(&(), Some(&self.namespace)));
-        let request = metadata_only(jobs.get(name, &GetParams::default()));
-        self.read(request, deadline).await.map(|Object { metadata }| metadata)
+        self.read(jobs.get(name, &GetParams::default()), deadline).await
     }
 
     /// Creates or changes a Secret by server-side apply. Its values do not come back.
@@ -119,7 +205,16 @@ impl Cluster {
     /// All `PodTemplates` of the namespace.
     pub async fn pod_templates(&self, deadline: Deadline) -> Result<Vec<Value>, Error> {
         let templates = Requests::new(PodTemplate::url_path(&(), Some(&self.namespace)));
-        self.read(templates.list(&ListParams::default()), deadline).await.map(|List { items }| items)
+        let mut page = ListParams::default().limit(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let List { metadata, items } = self.read(templates.list(&page), deadline).await?;
+            all.extend(items);
+            match metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = ListParams::default().limit(PAGE).continue_token(&token),
+                None => return Ok(all),
+            }
+        }
     }
 
     async fn read<T: DeserializeOwned>(
@@ -142,6 +237,9 @@ impl Cluster {
             return Err(late());
         }
         request.extensions_mut().insert(deadline);
+        if self.may_have_moved() {
+            request.extensions_mut().insert(MayHaveMoved);
+        }
         match timeout_at(deadline.instant(), self.client.request_text(request)).await {
             Ok(answer) => answer.map_err(|error| self.explain(error)),
             Err(_) => Err(late()),

@@ -5,7 +5,7 @@ use kube::core::Status;
 use tower::BoxError;
 
 use super::{
-    client::{Unsigned, WrongClock},
+    client::{Unsigned, WrongClock, manager_conflict},
     cluster::Cluster,
 };
 use crate::{aws::eks, cause, https::NoAnswer, text::message};
@@ -15,6 +15,7 @@ pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 
 /// Why a request to the cluster failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
     /// Endpoint and CA are not known.
     #[error(transparent)]
@@ -27,87 +28,46 @@ pub enum Error {
         "the API server at {endpoint} shows a certificate that is not trusted; compare KubernetesApiServerEndpoint and \
          KubernetesCertificateAuthorityData with the output of `aws eks describe-cluster --name {cluster}`"
     )]
-    Certificate {
-        /// As configured, or as EKS shows it.
-        endpoint: Uri,
-        /// As configured.
-        cluster: String,
-        /// What is wrong with it.
-        source: rustls::Error,
-    },
+    Certificate { endpoint: Uri, cluster: String, source: rustls::Error },
     /// No connection, or none that lasted until the answer, in all attempts.
     #[error(
         "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
     )]
-    Unreachable {
-        /// As configured, or as EKS shows it.
-        endpoint: Uri,
-        /// How it failed.
-        source: BoxError,
-    },
+    Unreachable { endpoint: Uri, source: BoxError },
     /// Connected, and no answer in time, in all attempts.
     #[error("the API server at {endpoint} did not answer before the deadline")]
-    Timeout {
-        /// As configured, or as EKS shows it.
-        endpoint: Uri,
-    },
+    Timeout { endpoint: Uri },
     /// Not an answer of an API server.
     #[error("the answer of the API server at {endpoint} cannot be read")]
-    Garbage {
-        /// As configured, or as EKS shows it.
-        endpoint: Uri,
-        /// What is wrong with it.
-        source: Box<kube::Error>,
-    },
+    Garbage { endpoint: Uri, source: Box<kube::Error> },
     /// 429 and 5xx in all attempts.
     #[error("the API server cannot serve the request now: {code} {message}")]
-    Overloaded {
-        /// HTTP status.
-        code: u16,
-        /// The API server's words.
-        message: String,
-    },
+    Overloaded { code: u16, message: String },
     /// 401, also with a new token.
     #[error(
         "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
          {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is the cluster's name and \
          that the clock is right"
     )]
-    Unauthorized {
-        /// As configured.
-        cluster: String,
-    },
+    Unauthorized { cluster: String },
     /// 401, and the function's clock, which dates the token, is wrong.
     #[error(
         "the API server of cluster {cluster:?} does not accept the function's EKS token (401), and {skew}; a token is valid for \
          15 min by the right clock"
     )]
-    WrongClock {
-        /// As configured.
-        cluster: String,
-        /// How wrong it is.
-        skew: String,
-    },
+    WrongClock { cluster: String, skew: String },
     /// 403 by RBAC.
     #[error(
         "the function lacks a permission in the cluster: {message}; grant it with \
          `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
-    Forbidden {
-        /// The API server's words, which name verb and resource.
-        message: String,
-        /// As configured.
-        namespace: String,
-    },
+    Forbidden { message: String, namespace: String },
     /// 404 for the namespace.
     #[error(
         "the cluster has no namespace {namespace:?}; create it with `kubectl create namespace {namespace}`, or set KubernetesNamespace"
     )]
-    NoNamespace {
-        /// As configured.
-        namespace: String,
-    },
+    NoNamespace { namespace: String },
     /// Any other refusal, which a repetition would meet again.
     #[error("the API server rejects it: {} {}", .0.code, .0.message)]
     Rejected(Box<Status>),
@@ -140,9 +100,17 @@ impl Error {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
     }
 
-    /// Another field manager owns a field that was to be applied.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Rejected(status) if status.is_conflict() && !status.is_already_exists())
+    /// Another field manager owns a field that was to be applied: in the words of the API server, which name it.
+    pub fn manager_conflict(&self) -> Option<&str> {
+        match self {
+            Self::Rejected(status) => manager_conflict(status),
+            _ => None,
+        }
+    }
+
+    /// The server at the endpoint is not the cluster's API server, or there is none.
+    pub fn is_wrong_endpoint(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Certificate { .. })
     }
 }
 

@@ -1,5 +1,7 @@
 //! The API server of the unit tests: one answer for every request, and a record of the requests.
 
+#![cfg(test)]
+
 use std::{
     future::pending,
     io,

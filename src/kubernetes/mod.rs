@@ -3,11 +3,10 @@
 mod client;
 mod cluster;
 mod error;
-#[cfg(test)]
 pub(crate) mod fake;
 
 pub use self::{
     client::over,
-    cluster::Cluster,
+    cluster::{Cluster, Created, FoundJob},
     error::{Error, SUBJECT},
 };

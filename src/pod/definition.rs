@@ -16,7 +16,8 @@ use crate::{
 /// The container that runs the Buildkite agent.
 pub const AGENT: &str = "agent";
 
-/// Annotations of the `PodTemplate` itself: `"false"` keeps steps from choosing an image, the others limit what they ask for.
+/// Annotations of the `PodTemplate` itself: which pipelines get it, whether steps may choose an image, and what they may ask for.
+pub(super) const ALLOW_PIPELINES: &str = "agent-scheduler.buildkite.com/allow-pipelines";
 pub(super) const ALLOW_IMAGE: &str = "agent-scheduler.buildkite.com/allow-image";
 pub(super) const MAX_CPU: &str = "agent-scheduler.buildkite.com/max-cpu";
 pub(super) const MAX_MEMORY: &str = "agent-scheduler.buildkite.com/max-memory";
@@ -27,6 +28,8 @@ pub struct PodDefinition {
     pub(super) name: String,
     /// The `PodTemplateSpec`. Its agent is the only container.
     pub(super) template: Value,
+    /// Their slugs. `None`: all.
+    pub(super) allow_pipelines: Option<Vec<String>>,
     pub(super) allow_image: bool,
     pub(super) max_cpu: Option<Quantity>,
     pub(super) max_memory: Option<Quantity>,
@@ -50,6 +53,34 @@ pub struct Problem {
     pub field: String,
     /// What it must be, and what it is.
     pub problem: String,
+}
+
+/// Whether the jobs of a pipeline get a definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// They do.
+    Allowed,
+    /// They do not.
+    Refused(OtherPipelines),
+    /// Only those of some pipelines do, and the job does not say which one is its own.
+    Unknown,
+}
+
+/// The definition is for other pipelines.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "pod definition {definition:?} is not for pipeline \"{}\": its annotation {ALLOW_PIPELINES} is \"{}\"; add the pipeline there, \
+     or choose another definition",
+    excerpt(.pipeline),
+    excerpt(&.allowed.join(", "))
+)]
+pub struct OtherPipelines {
+    /// Which definition.
+    pub definition: String,
+    /// The slug of the job's pipeline.
+    pub pipeline: String,
+    /// The slugs of those that get it.
+    pub allowed: Vec<String>,
 }
 
 /// A rule of the step that its pod cannot meet.
@@ -100,6 +131,20 @@ impl PodDefinition {
     /// Whether its author provides the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
         variable(self.agent(), "BUILDKITE_AGENT_TOKEN").is_some()
+    }
+
+    /// Whether a job of this pipeline gets it. Anyone who can edit a pipeline can name any definition, and with it its role.
+    pub fn access(&self, pipeline: Option<&str>) -> Access {
+        match (&self.allow_pipelines, pipeline) {
+            (None, _) => Access::Allowed,
+            (Some(allowed), Some(slug)) if allowed.iter().any(|allowed| allowed == slug) => Access::Allowed,
+            (Some(allowed), Some(slug)) => Access::Refused(OtherPipelines {
+                definition: self.name.clone(),
+                pipeline: slug.to_owned(),
+                allowed: allowed.clone(),
+            }),
+            (Some(_), None) => Access::Unknown,
+        }
     }
 
     /// The definition as a step with these rules gets it. Operators shape pods and steps choose among them, so each choice
@@ -199,6 +244,36 @@ mod tests {
         let definition = definition(&template);
         assert_eq!((definition.name(), definition.template()), ("example", &template));
         assert!(definition.allow_image && !definition.brings_agent_token());
+    }
+
+    #[test]
+    fn a_definition_is_for_the_pipelines_that_its_annotation_names() {
+        let limited = annotated(&template(), &json!({ALLOW_PIPELINES: "deploy, release-2 ,x_y"}));
+        let all = definition(&template());
+        let cases = [
+            (&all, Some("web"), true),
+            (&all, None, true),
+            (&limited, Some("deploy"), true),
+            (&limited, Some("release-2"), true),
+            (&limited, Some("x_y"), true),
+            (&limited, Some("Deploy"), false),
+            (&limited, Some("deploy2"), false),
+            (&limited, Some(""), false),
+        ];
+        for (definition, pipeline, expected) in cases {
+            assert_eq!(definition.access(pipeline) == Access::Allowed, expected, "{pipeline:?}");
+        }
+        assert_eq!(limited.access(None), Access::Unknown);
+        let Access::Refused(refused) = limited.access(Some("web")) else { panic!("web is not refused") };
+        assert_eq!(
+            refused.to_string(),
+            "pod definition \"example\" is not for pipeline \"web\": its annotation agent-scheduler.buildkite.com/allow-pipelines is \
+             \"deploy, release-2, x_y\"; add the pipeline there, or choose another definition"
+        );
+        let Access::Refused(refused) = limited.access(Some(&"a\n".repeat(100_000))) else {
+            panic!("it is not refused")
+        };
+        assert!(refused.to_string().len() < 1_000 && !refused.to_string().contains(char::is_control));
     }
 
     #[test]

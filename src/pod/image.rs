@@ -4,7 +4,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::definition::{ALLOW_IMAGE, PodDefinition, Unmet};
+use super::{
+    definition::{ALLOW_IMAGE, PodDefinition, Unmet},
+    field::Field,
+    image_reference, node,
+};
 use crate::text::excerpt;
 
 /// Where the agent and its files are in the step's image: where the agent's own images have them.
@@ -71,8 +75,14 @@ fn check<'a>(image: &str, definition: &'a PodDefinition) -> Result<(Option<&'a s
     if !definition.allow_image {
         return Err(format!("and pod definition {name:?} allows no other image ({ALLOW_IMAGE} is \"false\")"));
     }
-    if !image.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte)) {
-        return Err("which is no reference of an image".to_owned());
+    image_reference::check(image)?;
+    let spec = Field { path: String::new(), value: &definition.template()["spec"] };
+    if let Some(field) = node::not_on_linux(&spec) {
+        return Err(format!(
+            "and pod definition {name:?} is for another system than Linux ({}), where the agent cannot be copied into an image; \
+             set {ALLOW_IMAGE} to \"false\" there",
+            field.path
+        ));
     }
     let is_home = |mount: &&Value| mount["mountPath"].as_str().is_some_and(|path| path.trim_end_matches('/') == HOME);
     if let Some(mount) = agent["volumeMounts"].as_array().into_iter().flatten().find(is_home) {
@@ -154,7 +164,7 @@ mod tests {
             "initContainers": [{"name": "dockerd", "image": "docker:dind", "restartPolicy": "Always"}],
             "volumes": [{"name": "cache", "emptyDir": {}}],
         }});
-        let image = "registry.example:5000/node@sha256:0123";
+        let image = "registry.example:5000/node:24";
         let rules = [&*format!("image={image}"), "cpu=1"];
         let spec = &for_step(&rules, &definition(&template)).unwrap()["spec"];
         let resources = json!({"requests": {"cpu": "1"}});
@@ -236,8 +246,8 @@ mod tests {
             (json!(null), json!(["start", "--no-color"]), Ok((none, json!(["start", "--no-color"])))),
             (
                 json!(["buildkite-agent", "start"]),
-                json!(["--spawn", "start"]),
-                Ok((none, json!(["start", "--spawn", "start"]))),
+                json!(["--name", "start"]),
+                Ok((none, json!(["start", "--name", "start"]))),
             ),
             (json!(["tini", "--", path]), json!(["start"]), Ok((path, json!(["start"])))),
             (json!([path, "--debug"]), json!(["start"]), Ok((none, json!(["start"])))),
@@ -266,7 +276,7 @@ mod tests {
         let at = |path: &str| json!([{"name": "builds", "mountPath": path}]);
         let forbidden = json!({ALLOW_IMAGE: "false"});
         let cases = [
-            ("node 24", json!(null), json!(null), ", which is no reference of an image"),
+            ("node 24", json!(null), json!(null), ", which is not the reference of an image"),
             (
                 "node:24",
                 json!(null),
@@ -293,5 +303,16 @@ mod tests {
             assert!(error.starts_with(&format!("the step asks for image={image}{problem}")), "{error}");
         }
         for_step(&["image=node:24"], &annotated(&template(), &json!({ALLOW_IMAGE: "true"}))).unwrap();
+    }
+
+    #[test]
+    fn a_pod_that_does_not_run_on_linux_gets_no_other_image() {
+        let mut template = template();
+        template["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "windows"});
+        let error = for_step(&["image=node:24"], &definition(&template)).unwrap_err();
+        let expected = "the step asks for image=node:24, and pod definition \"example\" is for another system than Linux \
+                        (nodeSelector[kubernetes.io/os]), where the agent cannot be copied";
+        assert!(error.starts_with(expected), "{error}");
+        for_step(&["cpu=1"], &definition(&template)).unwrap();
     }
 }

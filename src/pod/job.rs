@@ -28,19 +28,53 @@ pub const TOKEN_KEY: &str = "token";
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
-/// What becomes of the Job when its pod fails. The first rule that matches counts.
+/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it; a `/` at the end stands for
+/// all with that prefix. The Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they
+/// leave such objects alone.
+const MARKS_OF_CONTROLLERS: [&str; 14] = [
+    "addonmanager.kubernetes.io/",
+    "app.kubernetes.io/instance",
+    "applyset.kubernetes.io/",
+    "argocd.argoproj.io/",
+    "cli-utils.sigs.k8s.io/",
+    "config.k8s.io/",
+    "configmanagement.gke.io/",
+    "configsync.gke.io/",
+    "helm.toolkit.fluxcd.io/",
+    "kapp.k14s.io/",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "kustomize.toolkit.fluxcd.io/",
+    "meta.helm.sh/",
+    "objectset.rio.cattle.io/",
+];
+
+/// How many pods may replace one that failed before its agent ran.
+const BACKOFF_LIMIT: u32 = 3;
+
+/// What becomes of the Job when its pod fails. The first rule that matches counts. A pod that matches none is replaced: the kubelet
+/// refused it, or an init container failed, and its agent never ran.
 static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
-    // The agent's exit code if Buildkite refuses it the job: another agent has it, or it was cancelled.
-    let (container_name, operator, values) = (Some(AGENT.to_owned()), "In".to_owned(), vec![27]);
-    let refused = batch::PodFailurePolicyOnExitCodesRequirement { container_name, operator, values };
-    // A drain, a preemption or a spot reclaim: made again, and not counted.
-    let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
-    let disrupted = batch::PodFailurePolicyOnPodConditionsPattern { type_, status };
-    let rule = |action: &str, on_exit_codes, conditions: Option<_>| {
-        let on_pod_conditions = conditions.map(|condition| vec![condition]);
-        batch::PodFailurePolicyRule { action: action.to_owned(), on_exit_codes, on_pod_conditions }
+    let agent_exits = |operator: &str, code| batch::PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(batch::PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(AGENT.to_owned()),
+            operator: operator.to_owned(),
+            values: vec![code],
+        }),
+        on_pod_conditions: None,
     };
-    batch::PodFailurePolicy { rules: vec![rule("FailJob", Some(refused), None), rule("Ignore", None, Some(disrupted))] }
+    // Buildkite refused the agent the job: another agent has it, or it was cancelled.
+    let refused = agent_exits("In", 27);
+    // A drain, a preemption or a spot reclaim: replaced, and not counted. A second agent for a job that runs is refused.
+    let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
+    let disrupted = batch::PodFailurePolicyRule {
+        action: "Ignore".to_owned(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![batch::PodFailurePolicyOnPodConditionsPattern { type_, status }]),
+    };
+    // An agent that ran is not replaced.
+    let ended = agent_exits("NotIn", 0);
+    batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] }
 });
 
 /// Name of the Kubernetes Job that runs a Buildkite job.
@@ -106,22 +140,25 @@ pub fn build<'a>(
 ) -> Job<'a> {
     let text = |text: &'a str| Part::Text(text.into());
     let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
-    let both = || [("labels", Part::Strings(labels.clone())), ("annotations", Part::Strings(annotations.clone()))];
+    let of_job = |strings: &Strings<'a>| {
+        let mut strings = strings.clone();
+        strings.retain(|name, _| !is_mark_of_a_controller(name));
+        Part::Strings(strings)
+    };
+    let metadata = [
+        ("name", Part::Text(name(job.uuid).into())),
+        ("namespace", text(&stack.namespace)),
+        ("labels", of_job(&labels)),
+        ("annotations", of_job(&annotations)),
+    ];
     let template = definition.template();
     let agent = object(definition.agent(), [("env", Part::List(env(job, queue, definition, stack)))]);
-    let pod = [
-        ("metadata", object(&template["metadata"], both())),
-        (
-            "spec",
-            object(&template["spec"], [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))]),
-        ),
-    ];
-    let [labels, annotations] = both();
-    let metadata =
-        [("name", Part::Text(name(job.uuid).into())), ("namespace", text(&stack.namespace)), labels, annotations];
+    let pod_metadata = [("labels", Part::Strings(labels)), ("annotations", Part::Strings(annotations))];
+    let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))];
+    let pod =
+        [("metadata", object(&template["metadata"], pod_metadata)), ("spec", object(&template["spec"], pod_spec))];
     let spec = [
-        // A second agent could not acquire the job anyway.
-        ("backoffLimit", Part::Number(0)),
+        ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
         ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
         ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
         ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
@@ -157,7 +194,8 @@ fn env<'a>(job: &ScheduledJob, queue: Option<&str>, definition: &'a PodDefinitio
     env
 }
 
-/// The definition's own tags, and what the job was matched by.
+/// The definition's own tags, and what the job was matched by. Kubernetes expands `$(NAME)` in a variable's value: in the definition's
+/// tags its author wants that, in ours the agent gets what the operator wrote.
 fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> String {
     let own = variable(definition.agent(), "BUILDKITE_AGENT_TAGS").and_then(|own| own["value"].as_str());
     let mut tags = own.unwrap_or_default().to_owned();
@@ -165,7 +203,7 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
     let ours = ours.chain(queue.map(|queue| ("queue", queue))).chain([("pod-definition", definition.name())]);
     for (key, value) in ours {
         let comma = if tags.is_empty() { "" } else { "," };
-        tags.extend([comma, key, "=", value]);
+        tags.push_str(&format!("{comma}{key}={value}").replace('$', "$$"));
     }
     tags
 }
@@ -211,6 +249,10 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Stri
     }
     annotations.extend(definition.metadata("annotations"));
     annotations
+}
+
+fn is_mark_of_a_controller(name: &str) -> bool {
+    MARKS_OF_CONTROLLERS.iter().any(|mark| if mark.ends_with('/') { name.starts_with(mark) } else { name == *mark })
 }
 
 fn is_label_value(value: &str) -> bool {
@@ -296,6 +338,29 @@ mod tests {
     }
 
     #[test]
+    fn the_marks_of_other_controllers_stay_on_the_pod() {
+        let mut template = template();
+        let marks =
+            MARKS_OF_CONTROLLERS.map(|mark| if mark.ends_with('/') { format!("{mark}x") } else { mark.to_owned() });
+        for kind in ["labels", "annotations"] {
+            for name in marks.iter().map(String::as_str).chain(["team", "app.kubernetes.io/name", "argocd.example/x"]) {
+                template["metadata"][kind][name] = json!("web");
+            }
+        }
+        let job = built(&template);
+        for kind in ["labels", "annotations"] {
+            let (of_job, of_pod) = (&job["metadata"][kind], &job["spec"]["template"]["metadata"][kind]);
+            for mark in &marks {
+                assert_eq!((&of_job[mark], &of_pod[mark]), (&Value::Null, &json!("web")), "{mark}");
+            }
+            for kept in ["team", "app.kubernetes.io/name", "argocd.example/x"] {
+                assert_eq!((&of_job[kept], &of_pod[kept]), (&json!("web"), &json!("web")), "{kept}");
+            }
+        }
+        assert_eq!(job["metadata"]["labels"]["buildkite.com/job-uuid"], UUID);
+    }
+
+    #[test]
     fn fields_that_are_unknown_here_are_kept() {
         let mut template = template();
         template["fieldOfTomorrow"] = json!(1);
@@ -318,6 +383,16 @@ mod tests {
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
         assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
+    }
+
+    #[test]
+    fn kubernetes_expands_the_definitions_tags_and_not_ours() {
+        let mut template = template();
+        template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "node=$(NODE)"}]);
+        let stack = Stack { agent_tags: tags(&[("home", "$(HOME)"), ("price", "$$5"), ("end", "$")]), ..stack() };
+        let job = build_json(&scheduled(), None, &definition(&template), &stack);
+        let expected = "node=$(NODE),home=$$(HOME),price=$$$$5,end=$$,pod-definition=example";
+        assert_eq!(env(&job, "BUILDKITE_AGENT_TAGS")["value"], expected);
     }
 
     #[test]

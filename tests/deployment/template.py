@@ -167,3 +167,19 @@ class Stack:
     def fn_findinmap(self, argument):
         table, first, second = self.resolve(argument)
         return self.template["Mappings"][table][first][second]
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def grants(role, effect="Allow"):
+    """What a role's own policies say with one effect: `action resource`, and each condition after that."""
+    return {
+        " ".join([action, resource, *map(str, statement.get("Condition", {}).values())])
+        for policy in role.get("Policies", [])
+        for statement in policy["PolicyDocument"]["Statement"]
+        if statement["Effect"] == effect
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    }

@@ -36,3 +36,13 @@ def test_the_page_of_elastic_ci_stack_has_every_parameter_and_every_setting():
     # The last five have the same value everywhere.
     settings = [variable["name"] for variable in agent["env"]][:-5]
     assert [name for name in settings if f"`{name}`" not in page] == []
+
+
+def test_every_definition_drops_the_capabilities_that_the_page_about_security_explains():
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "pod-definitions").rglob("*.yaml")]
+    dropped = {file.name: re.findall(r"drop: (\[.+?\])", file.read_text()) for file in files}
+    assert dropped.pop("restricted.yaml") == ["[ALL]"]
+    explained = dropped["security.md"]
+    dropping = {name for name, lists in dropped.items() if lists == explained}
+    definitions = {"default.yaml", "fargate.yaml", "pod-template.yaml", "fargate-and-ec2.md", "pod-definitions.md"}
+    assert dropping == definitions | {"security.md"}

@@ -30,7 +30,10 @@ def lines():
     events = [json.loads((ROOT / "events" / f"{name}.json").read_text()) for name in names]
     events[-1]["detail"]["job"]["agent_query_rules"].append("pod-definition=missing")
     with Lab() as lab:
-        variables = lab.variables | {"AWS_LAMBDA_LOG_FORMAT": "JSON"}
+        # Lambda sets these variables from the function's settings.
+        log = Stack().properties("AgentScheduler")["LoggingConfig"]
+        level, form = log["ApplicationLogLevel"], log["LogFormat"]
+        variables = lab.variables | {"AWS_LAMBDA_LOG_FORMAT": form, "AWS_LAMBDA_LOG_LEVEL": level}
         with Function(TARGET / "debug" / "agent-scheduler", variables) as function:
             for event in events:
                 function.invoke(event)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, TARGET, run
-from template import REQUIRED, Stack, expanded, source
+from template import REQUIRED, Stack, expanded, grants, source
 
 ENDPOINT = {
     "KubernetesApiServerEndpoint": "https://0123.gr7.us-east-1.eks.amazonaws.com",
@@ -37,24 +37,6 @@ GRANTS = {
 
 def token(path):
     return {"BuildkiteAgentTokenParameterPath": path}
-
-
-def as_list(value):
-    return value if isinstance(value, list) else [value]
-
-
-def grants(stack, effect="Allow"):
-    """What the role's statements of one effect say: `action resource`, and each condition after that."""
-    role = stack.properties("Role")
-    assert "ManagedPolicyArns" not in role
-    return {
-        " ".join([action, resource, *map(str, statement.get("Condition", {}).values())])
-        for policy in role["Policies"]
-        for statement in policy["PolicyDocument"]["Statement"]
-        if statement["Effect"] == effect
-        for action in as_list(statement["Action"])
-        for resource in as_list(statement["Resource"])
-    }
 
 
 def flat(node, path=()):
@@ -152,13 +134,15 @@ ROLES = [
 @pytest.mark.parametrize("parameters, added, dropped", ROLES)
 def test_the_role_may_do_what_the_settings_need_and_no_more(parameters, added, dropped):
     left = {grant for grant in GRANTS if grant.split()[0] != dropped}
-    assert grants(Stack(**parameters)) == left | set(added)
+    role = Stack(**parameters).properties("Role")
+    assert grants(role) == left | set(added)
+    assert "ManagedPolicyArns" not in role
 
 
 def test_only_lambda_takes_the_role_and_the_functions_own_code_gets_none_of_ec2():
     [trust] = Stack().properties("Role")["AssumeRolePolicyDocument"]["Statement"]
     assert (trust["Effect"], trust["Principal"]) == ("Allow", {"Service": "lambda.amazonaws.com"})
-    [denied] = grants(Stack(**VPC), effect="Deny")
+    [denied] = grants(Stack(**VPC).properties("Role"), effect="Deny")
     function = "arn:aws:lambda:us-east-1:111122223333:function:buildkite-agent-scheduler-*"
     assert denied == f"ec2:* * {{'lambda:SourceFunctionArn': '{function}'}}"
 
@@ -182,8 +166,10 @@ def test_an_event_that_fails_anywhere_is_in_the_failure_queue_which_may_take_it(
     [target] = rule["Targets"]
     [policy] = stack.properties("FailureQueuePolicy")["PolicyDocument"]["Statement"]
     failed = stack.properties("AgentSchedulerEventInvokeConfig")["DestinationConfig"]["OnFailure"]["Destination"]
-    redriven = stack.properties("AgentSchedulerRedrive")["EventSourceArn"]
-    assert {target["DeadLetterConfig"]["Arn"], failed, policy["Resource"], redriven} == {"<FailureQueue.Arn>"}
+    redrive = stack.properties("AgentSchedulerRedrive")
+    queues = {target["DeadLetterConfig"]["Arn"], failed, policy["Resource"], redrive["EventSourceArn"]}
+    assert queues == {"<FailureQueue.Arn>"}
+    assert redrive["ScalingConfig"] == {"MaximumConcurrency": 2}, "the least ReservedConcurrency"
     assert policy["Principal"] == {"Service": "events.amazonaws.com"}
     arn = f"arn:aws:events:us-east-1:111122223333:rule/{rule['EventBusName']}/{rule['Name']}"
     assert policy["Condition"] == {"ArnEquals": {"aws:SourceArn": arn}}
@@ -282,6 +268,11 @@ def test_a_value_that_cannot_be_right_is_refused():
     for name, (taken, refused) in VALUES.items():
         assert [value for value in taken if not re.fullmatch(patterns[name], value)] == [], name
         assert [value for value in refused if re.fullmatch(patterns[name], value)] == [], name
+
+
+def test_the_memory_is_what_the_benchmarks_recommend():
+    memory = Stack().properties("AgentScheduler")["MemorySize"]
+    assert f"**Give it {memory} MB.**" in (ROOT / "docs" / "performance.md").read_text()
 
 
 def test_local_invoke_has_what_has_no_default():

@@ -110,6 +110,14 @@ impl Lab {
         Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, forwarder: None }
     }
 
+    /// Deletes the cluster and creates it again under its name: another endpoint, another CA, and nothing in it.
+    pub async fn recreate_cluster(&mut self) {
+        let certificates = Arc::new(Certificates::new(Ipv4Addr::LOCALHOST.into()));
+        let verifier = verifier(&self.credentials);
+        self.kubernetes = Kubernetes::start(Ipv4Addr::LOCALHOST.into(), &self.timeline, verifier, &certificates).await;
+        self.set_endpoint(self.kubernetes.url(), self.kubernetes.ca_data());
+    }
+
     /// Makes all functions from here on use another API server, which must know [`Self::verifier`]'s keys.
     pub(crate) fn set_endpoint(&mut self, endpoint: String, ca_data: String) {
         self.aws.put_cluster(CLUSTER, &endpoint, &ca_data);

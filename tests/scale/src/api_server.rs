@@ -1,7 +1,7 @@
 //! The API servers of a cluster, as one user of a priority level meets them.
 //!
-//! Together they finish so many requests a second. So many of our level run at once, so many of ours wait, and the rest is
-//! refused with 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
+//! Together they have a rate of requests. Of our level a number runs at once, a number of ours waits, and the rest is refused with
+//! 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
 
 use std::collections::VecDeque;
 
@@ -21,7 +21,6 @@ pub struct ApiServer {
     idle_from: Time,
 }
 
-/// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Done at that time.
@@ -31,7 +30,6 @@ pub enum Fate {
 }
 
 impl ApiServer {
-    /// With nothing to do.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of requests")]
     pub fn new(constants: &Constants) -> Self {
         Self {
@@ -60,11 +58,6 @@ impl ApiServer {
         self.idle_from = self.idle_from.max(now) + self.each;
         self.there.push_back(self.idle_from);
         Fate::Done(self.idle_from)
-    }
-
-    /// How many requests run or wait.
-    pub fn there(&self) -> usize {
-        self.there.len()
     }
 }
 

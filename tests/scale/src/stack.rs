@@ -1,6 +1,6 @@
-//! The same day through agent-stack-k8s, which asks Buildkite for jobs and keeps so many in flight.
+//! The same day through agent-stack-k8s, which polls Buildkite for jobs and limits those in flight.
 //!
-//! Its client asks the same API server as the function, with another share of it.
+//! Its client uses the same API server as the function, with another share of it.
 
 use crate::{
     agenda::{Agenda, Time, seconds},
@@ -11,12 +11,10 @@ use crate::{
     day::{Day, LENGTH},
 };
 
-/// What was seen until midnight.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
     pub created: Vec<Option<Time>>,
-    /// In the cluster.
     pub cluster: InCluster,
 }
 

@@ -1,0 +1,101 @@
+//! The Pod Security Standard that each definition passes: <https://kubernetes.io/docs/concepts/security/pod-security-standards/>.
+
+use super::*;
+
+/// The strictest first.
+const STANDARDS: [&str; 3] = ["restricted", "baseline", "privileged"];
+
+/// As docs/security.md has them.
+const DEFINITIONS: [(&str, &str); 4] = [
+    ("default", "baseline"),
+    ("elastic-ci-stack", "privileged"),
+    ("fargate", "baseline"),
+    ("restricted", "restricted"),
+];
+
+const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+
+const SERVICE_ACCOUNT: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/pod-definitions/elastic-ci-stack/service-account.yaml");
+
+impl Scene {
+    async fn enforcing(standard: &str) -> Self {
+        let mut scene = Self::new().await;
+        scene.control_plane.apply(SERVICE_ACCOUNT, &scene.namespace).await.unwrap();
+        let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": standard}}});
+        let namespace = format!("/api/v1/namespaces/{}", scene.namespace);
+        let (status, answer) = scene.admin.patch(&namespace, &labels).await;
+        assert_eq!(status, 200, "{answer}");
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i"}]},
+        });
+        eventually("the label has no effect", async || {
+            let (status, _) = scene.admin.post(&scene.path("pods?dryRun=All"), &pod).await;
+            (status == 403).then_some(())
+        })
+        .await;
+        scene
+    }
+
+    /// Posts an event and waits for the Job's pod, or for the Event that says why it has no pod.
+    async fn pod_or_refusal(&mut self, function: &Function, rules: &[&str]) -> Result<(), String> {
+        let rules = [&["queue=default"], rules].concat();
+        let (event, job) = changed_event(|detail| detail["job"]["agent_query_rules"] = json!(rules));
+        assert_eq!(succeed(function, &event).await["outcome"], "created", "{rules:?}");
+        eventually("there is no pod and no reason", async || {
+            if self.list("pods").await.iter().any(|pod| pod["metadata"]["labels"]["job-name"] == *job) {
+                return Some(Ok(()));
+            }
+            let mut events = self.list("events").await.into_iter();
+            let refusal =
+                events.find(|event| event["involvedObject"]["name"] == *job && event["reason"] == "FailedCreate")?;
+            Some(Err(refusal["message"].as_str().unwrap().to_owned()))
+        })
+        .await
+    }
+}
+
+async fn each_definition_is_judged_by(standard: &str) {
+    let mut scene = Scene::enforcing(standard).await;
+    let function = scene.function();
+    let rank = |standard| STANDARDS.iter().position(|known| *known == standard).unwrap();
+    for (definition, passes) in DEFINITIONS {
+        let asks = format!("pod-definition={definition}");
+        for rules in [&[&*asks][..], &[&asks, "cpu=1", "memory=1Gi"], &[&asks, "image=node:24"]] {
+            // Its annotation refuses another image.
+            if definition == "elastic-ci-stack" && rules.contains(&"image=node:24") {
+                continue;
+            }
+            let result = scene.pod_or_refusal(&function, rules).await;
+            match result {
+                Ok(()) => assert!(rank(passes) <= rank(standard), "{rules:?}"),
+                Err(text) => {
+                    assert!(rank(passes) > rank(standard), "{rules:?}: {text}");
+                    assert!(text.contains(&format!("violates PodSecurity \"{standard}:")), "{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_definition_has_a_standard() {
+    let names = COMPILED.iter().map(|(_, json)| {
+        let manifest: Value = serde_json::from_str(json).unwrap();
+        manifest["metadata"]["name"].as_str().unwrap().to_owned()
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names, DEFINITIONS.map(|(name, _)| name));
+}
+
+#[tokio::test]
+async fn restricted_admits_one_definition_whatever_its_step_asks_for() {
+    each_definition_is_judged_by("restricted").await;
+}
+
+#[tokio::test]
+async fn baseline_admits_all_but_the_definition_with_docker() {
+    each_definition_is_judged_by("baseline").await;
+}
