@@ -32,10 +32,10 @@ use http::{
     header::{AUTHORIZATION, RETRY_AFTER},
 };
 use kube::client::Body;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     runtime,
-    time::{Instant, advance},
+    time::{Instant, advance, sleep},
 };
 use tower::service_fn;
 
@@ -46,6 +46,9 @@ const TOKEN: &str = "bkct_planted0123456789";
 
 /// The time limit of each request.
 const TIME: Duration = Duration::from_secs(58);
+
+/// How long the server takes for each answer.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// `data` is one answer or several, separated by `---`: a status, headers, an empty line, a body; or `reset` or `silence` in place
 /// of an answer. The last one repeats.
@@ -67,7 +70,9 @@ async fn ask(data: &[u8]) {
     check_error(cluster().job(&job::name(job.uuid), deadline().await).await.map_err(of_cluster));
 
     let agent_token = AgentToken::new(&config, Ssm::new(&SDK));
-    check_error(agent_token.apply(&cluster(), deadline().await).await.map_err(Error::AgentToken));
+    check_error(
+        agent_token.apply(&AgentToken::not_applied(), &cluster(), deadline().await).await.map_err(Error::AgentToken),
+    );
 
     let (definitions, cluster) = (Definitions::compiled(), cluster());
     let name: String = String::from_utf8_lossy(data).lines().last().unwrap_or_default().to_owned();
@@ -117,8 +122,10 @@ fn client(data: &[u8]) -> kube::Client {
     let service = service_fn(move |request: Request<Body>| {
         let answer = server.lock().unwrap_or_else(PoisonError::into_inner).answer(&request);
         async move {
+            // An endless list ends at the deadline.
+            sleep(ANSWER_TIME).await;
             match answer {
-                Answer::Response(response) => Ok(response),
+                Answer::Response(response) => Ok(response.map(Body::from)),
                 Answer::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
                 Answer::Silence => pending().await,
             }
@@ -129,7 +136,7 @@ fn client(data: &[u8]) -> kube::Client {
 }
 
 enum Answer {
-    Response(Response<Body>),
+    Response(Response<Vec<u8>>),
     Reset,
     Silence,
 }
@@ -147,6 +154,8 @@ struct Answered {
     deadline: Instant,
     /// From when the client may retry; `None` if it must not.
     retry: Option<Instant>,
+    /// The client may ask for the next page.
+    is_success: bool,
     /// A request with this deadline got a 401.
     unauthorized: bool,
 }
@@ -159,33 +168,45 @@ impl Server {
             "the request is not signed"
         );
         let deadline = request.extensions().get::<Deadline>().expect("each request has its deadline").instant();
+        let is_next_page = request.uri().query().is_some_and(|query| query.contains("&continue="));
         let now = Instant::now();
         assert!(now < deadline, "a request {:?} after its deadline", now - deadline);
         let last = self.last.take().filter(|last| last.deadline == deadline);
         if let Some(last) = &last {
-            let retry = last.retry.expect("an error that is not retryable is not retried");
-            assert!(retry <= now, "a retry {:?} too early", retry - now);
+            match last.retry {
+                Some(retry) => assert!(retry <= now, "a retry {:?} too early", retry - now),
+                None => assert!(last.is_success && is_next_page, "an answer that is final is not followed by a retry"),
+            }
         }
 
         let next = if self.answers.len() > 1 { self.answers.pop() } else { self.answers.last().cloned() };
         let answer = Answer::read(&next.unwrap_or_default());
         let unauthorized = last.is_some_and(|last| last.unauthorized);
+        let is_success = matches!(&answer, Answer::Response(response) if response.status().is_success());
         let (retry, unauthorized) = match &answer {
             Answer::Reset | Answer::Silence => (Some(now), unauthorized),
             Answer::Response(response) => match response.status().as_u16() {
                 401 => ((!unauthorized).then_some(now), true),
                 300..=399 => (Some(now), unauthorized),
                 429 | 500 | 502 | 503 | 504 => (Some(now + retry_after(response)), unauthorized),
-                _ => (None, unauthorized),
+                409 if is_write_conflict(response) => (Some(now + retry_after(response)), unauthorized),
+                _ => (None, false),
             },
         };
-        self.last = Some(Answered { deadline, retry, unauthorized });
+        self.last = Some(Answered { deadline, retry, is_success, unauthorized });
         answer
     }
 }
 
+/// A conflict, but not of field managers.
+fn is_write_conflict(response: &Response<Vec<u8>>) -> bool {
+    let status: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+    let mut causes = status["details"]["causes"].as_array().into_iter().flatten();
+    status["reason"] == "Conflict" && causes.all(|cause| cause["reason"] != "FieldManagerConflict")
+}
+
 /// Zero if the header is absent or invalid.
-fn retry_after(response: &Response<Body>) -> Duration {
+fn retry_after(response: &Response<Vec<u8>>) -> Duration {
     let text = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     Duration::from_secs(text.and_then(|text| text.parse::<u32>().ok()).unwrap_or_default().into())
 }
@@ -213,13 +234,13 @@ impl Answer {
     }
 }
 
-fn response(answer: &[u8]) -> Response<Body> {
+fn response(answer: &[u8]) -> Response<Vec<u8>> {
     let end = answer.windows(2).position(|two| two == b"\n\n").unwrap_or(answer.len());
     let (head, body) = answer.split_at(end);
     let head = String::from_utf8_lossy(head);
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(StatusCode::OK);
-    let mut response = Response::new(Body::from(body.get(2..).unwrap_or_default().to_vec()));
+    let mut response = Response::new(body.get(2..).unwrap_or_default().to_vec());
     *response.status_mut() = status;
     for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
@@ -261,17 +282,25 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "metadata": {"name": "node"},
         "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "agent", "image": "agent:4"}]}},
     });
+    let owned = json!({
+        "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409,
+        "details": {"causes": [{"reason": "FieldManagerConflict", "message": "conflict with \"other\""}]},
+    });
     let broken = json!({"metadata": {"name": "default"}, "template": {"spec": {}}});
     [
         "201\n\n{\"kind\":\"PartialObjectMetadata\"}".to_owned(),
         format!("200\n\n{}", json!({"items": [template]})),
+        format!("200\n\n{}\n---\n{{\"items\":[]}}", json!({"metadata": {"continue": "page-2"}, "items": [template]})),
+        format!("200\n\n{}", json!({"metadata": {"continue": "the same page"}})),
         format!("200\n\n{}\n---\n{}", json!({"items": [broken]}), status(503, "ServiceUnavailable", "later")),
         status(409, "AlreadyExists", "jobs.batch \"buildkite-1\" already exists"),
-        status(409, "Conflict", "Apply failed with 1 conflict"),
+        status(409, "Conflict", "Operation cannot be fulfilled on resourcequotas \"quota\""),
+        format!("409\n\n{owned}"),
         status(401, "Unauthorized", "Unauthorized"),
         status(403, "Forbidden", "jobs.batch is forbidden: User \"u\" cannot create resource \"jobs\""),
         status(404, "NotFound", "namespaces \"builds\" not found"),
         status(422, "Invalid", "Job.batch \"j\" is invalid"),
+        status(422, "Invalid", &"\u{10fffd}".repeat(3_000)),
         format!(
             "429\nretry-after: 1\n{}",
             status(429, "TooManyRequests", "slow down").split_once('\n').unwrap_or_default().1

@@ -43,8 +43,9 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "api_server", run: api_server::run, seeds: api_server::seeds },
 ];
 
-/// The limit for the text of an error, whatever it quotes.
-const MAX_TEXT_BYTES: usize = 4_096;
+/// The limit for the text of an error, whatever it quotes: 2,000 characters of a message, each of which takes up to ten bytes
+/// when it is escaped, and the text around it.
+const MAX_TEXT_BYTES: usize = 24 * 1024;
 
 /// A text for the log is one line of limited length.
 fn check_text(text: &str) {

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use agent_scheduler::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
-    pod::{definition::PodDefinition, job},
+    pod::{
+        definition::{Access, PodDefinition},
+        job,
+    },
     stack::Stack,
 };
 use serde_json::{Value, json};
@@ -39,6 +42,9 @@ pub fn check_for_step(
     rules: &AgentQueryRules,
     stack: &Stack,
 ) {
+    if let Access::Refused(refused) = definition.access(job.pipeline.as_deref()) {
+        check_text(&refused.to_string());
+    }
     match definition.for_step(rules) {
         Ok(definition) => check(job, queue, &definition, stack),
         Err(unmet) => check_text(&unmet.to_string()),

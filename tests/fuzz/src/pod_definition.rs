@@ -76,7 +76,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         format!(
             "{AGENT}/resources {{\"limits\":{{\"cpu\":1}}}}\n/metadata/annotations {{\"agent-scheduler.buildkite.com/max-cpu\":\"1\"}}"
         ),
+        r#"/metadata/annotations {"agent-scheduler.buildkite.com/allow-pipelines":"deploy, release"}"#.to_owned(),
         r#"/template/metadata {"labels":{"platform":"fargate"},"annotations":{"a":"b"}}"#.to_owned(),
+        format!("/metadata/name {0}\n/template/spec/restartPolicy {0}", json!("\u{10fffd}".repeat(3_000))),
         "/template/spec/terminationGracePeriodSeconds 10\n/metadata/name \"Node\"".to_owned(),
         r#"/template/spec/containers/- {"name":"second"}"#.to_owned(),
         "/template/spec/restartPolicy \"Always\"\n/template/spec/volumes 1".to_owned(),
