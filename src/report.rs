@@ -70,7 +70,7 @@ pub struct Answer {
     /// The namespace of that Job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Why there is none.
+    /// Why there is no Job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
