@@ -22,7 +22,7 @@ pub const MAX_AGE: Duration = Duration::from_mins(1);
 /// The definitions of `pod-definitions/`, each with its path, as JSON.
 const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
 
-/// The key is the name. A broken one fails only the jobs that ask for it.
+/// Each with its name. A broken one fails only the jobs that ask for it.
 type ByName = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
 
 /// All definitions.
@@ -35,7 +35,7 @@ pub struct Definitions {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the text shows what the fields are")]
 pub enum Error {
-    /// No definition has that name.
+    /// There is no definition of that name.
     #[error(
         "there is no pod definition \"{name}\"; a step may ask for {compiled}{cluster}; add \"{name}\" to pod-definitions/, or \
          `kubectl apply` a PodTemplate of that name to namespace {namespace}",
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::{buildkite::rules::DEFAULT_DEFINITION, kubernetes::fake::ApiServer, text::chain};
 
-    /// An item of a list; its image distinguishes it from others.
+    /// An item of a list; the image is the difference.
     fn template(name: &str, image: &str) -> Value {
         json!({
             "metadata": {"name": name},

@@ -69,7 +69,7 @@ struct NoConnection(Duration);
 struct Redirected(StatusCode);
 
 impl CertificateAuthority {
-    /// Reads one certificate or several; fails without one.
+    /// Reads one certificate or several; an error without any.
     pub fn from_pem(pem: &[u8]) -> Result<Self, BoxError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {

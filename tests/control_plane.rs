@@ -20,12 +20,11 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
+use futures_util::future::join_all;
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
-    control_plane::{Caller, eventually},
-    function::Builder,
-    kubeconfig::Cluster,
+    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Client, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
+    control_plane::eventually, function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -46,7 +45,7 @@ const PERMISSIONS: [(&str, &str); 5] =
 struct Namespace {
     control_plane: &'static ControlPlane,
     name: String,
-    admin: Caller,
+    admin: Client,
     lab: Lab,
 }
 
@@ -153,8 +152,8 @@ impl Namespace {
     }
 
     /// The API server as the function sees it.
-    async fn as_function(&self) -> Caller {
-        self.control_plane.caller(&self.eks_token()).await
+    async fn as_function(&self) -> Client {
+        self.control_plane.client(&self.eks_token()).await
     }
 
     /// The agent token that the pods get.
@@ -187,12 +186,18 @@ impl Namespace {
         let status = json!({"status": {
             "phase": phase,
             "conditions": conditions,
-            "containerStatuses": [{
-                "name": "agent", "image": "agent", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"terminated": {"exitCode": exit_code}},
-            }],
+            "containerStatuses": [status("agent", json!({"terminated": {"exitCode": exit_code}}))],
         }});
         self.patch(&format!("pods/{}/status", name(pod)), &status).await;
+    }
+
+    /// A Pod other than these.
+    async fn next_pod(&mut self, others: &[&Value]) -> Value {
+        eventually("there is no other Pod", async || {
+            let pods = self.list("pods").await.into_iter();
+            pods.into_iter().find(|pod| others.iter().all(|other| other["metadata"]["uid"] != pod["metadata"]["uid"]))
+        })
+        .await
     }
 
     /// The condition that says how a Job ended.
@@ -220,6 +225,11 @@ impl Namespace {
         audit.sort_by_key(|entry| entry["requestReceivedTimestamp"].to_string());
         audit
     }
+}
+
+/// What a kubelet says of a container.
+fn status(name: &str, state: Value) -> Value {
+    json!({"name": name, "image": name, "imageID": "", "ready": false, "restartCount": 0, "state": state})
 }
 
 /// The published event for a new job.
@@ -400,10 +410,11 @@ mod a_pod_definition {
         manifests
     }
 
-    /// The complete `PodTemplates` in README.
-    fn of_readme() -> Vec<Value> {
-        let readme = include_str!("../README.md");
-        let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
+    /// The complete `PodTemplates` in the documentation.
+    fn of_the_docs() -> Vec<Value> {
+        let pages = [include_str!("../docs/pod-definitions.md"), include_str!("../docs/fargate-and-ec2.md")];
+        let blocks = pages.iter().flat_map(|page| page.split("```yaml\n").skip(1));
+        let blocks = blocks.filter_map(|rest| rest.split_once("\n```"));
         let whole = blocks.filter(|(yaml, _)| yaml.contains("kind: PodTemplate") && yaml.contains("\ntemplate:"));
         let manifests: Vec<_> = whole.map(|(yaml, _)| serde_saphyr::from_str(yaml).unwrap()).collect();
         assert!(!manifests.is_empty());
@@ -555,7 +566,7 @@ mod a_pod_definition {
     async fn of_every_file_is_a_pod_template() {
         let mut namespace = Namespace::new().await;
         namespace.make_service_account().await;
-        for manifest in compiled().into_iter().chain(of_readme()) {
+        for manifest in compiled().into_iter().chain(of_the_docs()) {
             namespace.post_strictly("podtemplates?fieldValidation=Strict", &manifest).await;
             // With the defaults of Kubernetes filled in, it is still valid.
             let event = event_with(&[&format!("pod-definition={}", name(&manifest))]);
@@ -715,7 +726,7 @@ mod an_eks_token {
             (signed(&credentials, CLUSTER, now + Duration::from_mins(6)), "Signature not yet current"),
         ];
         let status =
-            async |token: &str| namespace.control_plane.caller(token).await.get(&namespace.path("jobs/none")).await.0;
+            async |token: &str| namespace.control_plane.client(token).await.get(&namespace.path("jobs/none")).await.0;
         assert_eq!(status(&good).await, 404, "a good token is accepted");
         for (token, reason) in cases {
             let before = namespace.lab.timeline.entries().len();
@@ -773,7 +784,7 @@ mod the_job_controller {
 
         let job = namespace.get(&format!("jobs/{job}")).await;
         let expected = json!({
-            "activeDeadlineSeconds": 21600, "ttlSecondsAfterFinished": 600, "backoffLimit": 0, "parallelism": 1,
+            "activeDeadlineSeconds": 21600, "ttlSecondsAfterFinished": 600, "backoffLimit": 3, "parallelism": 1,
             "completions": 1,
         });
         for (field, value) in expected.as_object().unwrap() {
@@ -800,42 +811,73 @@ mod the_job_controller {
         assert_eq!(leaks(&namespace.lab), [""; 0]);
     }
 
+    /// What a kubelet writes of a pod, and whether its Job makes another one or ends with this reason.
     #[tokio::test]
-    async fn ends_the_job_with_its_one_pod() {
-        let mut namespace = Namespace::new().await;
-        for (exit_code, phase, condition, reason, words) in [
-            (0, "Succeeded", "Complete", "CompletionsReached", ""),
-            // Buildkite refuses the agent.
-            (27, "Failed", "Failed", "PodFailurePolicy", "exit code 27"),
-            // The step fails.
-            (1, "Failed", "Failed", "BackoffLimitExceeded", ""),
-        ] {
-            let before = namespace.count("pods").await;
-            let (job, pod) = namespace.job_and_pod().await;
-            namespace.end_pod(&pod, phase, exit_code, &json!([])).await;
-            let finished = namespace.finished(&job).await;
-            assert_eq!((&finished["type"], &finished["reason"]), (&json!(condition), &json!(reason)), "{finished}");
-            assert!(finished["message"].as_str().unwrap().contains(words), "{finished}");
-            assert_eq!(namespace.count("pods").await, before + 1);
-        }
+    async fn replaces_a_pod_that_never_ran_its_agent_or_was_disrupted_and_no_other() {
+        let agent = |code: i32| json!({"phase": "Failed", "containerStatuses": [status("agent", json!({"terminated": {"exitCode": code}}))]});
+        let disrupted = |code: i32| {
+            let mut status = agent(code);
+            status["conditions"] =
+                json!([{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]);
+            status
+        };
+        let refused =
+            |reason: &str| json!({"phase": "Failed", "reason": reason, "message": "the kubelet refuses the pod"});
+        let init = json!({
+            "phase": "Failed",
+            "initContainerStatuses": [status("init", json!({"terminated": {"exitCode": 1}}))],
+            "containerStatuses": [status("agent", json!({"waiting": {"reason": "PodInitializing"}}))],
+        });
+        let cases = [
+            ("OutOfcpu", refused("OutOfcpu"), None),
+            ("OutOfpods", refused("OutOfpods"), None),
+            ("NodeShutdown", refused("NodeShutdown"), None),
+            ("init container 1", init, None),
+            ("143, disrupted", disrupted(143), None),
+            ("137, disrupted", disrupted(137), None),
+            ("2, disrupted", disrupted(2), None),
+            ("27, disrupted", disrupted(27), Some("PodFailurePolicy")),
+            ("143", agent(143), Some("PodFailurePolicy")),
+            ("137", agent(137), Some("PodFailurePolicy")),
+            ("2", agent(2), Some("PodFailurePolicy")),
+            ("1", agent(1), Some("PodFailurePolicy")),
+            ("27", agent(27), Some("PodFailurePolicy")),
+        ];
+        let rows = cases.map(async |(case, status, ends)| {
+            let mut namespace = Namespace::new().await;
+            let (job, first) = namespace.job_and_pod().await;
+            namespace.patch(&format!("pods/{}/status", name(&first)), &json!({ "status": status })).await;
+            match ends {
+                Some(reason) => {
+                    let finished = namespace.finished(&job).await;
+                    assert_eq!((&finished["type"], &finished["reason"]), (&json!("Failed"), &json!(reason)), "{case}");
+                    assert_eq!(namespace.count("pods").await, 1, "{case}");
+                }
+                None => {
+                    let second = namespace.next_pod(&[&first]).await;
+                    assert_eq!(second["spec"]["containers"], first["spec"]["containers"], "{case}");
+                    namespace.until_active(&job).await;
+                    namespace.end_pod(&second, "Succeeded", 0, &json!([])).await;
+                    assert_eq!(namespace.finished(&job).await["type"], "Complete", "{case}");
+                }
+            }
+        });
+        join_all(rows).await;
     }
 
     #[tokio::test]
-    async fn replaces_a_pod_that_was_disrupted() {
+    async fn ends_the_job_after_three_replacements() {
         let mut namespace = Namespace::new().await;
         let (job, first) = namespace.job_and_pod().await;
-        let disruption = json!([{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]);
-        namespace.end_pod(&first, "Failed", 143, &disruption).await;
-        let second = eventually("there is no other Pod", async || {
-            let mut pods = namespace.list("pods").await;
-            pods.retain(|pod| pod["metadata"]["uid"] != first["metadata"]["uid"]);
-            pods.pop()
-        })
-        .await;
-        assert_eq!(second["spec"]["containers"], first["spec"]["containers"]);
-        namespace.until_active(&job).await;
-        namespace.end_pod(&second, "Succeeded", 0, &json!([])).await;
-        assert_eq!(namespace.finished(&job).await["type"], "Complete");
+        let mut pods = vec![first];
+        let refused = json!({"status": {"phase": "Failed", "reason": "OutOfcpu"}});
+        for _ in 0..3 {
+            namespace.patch(&format!("pods/{}/status", name(pods.last().unwrap())), &refused).await;
+            pods.push(namespace.next_pod(&pods.iter().collect::<Vec<_>>()).await);
+        }
+        namespace.patch(&format!("pods/{}/status", name(pods.last().unwrap())), &refused).await;
+        assert_eq!(namespace.finished(&job).await["reason"], "BackoffLimitExceeded");
+        assert_eq!(namespace.count("pods").await, 4);
     }
 
     #[tokio::test]

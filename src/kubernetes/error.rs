@@ -108,7 +108,7 @@ impl Error {
         }
     }
 
-    /// The server at the endpoint is not the cluster's API server, or no server answers there.
+    /// The server at the endpoint is not the cluster's API server, or nothing answers there.
     pub fn is_wrong_endpoint(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Certificate { .. })
     }

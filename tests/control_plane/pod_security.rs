@@ -18,31 +18,27 @@ const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_defini
 const SERVICE_ACCOUNT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/pod-definitions/elastic-ci-stack/service-account.yaml");
 
-impl Scene {
+impl Namespace {
     async fn enforcing(standard: &str) -> Self {
-        let mut scene = Self::new().await;
-        scene.control_plane.apply(SERVICE_ACCOUNT, &scene.namespace).await.unwrap();
+        let mut namespace = Self::new().await;
+        namespace.control_plane.apply(SERVICE_ACCOUNT, &namespace.name).await.unwrap();
         let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": standard}}});
-        let namespace = format!("/api/v1/namespaces/{}", scene.namespace);
-        let (status, answer) = scene.admin.patch(&namespace, &labels).await;
-        assert_eq!(status, 200, "{answer}");
+        ok(namespace.admin.patch(&format!("/api/v1/namespaces/{}", namespace.name), &labels).await);
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
             "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i"}]},
         });
         eventually("the label has no effect", async || {
-            let (status, _) = scene.admin.post(&scene.path("pods?dryRun=All"), &pod).await;
+            let (status, _) = namespace.admin.post(&namespace.path("pods?dryRun=All"), &pod).await;
             (status == 403).then_some(())
         })
         .await;
-        scene
+        namespace
     }
 
     /// Posts an event and waits for the Job's pod, or for the Event that says why it has no pod.
     async fn pod_or_refusal(&mut self, function: &Function, rules: &[&str]) -> Result<(), String> {
-        let rules = [&["queue=default"], rules].concat();
-        let (event, job) = changed_event(|detail| detail["job"]["agent_query_rules"] = json!(rules));
-        assert_eq!(succeed(function, &event).await["outcome"], "created", "{rules:?}");
+        let job = create(function, &event_with(rules)).await;
         eventually("there is no pod and no reason", async || {
             if self.list("pods").await.iter().any(|pod| pod["metadata"]["labels"]["job-name"] == *job) {
                 return Some(Ok(()));
@@ -57,8 +53,8 @@ impl Scene {
 }
 
 async fn each_definition_is_judged_by(standard: &str) {
-    let mut scene = Scene::enforcing(standard).await;
-    let function = scene.function();
+    let mut namespace = Namespace::enforcing(standard).await;
+    let function = namespace.function();
     let rank = |standard| STANDARDS.iter().position(|known| *known == standard).unwrap();
     for (definition, passes) in DEFINITIONS {
         let asks = format!("pod-definition={definition}");
@@ -67,7 +63,7 @@ async fn each_definition_is_judged_by(standard: &str) {
             if definition == "elastic-ci-stack" && rules.contains(&"image=node:24") {
                 continue;
             }
-            let result = scene.pod_or_refusal(&function, rules).await;
+            let result = namespace.pod_or_refusal(&function, rules).await;
             match result {
                 Ok(()) => assert!(rank(passes) <= rank(standard), "{rules:?}"),
                 Err(text) => {

@@ -8,7 +8,6 @@
 //!
 //! Without scheduler and nodes: a Pod stays pending until a test writes its status. Everything ends with this process.
 
-mod caller;
 mod files;
 mod programs;
 mod supervisor;
@@ -35,8 +34,6 @@ use self::{files::Endpoints, programs::Programs, supervisor::Supervisor};
 use crate::{
     Lab, certificates::Certificates, client::Client, credentials::random_hex, kubernetes::NAMESPACE, sts::Sts,
 };
-
-pub use self::caller::Caller;
 
 /// The permissions of the function.
 const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
@@ -143,21 +140,14 @@ impl ControlPlane {
             launch.api_server(api_server, etcd)?,
         ];
         let ca_pem = certificates.ca_pem();
-        wait_for("the authenticator did not answer", &mut running, async || {
-            probe(&authenticator_url, &ca_pem, "/healthz", &admin_token).await
-        })
-        .await?;
-        wait_for("the API server was not ready", &mut running, async || {
-            probe(&url, &ca_pem, "/readyz", &admin_token).await
-        })
-        .await?;
+        let ok = async |url: &str, path: &str| answers(url, &ca_pem, path, &admin_token).await;
+        let authenticator_ok = async || ok(&authenticator_url, "/healthz").await;
+        wait_for("the authenticator did not answer", &mut running, authenticator_ok).await?;
+        wait_for("the API server was not ready", &mut running, async || ok(&url, "/readyz").await).await?;
         running.push(launch.controller_manager()?);
         // A controller makes it, and every Pod requires it.
         let account = "/api/v1/namespaces/default/serviceaccounts/default";
-        wait_for("the controllers did not work", &mut running, async || {
-            probe(&url, &ca_pem, account, &admin_token).await
-        })
-        .await?;
+        wait_for("the controllers did not work", &mut running, async || ok(&url, account).await).await?;
         Ok(Self {
             url,
             certificates,
@@ -196,35 +186,20 @@ impl ControlPlane {
         lab
     }
 
-    /// Where the API server is.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Its certificate authority.
-    pub fn ca_pem(&self) -> String {
-        self.certificates.ca_pem()
-    }
-
     /// A kubeconfig of the administrator.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("admin.kubeconfig")
     }
 
-    /// The administrator's bearer token.
-    pub fn admin_token(&self) -> &str {
-        &self.admin_token
-    }
-
     /// A client with all permissions.
-    pub async fn admin(&self) -> Caller {
-        self.caller(&self.admin_token).await
+    pub async fn admin(&self) -> Client {
+        self.client(&self.admin_token).await
     }
 
     /// A client with this bearer token.
-    pub async fn caller(&self, token: &str) -> Caller {
-        let client = Client::connect(&self.url, &self.ca_pem()).await.expect("the API server takes connections");
-        Caller::new(client, token)
+    pub async fn client(&self, token: &str) -> Client {
+        let client = Client::connect(&self.url, &self.certificates.ca_pem()).await;
+        client.expect("the API server takes connections").with_token(token)
     }
 
     /// Creates a namespace, and returns when Pods can be created in it.
@@ -376,10 +351,13 @@ impl Running {
 }
 
 /// Whether the answer is a success.
-async fn probe(url: &str, ca_pem: &str, path: &str, token: &str) -> bool {
-    let Ok(mut client) = Client::connect(url, ca_pem).await else { return false };
-    let request = hyper::Request::get(path).header(hyper::header::AUTHORIZATION, format!("Bearer {token}"));
-    client.send(request, "").await.is_ok_and(|response| response.status().is_success())
+async fn answers(url: &str, ca_pem: &str, path: &str, token: &str) -> bool {
+    let Ok(client) = Client::connect(url, ca_pem).await else { return false };
+    client
+        .with_token(token)
+        .try_send(hyper::Request::get(path), "")
+        .await
+        .is_ok_and(|response| response.status().is_success())
 }
 
 /// Free ports. All are held until each is known, so that no two are the same.

@@ -22,7 +22,7 @@ pub struct ApiServer {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Answer {
     /// Done at that time.
     Done(Time),
     /// 429 at that time.
@@ -43,21 +43,21 @@ impl ApiServer {
     }
 
     /// A request comes. They must come in the order of time.
-    pub fn request(&mut self, now: Time) -> Fate {
+    pub fn request(&mut self, now: Time) -> Answer {
         while self.there.front().is_some_and(|done| *done <= now) {
             self.there.pop_front();
         }
         if self.there.len() >= self.places {
-            return Fate::Refused(now);
+            return Answer::Refused(now);
         }
         if let Some(before) = self.there.len().checked_sub(self.seats)
             && self.there[before].saturating_sub(now) > self.wait
         {
-            return Fate::Refused(now + self.wait);
+            return Answer::Refused(now + self.wait);
         }
         self.idle_from = self.idle_from.max(now) + self.each;
         self.there.push_back(self.idle_from);
-        Fate::Done(self.idle_from)
+        Answer::Done(self.idle_from)
     }
 }
 
@@ -69,12 +69,16 @@ mod tests {
     #[test]
     fn so_many_at_once_take_so_many_times_as_long_and_what_finds_no_place_is_refused() {
         let mut server = ApiServer::new(&Constants { api_rate: 200.0, ..Constants::default() });
-        let fates: Vec<_> = (0..1_000).map(|_| server.request(0)).collect();
+        let answers: Vec<_> = (0..1_000).map(|_| server.request(0)).collect();
         let done: Vec<_> =
-            fates.iter().filter_map(|fate| if let Fate::Done(at) = fate { Some(*at) } else { None }).collect();
+            answers.iter().filter_map(|answer| if let Answer::Done(at) = answer { Some(*at) } else { None }).collect();
         assert_eq!(done.len(), 2 * (49 + 300));
         assert_eq!(done.last(), Some(&(698 * SECOND / 200)));
-        assert_eq!(server.request(SECOND), Fate::Done(698 * SECOND / 200 + SECOND / 200), "200 places are free again");
+        assert_eq!(
+            server.request(SECOND),
+            Answer::Done(698 * SECOND / 200 + SECOND / 200),
+            "200 places are free again"
+        );
     }
 
     #[test]
@@ -82,6 +86,6 @@ mod tests {
         let slow = Constants { api_rate: 10.0, ..Constants::default() };
         let mut server = ApiServer::new(&slow);
         let last = (0..600).map(|_| server.request(0)).last();
-        assert_eq!(last, Some(Fate::Refused(15 * SECOND)));
+        assert_eq!(last, Some(Answer::Refused(15 * SECOND)));
     }
 }

@@ -15,7 +15,7 @@ pub const LENGTH: Time = 86_400 * SECOND;
 /// The rate is highest at this hour.
 const NOON: f64 = 14.0 * 3600.0;
 
-/// Chance, from a seed. Each part of the model has its own, so that a change to one leaves the others' luck as it was.
+/// Chance, from a seed. Each part of the model has its own, so that a change to one does not change the others.
 pub struct Chance(Pcg64Mcg);
 
 impl Chance {

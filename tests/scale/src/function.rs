@@ -7,7 +7,7 @@ use std::{collections::VecDeque, mem};
 
 use crate::{
     agenda::{Agenda, Time, in_seconds, seconds},
-    api_server::{ApiServer, Fate},
+    api_server::{Answer, ApiServer},
     bucket::Bucket,
     constants::Constants,
     day::{Chance, Day},
@@ -344,21 +344,21 @@ impl Model<'_> {
         let half = seconds(c.network / 2.0);
         let limit = now + seconds(c.api_try).min(ask.until.saturating_sub(now) / 2);
         self.seen.requests.add(now);
-        let fate = self.api_server.request(now + half);
+        let answer = self.api_server.request(now + half);
         if let (Request::Post, Some(run)) = (ask.request, &mut self.environments[environment].run) {
             let made = &mut self.seen.created[run.job];
             run.exists = made.is_some();
-            if let (Fate::Done(at), None) = (fate, &made) {
+            if let (Answer::Done(at), None) = (answer, &made) {
                 *made = Some(at);
             }
         }
-        let (heard, pause) = match fate {
-            Fate::Done(at) if at + half <= limit => return (at + half, Then::Answered),
-            Fate::Refused(at) if at + half <= limit => {
+        let (heard, pause) = match answer {
+            Answer::Done(at) if at + half <= limit => return (at + half, Then::Answered),
+            Answer::Refused(at) if at + half <= limit => {
                 self.seen.refused.add(at);
                 (at + half, seconds(c.retry_after) + self.pause(ask))
             }
-            Fate::Done(_) | Fate::Refused(_) => {
+            Answer::Done(_) | Answer::Refused(_) => {
                 self.seen.given_up.add(limit);
                 let first = !mem::replace(&mut ask.silent, true);
                 (limit, if first { 0 } else { self.pause(ask) })

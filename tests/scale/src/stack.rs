@@ -4,7 +4,7 @@
 
 use crate::{
     agenda::{Agenda, Time, seconds},
-    api_server::{ApiServer, Fate},
+    api_server::{Answer, ApiServer},
     bucket::Bucket,
     cluster::{Cluster, Seen as InCluster, Step},
     constants::Constants,
@@ -56,12 +56,12 @@ pub fn run(constants: &Constants, day: &Day) -> Seen {
             } else if let Some((_, job)) = known.take() {
                 client.wait(at, constants.stack_requests);
                 match api_server.request(at + half) {
-                    Fate::Done(at) => {
+                    Answer::Done(at) => {
                         in_flight += 1;
                         created[job] = Some(at);
                         made.note(at, job);
                     }
-                    Fate::Refused(at) => known.note(at + half + seconds(constants.retry_after), job),
+                    Answer::Refused(at) => known.note(at + half + seconds(constants.retry_after), job),
                 }
             }
         }
