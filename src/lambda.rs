@@ -136,7 +136,7 @@ impl Event {
     }
 
     /// Reads a message of the failure queue.
-    fn of_message(message: &SqsMessage) -> Result<Self, InvalidEvent> {
+    pub fn of_message(message: &SqsMessage) -> Result<Self, InvalidEvent> {
         #[derive(Deserialize)]
         struct FailedInvocation<'a> {
             #[serde(rename = "requestPayload", borrow)]

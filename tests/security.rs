@@ -1,6 +1,6 @@
 //! What an attacker may try: through an event, through a network, through the logs. The real binary against the lab.
 //!
-//! What needs no process is proved in `src/job.rs`, in `src/query_rules.rs`, and by the targets of `tests/fuzz`.
+//! What needs no process is proved in `src/pod/job.rs`, in `src/buildkite/rules.rs`, and by the targets of `tests/fuzz`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -3,35 +3,28 @@
 use std::{fs, str};
 
 use agent_scheduler::{
-    chain,
-    event::{Event, InvalidEvent, ScheduledJob},
-    failure_queue,
-    query_rules::AgentQueryRules,
-    scheduler::Reason,
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    lambda::{Event, InvalidEvent, Trigger},
+    report::Reason,
+    text::{chain, excerpt},
 };
 
-use crate::{CONFIGS, DEFINITIONS, check_text, files, manifest, root};
+use crate::{DEFINITIONS, STACKS, check_text, files, manifest, root};
 
 /// `data` is the payload.
 pub fn run(data: &[u8]) {
     let Ok(payload) = str::from_utf8(data) else { return };
-    match Event::parse(payload) {
-        Err(error @ InvalidEvent::Envelope(_)) => {
-            check_text(&chain(&error));
-            match failure_queue::parse(payload) {
-                Some(Ok(messages)) => messages.iter().for_each(|message| handle(message.event())),
-                Some(Err(error)) => check_text(&chain(&error)),
-                None => {}
-            }
-        }
-        event => handle(event),
+    match Trigger::parse(payload) {
+        Ok(Trigger::Event(event)) => handle(Ok(event)),
+        Ok(Trigger::Redrive(messages)) => messages.iter().for_each(|message| handle(Event::of_message(message))),
+        Err(error) => handle(Err(error)),
     }
 }
 
 fn handle(event: Result<Event, InvalidEvent>) {
     match event {
         Ok(Event::JobScheduled(job)) => schedule(&job),
-        Ok(Event::Other { detail_type }) => check_text(&Reason::OtherEvent { detail_type }.to_string()),
+        Ok(Event::Other { detail_type }) => check_text(&excerpt(&detail_type)),
         Err(error) => check_text(&chain(&error)),
     }
 }
@@ -39,12 +32,12 @@ fn handle(event: Result<Event, InvalidEvent>) {
 fn schedule(job: &ScheduledJob) {
     check_text(&Reason::NoScript(job.kind.clone()).to_string());
     let rules = AgentQueryRules::parse(&job.agent_query_rules);
-    for config in &*CONFIGS {
-        match rules.matched(config) {
+    for stack in &*STACKS {
+        match rules.matched(stack) {
             Ok(queue) => {
                 for definition in &*DEFINITIONS {
-                    manifest::check(job, queue, definition, config);
-                    manifest::check_overridden(job, queue, definition, &rules, config);
+                    manifest::check(job, queue, definition, stack);
+                    manifest::check_for_step(job, queue, definition, &rules, stack);
                 }
             }
             Err(mismatch) => check_text(&Reason::from(mismatch).to_string()),

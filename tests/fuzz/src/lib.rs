@@ -17,7 +17,11 @@ use std::{
     sync::LazyLock,
 };
 
-use agent_scheduler::{config::Config, pod_definition::PodDefinition};
+use agent_scheduler::{
+    config::{Config, ConfigError},
+    pod::definition::PodDefinition,
+    stack::Stack,
+};
 use serde_json::Value;
 
 /// One kind of input.
@@ -39,8 +43,9 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "api_server", run: api_server::run, seeds: api_server::seeds },
 ];
 
-/// The limit for the text of an error, whatever it quotes.
-const MAX_TEXT_BYTES: usize = 4_096;
+/// The limit for the text of an error, whatever it quotes: 2,000 characters of a message, each of which takes up to ten bytes
+/// when it is escaped, and the text around it.
+const MAX_TEXT_BYTES: usize = 24 * 1024;
 
 /// A text for the log is one line of limited length.
 fn check_text(text: &str) {
@@ -48,8 +53,8 @@ fn check_text(text: &str) {
     assert!(!text.contains(char::is_control), "not one line: {text:?}");
 }
 
-/// A function with the required settings alone, and one with tags and several queues.
-static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
+/// A stack with the required settings alone, and one with tags and several queues.
+static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
     let more = [
         ("BUILDKITE_QUEUE", "default,gpu,q-"),
         ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b"),
@@ -57,22 +62,27 @@ static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
         ("KUBERNETES_NAMESPACE", "builds"),
         ("AGENT_TOKEN_SECRET_NAME", "token-of-this-stack"),
     ];
-    [config(&[]), config(&more)]
+    [&[][..], &more].map(|variables| config(variables).expect("these variables are valid").stack)
 });
 
 /// The required settings, overridden by `variables`.
-fn config(variables: &[(&str, &str)]) -> Config {
-    const REQUIRED: [(&str, &str); 4] = [
+fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    const REQUIRED: [(&str, &str); 10] = [
         ("BUILDKITE_QUEUE", "default"),
+        ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent-token"),
+        ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
         ("KUBERNETES_CLUSTER_IDENTIFIER", "example-cluster"),
+        ("KUBERNETES_NAMESPACE", "buildkite"),
+        ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
+        ("JOB_TTL_SECONDS", "600"),
+        ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
         ("AWS_REGION", "us-east-1"),
         ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
     ];
-    let read = Config::read(|name| {
+    Config::read(|name| {
         let mut found = variables.iter().chain(&REQUIRED).filter(|(key, _)| *key == name);
         found.next().map(|(_, value)| (*value).to_owned())
-    });
-    read.expect("these variables are valid")
+    })
 }
 
 /// `pod-definitions/`, as `PodTemplates`.

@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 
 use agent_scheduler::{
-    config::Config, event::ScheduledJob, job, overrides::Overrides, pod_definition::PodDefinition,
-    query_rules::AgentQueryRules,
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    pod::{
+        definition::{Access, PodDefinition},
+        job,
+    },
+    stack::Stack,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -30,43 +34,46 @@ pub fn job(uuid: Uuid) -> ScheduledJob {
     }
 }
 
-/// Checks the Job in the definition as the rules change it, or the text of the error.
-pub fn check_overridden(
+/// Checks the Job in the definition as a step with these rules gets it, or the text of the error.
+pub fn check_for_step(
     job: &ScheduledJob,
     queue: Option<&str>,
     definition: &PodDefinition,
     rules: &AgentQueryRules,
-    config: &Config,
+    stack: &Stack,
 ) {
-    match Overrides::of(rules).and_then(|overrides| overrides.apply(definition)) {
-        Ok(overridden) => check(job, queue, &overridden, config),
+    if let Access::Refused(refused) = definition.access(job.pipeline.as_deref()) {
+        check_text(&refused.to_string());
+    }
+    match definition.for_step(rules) {
+        Ok(definition) => check(job, queue, &definition, stack),
         Err(unmet) => check_text(&unmet.to_string()),
     }
 }
 
 /// Builds the Job and checks it.
-pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) {
-    let built = build(scheduled, queue, definition, config);
+pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) {
+    let built = build(scheduled, queue, definition, stack);
     assert_eq!((&built["apiVersion"], &built["kind"]), (&json!("batch/v1"), &json!("Job")));
     let uuid = scheduled.uuid.as_hyphenated().to_string();
     assert!(uuid.len() == 36 && uuid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-')), "{uuid}");
     assert_eq!(built["metadata"]["name"], format!("buildkite-{uuid}"));
-    assert_eq!(built["metadata"]["namespace"], config.namespace);
+    assert_eq!(built["metadata"]["namespace"], stack.namespace);
 
     for metadata in [&built["metadata"], &built["spec"]["template"]["metadata"]] {
-        labels(&metadata["labels"], &uuid, definition, config);
+        labels(&metadata["labels"], &uuid, definition, stack);
         annotations(&metadata["annotations"], definition);
     }
-    environment(&built, &uuid, definition, config);
+    environment(&built, &uuid, definition, stack);
 
     // The other fields of the event appear in the annotations and nowhere else: not in the name, the namespace, the labels, the
     // service account, the volumes or the Secrets.
-    let bare = build(&job(scheduled.uuid), queue, definition, config);
+    let bare = build(&job(scheduled.uuid), queue, definition, stack);
     assert_eq!(without_annotations(built), without_annotations(bare));
 }
 
-fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, config: &Config) -> Value {
-    let json = serde_json::to_vec(&job::build(job, queue, definition, config)).expect("a Job is JSON");
+fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
+    let json = serde_json::to_vec(&job::build(job, queue, definition, stack)).expect("a Job is JSON");
     serde_json::from_slice(&json).expect("what was written is JSON")
 }
 
@@ -77,14 +84,14 @@ fn without_annotations(mut job: Value) -> Value {
     job
 }
 
-fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, config: &Config) {
+fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, stack: &Stack) {
     assert_eq!(labels["app.kubernetes.io/managed-by"], "agent-scheduler");
     assert_eq!(labels["buildkite.com/job-uuid"], uuid);
     let theirs: BTreeSet<_> = definition.metadata("labels").map(|(key, _)| key.to_owned()).collect();
     for (key, value) in labels.as_object().expect("labels are a map") {
         let value = value.as_str().expect("a label is a string");
         if key == "buildkite.com/queue" && !theirs.contains(key) {
-            assert!(config.queues.iter().any(|queue| queue == value), "queue {value:?} is not ours");
+            assert!(stack.queues.iter().any(|queue| queue == value), "queue {value:?} is not ours");
             assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is not a valid label value");
         } else if key != "app.kubernetes.io/managed-by" && key != "buildkite.com/job-uuid" {
             assert!(theirs.contains(key), "label {key} has no source");
@@ -102,14 +109,14 @@ fn annotations(annotations: &Value, definition: &PodDefinition) {
 }
 
 /// The agent has its job and the configured Secret. Everything else comes from the definition.
-fn environment(built: &Value, uuid: &str, definition: &PodDefinition, config: &Config) {
+fn environment(built: &Value, uuid: &str, definition: &PodDefinition, stack: &Stack) {
     let containers = built["spec"]["template"]["spec"]["containers"].as_array().expect("containers are a list");
     assert_eq!((containers.len(), &containers[0]["name"]), (1, &json!("agent")));
     let env = containers[0]["env"].as_array().expect("env is a list");
     let ours = env.iter().filter(|variable| variable["name"] == "BUILDKITE_AGENT_ACQUIRE_JOB");
     assert_eq!(ours.map(|variable| &variable["value"]).collect::<Vec<_>>(), [uuid]);
     let theirs = definition.agent()["env"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let reference = json!({"name": config.agent_token_secret, "key": "token"});
+    let reference = json!({"name": stack.agent_token_secret, "key": "token"});
     let token = json!({"name": "BUILDKITE_AGENT_TOKEN", "valueFrom": {"secretKeyRef": reference}});
     for variable in env.iter().filter(|variable| !variable["valueFrom"].is_null()) {
         assert!(*variable == token || theirs.contains(variable), "{variable} has no source");

@@ -3,13 +3,13 @@
 use std::str;
 
 use agent_scheduler::{
-    event::{Event, ScheduledJob},
-    pod_definition::PodDefinition,
-    query_rules::AgentQueryRules,
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    lambda::{Event, Trigger},
+    pod::definition::PodDefinition,
 };
 use serde_json::{Value, json};
 
-use crate::{CONFIGS, MANIFESTS, check_text, manifest};
+use crate::{MANIFESTS, STACKS, check_text, manifest};
 
 /// What steps ask for on top of a definition.
 const RULES: [&[&str]; 4] = [&[], &["cpu=2", "memory=4Gi"], &["image=node:24"], &["image=node:24", "memory=1Gi"]];
@@ -31,8 +31,8 @@ pub fn run(data: &[u8]) {
     for rules in RULES {
         let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
         let rules = AgentQueryRules::parse(&rules);
-        for config in &*CONFIGS {
-            manifest::check_overridden(&job, Some("default"), &definition, &rules, config);
+        for stack in &*STACKS {
+            manifest::check_for_step(&job, Some("default"), &definition, &rules, stack);
         }
     }
 }
@@ -58,8 +58,8 @@ fn changed(text: &str) -> Value {
 }
 
 pub(crate) fn scheduled() -> ScheduledJob {
-    match Event::parse(include_str!("../../../events/job-scheduled.json")) {
-        Ok(Event::JobScheduled(job)) => *job,
+    match Trigger::parse(include_str!("../../../events/job-scheduled.json")) {
+        Ok(Trigger::Event(Event::JobScheduled(job))) => *job,
         other => panic!("no job in {other:?}"),
     }
 }
@@ -76,7 +76,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         format!(
             "{AGENT}/resources {{\"limits\":{{\"cpu\":1}}}}\n/metadata/annotations {{\"agent-scheduler.buildkite.com/max-cpu\":\"1\"}}"
         ),
+        r#"/metadata/annotations {"agent-scheduler.buildkite.com/allow-pipelines":"deploy, release"}"#.to_owned(),
         r#"/template/metadata {"labels":{"platform":"fargate"},"annotations":{"a":"b"}}"#.to_owned(),
+        format!("/metadata/name {0}\n/template/spec/restartPolicy {0}", json!("\u{10fffd}".repeat(3_000))),
         "/template/spec/terminationGracePeriodSeconds 10\n/metadata/name \"Node\"".to_owned(),
         r#"/template/spec/containers/- {"name":"second"}"#.to_owned(),
         "/template/spec/restartPolicy \"Always\"\n/template/spec/volumes 1".to_owned(),

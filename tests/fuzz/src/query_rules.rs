@@ -2,34 +2,34 @@
 
 use std::str;
 
-use agent_scheduler::{config::Config, quantity::Quantity, query_rules::AgentQueryRules};
+use agent_scheduler::{buildkite::rules::AgentQueryRules, pod::quantity::Quantity, stack::Stack};
 use uuid::Uuid;
 
-use crate::{CONFIGS, DEFINITIONS, check_text, manifest};
+use crate::{DEFINITIONS, STACKS, check_text, manifest};
 
 /// Each line of `data` is a rule.
 pub fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let rules: Vec<_> = text.split('\n').map(str::to_owned).collect();
     let parsed = AgentQueryRules::parse(&rules);
-    for amount in parsed.values("cpu").chain(parsed.values("memory")) {
+    for (_, amount) in pairs(&rules).filter(|(key, _)| matches!(*key, "cpu" | "memory")) {
         let Ok(quantity) = amount.parse::<Quantity>() else { continue };
         assert_eq!(quantity.to_string(), amount);
         assert!(!quantity.exceeds(&quantity));
     }
     let job = manifest::job(Uuid::nil());
-    for config in &*CONFIGS {
-        match parsed.matched(config) {
+    for stack in &*STACKS {
+        match parsed.matched(stack) {
             Ok(queue) => {
-                assert!(has_all(&rules, queue, &parsed, config), "{rules:?} matched queue {queue:?}");
-                assert!(queue.is_some() || config.serve_jobs_without_queue);
+                assert!(has_all(&rules, queue, &parsed, stack), "{rules:?} matched queue {queue:?}");
+                assert!(queue.is_some() || stack.serve_jobs_without_queue);
                 for definition in &*DEFINITIONS {
-                    manifest::check_overridden(&job, queue, definition, &parsed, config);
+                    manifest::check_for_step(&job, queue, definition, &parsed, stack);
                 }
             }
             Err(mismatch) => {
                 check_text(&mismatch.to_string());
-                let any = config.queues.iter().any(|queue| has_all(&rules, Some(queue), &parsed, config));
+                let any = stack.queues.iter().any(|queue| has_all(&rules, Some(queue), &parsed, stack));
                 let named = rules.iter().any(|rule| rule.starts_with("queue="));
                 assert!(!(any && named), "{rules:?} did not match");
             }
@@ -37,13 +37,17 @@ pub fn run(data: &[u8]) {
     }
 }
 
+fn pairs(rules: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    rules.iter().filter_map(|rule| rule.split_once('='))
+}
+
 /// Buildkite's rule, written a second time: the agent has each tag that the step asks for.
-fn has_all(rules: &[String], queue: Option<&str>, parsed: &AgentQueryRules, config: &Config) -> bool {
-    let definition = parsed.pod_definition().unwrap_or("default");
-    let mut tags: Vec<_> = config.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value)).collect();
+fn has_all(rules: &[String], queue: Option<&str>, parsed: &AgentQueryRules, stack: &Stack) -> bool {
+    let definition = parsed.definition();
+    let mut tags: Vec<_> = stack.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value)).collect();
     tags.extend(queue.map(|queue| ("queue", queue)));
     tags.extend([("pod-definition", definition), ("pod-template", definition)]);
-    rules.iter().filter_map(|rule| rule.split_once('=')).all(|(key, wanted)| {
+    pairs(rules).all(|(key, wanted)| {
         let is_any = wanted.is_empty() || wanted == "*";
         matches!(key, "image" | "cpu" | "memory")
             || tags.iter().any(|(own, value)| *own == key && (is_any || *value == wanted))
