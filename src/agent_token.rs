@@ -210,9 +210,12 @@ mod tests {
         text::chain,
     };
 
-    /// What SSM answers: a value, or the code of an error, or nothing at all; and how often it was asked.
+    /// A value, or the code of an error, or nothing at all.
+    type Answer = Option<Result<String, &'static str>>;
+
+    /// What SSM answers, and how often it was asked.
     #[derive(Clone, Debug, Default)]
-    struct FakeSsm(Arc<Mutex<(Option<Result<String, &'static str>>, usize)>>);
+    struct FakeSsm(Arc<Mutex<(Answer, usize)>>);
 
     impl HttpConnector for FakeSsm {
         fn call(&self, request: HttpRequest) -> HttpConnectorFuture {

@@ -125,9 +125,10 @@ fn setting(variable: &str) -> String {
 
 /// A word such as `bkct_…`, or the hexadecimal digits of an old agent token.
 fn looks_like_a_token(value: &str) -> bool {
+    const KINDS: [&str; 9] = ["bkaa", "bkaj", "bkar", "bkat", "bkcqt", "bkct", "bkjat", "bkpt", "bkua"];
     let mut words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.any(|word| match word.split_once('_') {
-        Some((prefix, rest)) => (4..=5).contains(&prefix.len()) && prefix.starts_with("bk") && rest.len() >= 16,
+        Some((kind, rest)) => KINDS.contains(&kind) && !rest.is_empty(),
         None => word.len() >= 40 && word.bytes().all(|byte| byte.is_ascii_hexdigit()),
     })
 }
@@ -147,7 +148,11 @@ fn tags(value: &str) -> Result<Vec<Tag>, &'static str> {
     list(value)
         .map(|tag| match tag.split_once('=') {
             Some(("queue", _)) => Err("tags without queue=, which BuildkiteQueue sets"),
-            Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            // The agent has these by its pod, and a step's rules of these names never ask for a tag.
+            Some(("pod-definition" | "pod-template" | "image" | "cpu" | "memory", _)) => {
+                Err("tags other than pod-definition, pod-template, image, cpu and memory, which a step asks of its pod")
+            }
+            Some((key, value)) if !key.is_empty() && !value.is_empty() && key.trim() == key => {
                 Ok(Tag { key: key.to_owned(), value: value.to_owned() })
             }
             _ => Err("key=value, several separated by commas"),
@@ -325,6 +330,12 @@ mod tests {
             ("BUILDKITE_AGENT_TAGS", "linux"),
             ("BUILDKITE_AGENT_TAGS", "=linux"),
             ("BUILDKITE_AGENT_TAGS", "queue=default"),
+            ("BUILDKITE_AGENT_TAGS", "os=linux,pod-definition=node"),
+            ("BUILDKITE_AGENT_TAGS", "pod-template=node"),
+            ("BUILDKITE_AGENT_TAGS", "image=node"),
+            ("BUILDKITE_AGENT_TAGS", "cpu=1"),
+            ("BUILDKITE_AGENT_TAGS", "memory=1Gi"),
+            ("BUILDKITE_AGENT_TAGS", "os =linux"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "yes"),
             ("KUBERNETES_CLUSTER_IDENTIFIER", "arn:aws:eks:us-east-1:111122223333:cluster/example"),
             ("KUBERNETES_NAMESPACE", "Buildkite"),

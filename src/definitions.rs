@@ -49,6 +49,12 @@ pub enum Error {
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// It is there, and its image is a placeholder.
+    #[error(
+        "pod definition \"{name}\" has the placeholder {image} as its image; build the image, and set it in the definition's \
+         pod-template.yaml, or in a PodTemplate of that name"
+    )]
+    Placeholder { name: String, image: String },
     /// It is not known which the cluster has.
     #[error("cannot list the pod definitions of namespace {namespace}")]
     List { namespace: String, source: Arc<kubernetes::Error> },
@@ -59,7 +65,7 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unknown { .. } => "UnknownPodDefinition",
-            Self::Invalid(_) => "InvalidPodDefinition",
+            Self::Invalid(_) | Self::Placeholder { .. } => "InvalidPodDefinition",
             Self::List { source, .. } => source.kind(),
         }
     }
@@ -89,10 +95,16 @@ impl Definitions {
             listed = self.list_since(asked, cluster, deadline).await?;
         }
         match listed.get(name).or_else(|| self.compiled.get(name)) {
-            Some(definition) => Ok(Arc::clone(definition.as_ref().map_err(Clone::clone)?)),
+            Some(definition) => {
+                let definition = Arc::clone(definition.as_ref().map_err(Clone::clone)?);
+                match placeholder(&definition) {
+                    Some(image) => Err(Error::Placeholder { name: name.to_owned(), image: image.to_owned() }),
+                    None => Ok(definition),
+                }
+            }
             None => Err(Error::Unknown {
                 name: name.to_owned(),
-                compiled: self.compiled.keys().cloned().collect(),
+                compiled: usable(&self.compiled),
                 cluster: listed.keys().cloned().collect(),
                 namespace: cluster.namespace().to_owned(),
             }),
@@ -110,6 +122,18 @@ impl Definitions {
         let listed = self.listed.fresh(|time| time >= since, deadline, list).await;
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
     }
+}
+
+/// An image at a host that no registry can have (RFC 2606).
+fn placeholder(definition: &PodDefinition) -> Option<&str> {
+    let image = definition.agent()["image"].as_str()?;
+    image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
+}
+
+fn usable(definitions: &ByName) -> Vec<String> {
+    let is_usable = |definition: &Arc<PodDefinition>| placeholder(definition).is_none();
+    let usable = definitions.iter().filter(|(_, definition)| definition.as_ref().is_ok_and(is_usable));
+    usable.map(|(name, _)| name.clone()).collect()
 }
 
 /// The first names of many.
@@ -174,6 +198,9 @@ mod tests {
         for name in [DEFAULT_DEFINITION, "fargate"] {
             assert_eq!(get(&definitions, name, &api_server).await.unwrap().name(), name);
         }
+        let error = get(&definitions, "elastic-ci-stack", &api_server).await.unwrap_err();
+        assert_eq!(error.kind(), "InvalidPodDefinition");
+        assert!(error.to_string().contains("build the image"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,7 +245,7 @@ mod tests {
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "there is no pod definition \"nodejs\"; a step may ask for default, elastic-ci-stack, fargate, restricted; add \"nodejs\" to \
+            "there is no pod definition \"nodejs\"; a step may ask for default, fargate, restricted; add \"nodejs\" to \
              pod-definitions/, or `kubectl apply` a PodTemplate of that name to namespace buildkite"
         );
         api_server.hold(&[template("go", "go:1"), template("node", "node:1")]);

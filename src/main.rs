@@ -24,19 +24,26 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     logs();
-    let served = match scheduler().await {
-        Ok(scheduler) => serve(&scheduler).await,
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent-scheduler starts");
+    let proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    if let Some(proxy) = proxies.into_iter().find(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
+        tracing::warn!("{proxy} is not used: the function connects to AWS and to the API server directly");
+    }
+    let scheduler = match scheduler().await {
+        Ok(scheduler) => scheduler,
         Err(error) => {
             if let Err(unreported) = report_init_error(&*error).await {
                 tracing::error!(error = chain(&*unreported), "cannot report the error to Lambda");
             }
-            Err(error)
+            tracing::error!(error = chain(&*error), "the function cannot start");
+            return ExitCode::FAILURE;
         }
     };
-    match served {
+    match serve(&scheduler).await {
         Ok(()) => ExitCode::SUCCESS,
+        // As after a local invocation. Lambda itself freezes the process, or kills it.
         Err(error) => {
-            tracing::error!(error = chain(&*error), "the function ends");
+            tracing::info!(reason = chain(&*error), "Lambda's Runtime API is gone, and the function ends");
             ExitCode::FAILURE
         }
     }

@@ -241,7 +241,8 @@ VALUES = {
     "AgentTokenKmsKeyArn": (["", KEY], ["alias/a", "0123"]),
     "BuildkiteAgentTags": (
         ["", "os=linux", "os=linux,flags=a=b"],
-        ["linux", "=linux", "os=linux, team=web", "os=", "queue=a", "os=linux,queue=a"],
+        ["linux", "=linux", "os=linux, team=web", "os=", "os =linux", "queue=a", "os=linux,queue=a"]
+        + [f"os=linux,{key}=a" for key in ("pod-definition", "pod-template", "image", "cpu", "memory")],
     ),
     "KubernetesClusterIdentifier": (["example-cluster"], ["", "arn:aws:eks:us-east-1:1:cluster/c", "-a"]),
     "KubernetesNamespace": (["buildkite"], ["", "Buildkite", "a_b", "-a", "a-", "a" * 64]),
