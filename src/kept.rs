@@ -48,6 +48,7 @@ impl<T: Clone, E: Error> Kept<T, E> {
     }
 
     /// An error of this kind proves that the old value is of no use.
+    #[must_use]
     pub fn until(self, ends_old: fn(&E) -> bool) -> Self {
         Self { ends_old, ..self }
     }

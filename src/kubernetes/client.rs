@@ -125,7 +125,7 @@ where
     }
 }
 
-/// Two writers met at an object that the API server updates beside ours, such as a ResourceQuota. A conflict of field managers
+/// Two writers met at an object that the API server updates beside ours, such as a `ResourceQuota`. A conflict of field managers
 /// would be met again.
 fn is_write_conflict(response: &Response<Bytes>) -> bool {
     let status = || serde_json::from_slice::<Status>(response.body()).ok();

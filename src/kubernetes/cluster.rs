@@ -65,7 +65,7 @@ pub struct Cluster {
 pub struct Created {
     /// If the answer can be read: the Job is there in any case.
     pub uid: Option<String>,
-    /// What the API server accepts and finds questionable, such as a pod that PodSecurity will refuse.
+    /// What the API server accepts and finds questionable, such as a pod that `PodSecurity` will refuse.
     pub warnings: Vec<String>,
 }
 

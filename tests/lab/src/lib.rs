@@ -129,16 +129,10 @@ impl Lab {
         verifier(&self.credentials)
     }
 
-    /// A function with the variables of Lambda, the defaults of `template.yml`, and the settings for this lab.
+    /// A function with the variables of Lambda and those of this lab.
     pub fn function(&self, binary: impl Into<PathBuf>) -> function::Builder {
         let mut variables = self.variables();
         variables.extend(owned([
-            ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", AGENT_TOKEN_PARAMETER),
-            ("KUBERNETES_NAMESPACE", kubernetes::NAMESPACE),
-            ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
-            ("JOB_TTL_SECONDS", "600"),
-            ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
-            ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
             ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
@@ -172,7 +166,7 @@ impl Lab {
         &self.credentials
     }
 
-    /// What any function in this lab requires: the keys, the endpoints, and the settings without a default.
+    /// What any function in this lab requires: the keys, the endpoints, and the settings with the defaults of `template.yml`.
     pub fn variables(&self) -> BTreeMap<String, String> {
         let Credentials { access_key_id, secret_access_key, session_token } = &self.credentials;
         owned([
@@ -183,6 +177,12 @@ impl Lab {
             ("AWS_SESSION_TOKEN", session_token),
             ("AWS_ENDPOINT_URL", &self.aws.url()),
             ("BUILDKITE_QUEUE", "default"),
+            ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", AGENT_TOKEN_PARAMETER),
+            ("KUBERNETES_NAMESPACE", kubernetes::NAMESPACE),
+            ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
+            ("JOB_TTL_SECONDS", "600"),
+            ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+            ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
             ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.ca_data),
