@@ -1,4 +1,4 @@
-//! How long the work on an event may take: until shortly before Lambda ends the invocation, so that the answer is ours.
+//! How long the start-up and the work on an event may take: the latter until shortly before Lambda ends the invocation, so that the answer is ours.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,8 +6,11 @@ use tokio::time::Instant;
 
 use crate::clock;
 
+/// Lambda stops an init after 10 s, and then starts it again within the first event's time.
+pub const START_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Reserved for reporting the error: a function that Lambda kills cannot say why it failed.
-const RESERVE: Duration = Duration::from_secs(2);
+pub const RESERVE: Duration = Duration::from_secs(2);
 
 /// The maximum of a function's timeout: <https://docs.aws.amazon.com/lambda/latest/dg/configuration-timeout.html>.
 const MAX_TIMEOUT: Duration = Duration::from_mins(15);

@@ -1,8 +1,15 @@
 //! The start-up of the Lambda function: logs, settings, clients, and then one invocation after the other.
 
-use std::{env, error::Error, process::ExitCode, time::Duration};
+use std::{env, error::Error, process::ExitCode};
 
-use agent_scheduler::{aws, config::Config, deadline::Deadline, lambda, scheduler::Scheduler, text::chain};
+use agent_scheduler::{
+    aws,
+    config::Config,
+    deadline::{Deadline, START_TIMEOUT},
+    lambda,
+    scheduler::Scheduler,
+    text::chain,
+};
 use http::Request;
 use lambda_runtime::{
     Diagnostic, LambdaEvent, service_fn,
@@ -16,9 +23,6 @@ use lambda_runtime::{
 use lambda_runtime_api_client::{PooledClient, body::Body};
 use serde_json::value::RawValue;
 use tower::BoxError;
-
-/// Lambda stops an init after 10 s, and then starts it again within the first event's time.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 // One event at a time, so one thread: tasks that run side by side wait for the network.
 #[tokio::main(flavor = "current_thread")]

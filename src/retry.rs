@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// An attempt makes sense with this much time or more; it gets half of it.
-const MIN_TIME_FOR_RETRY: Duration = Duration::from_millis(500);
+pub const MIN_TIME_FOR_RETRY: Duration = Duration::from_millis(500);
 
 /// The maximum of the first pause; each further one is up to twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The maximum of all pauses, unless the server asks for a longer one.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+pub const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Marks an error that another attempt would meet again; the caller gets the error within.
 #[derive(Debug, thiserror::Error)]

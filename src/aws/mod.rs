@@ -29,8 +29,11 @@ use crate::{
     https::{self, CertificateAuthority, Plain},
 };
 
-/// The maximum of all pauses between two attempts.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The maximum of the first pause between two attempts; each further one is up to twice as long.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The maximum of all those pauses.
+pub const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// The variables that name a file of roots to trust instead, for a network whose proxy decrypts TLS.
 const ROOTS_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
@@ -59,10 +62,8 @@ pub fn sdk_config(
     // As many attempts as there is time for: a thousand cold starts at once wait for SSM, which answers 40 calls a second by
     // default. Not `u32::MAX`: the SDK adds up the pauses. Not the adaptive mode: after one throttling its pauses have no jitter
     // and reach ten seconds, and with 200 starts the last one waited twice as long.
-    let retries = RetryConfig::standard()
-        .with_max_attempts(1_000)
-        .with_initial_backoff(Duration::from_millis(100))
-        .with_max_backoff(MAX_PAUSE);
+    let retries =
+        RetryConfig::standard().with_max_attempts(1_000).with_initial_backoff(FIRST_PAUSE).with_max_backoff(MAX_PAUSE);
     let mut config = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))

@@ -29,10 +29,12 @@ use crate::{
 /// The client's name in the cluster's audit log.
 const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 
-/// One attempt takes ten seconds at most, from the connection to the end of the answer.
+/// One attempt, from the connection to the end of the answer.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
 const API: Api<Bytes> = Api {
     name: "the API server",
-    max_attempt: Duration::from_secs(10),
+    max_attempt: ATTEMPT_TIMEOUT,
     may_pass: |response| is_overload(response.status()) || is_write_conflict(response),
 };
 

@@ -6,7 +6,7 @@ mod error;
 pub(crate) mod fake;
 
 pub use self::{
-    client::over,
+    client::{ATTEMPT_TIMEOUT, over},
     cluster::{Cluster, Created, FoundJob},
     error::{Error, SUBJECT},
 };

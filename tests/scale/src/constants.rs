@@ -61,7 +61,7 @@ use Origin::{Assumed, Cited, Input, Measured, Ours};
 const ASYNC_ERRORS: Origin = Cited("https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html");
 const SCALING: Origin = Cited("https://docs.aws.amazon.com/lambda/latest/dg/scaling-behavior.html");
 const SSM_RETRIES: Origin =
-    Ours("`src/aws.rs`; the SDK waits a random share of it, by `RetryConfig` of aws-smithy-types 1.9.3");
+    Ours("`src/aws/mod.rs`; the SDK waits a random share of it, by `RetryConfig` of aws-smithy-types 1.9.3");
 const SHARES: Origin = Cited(
     "kubernetes `staging/src/k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap/default.go`: `global-default` has 20 of 245 shares",
 );
@@ -100,14 +100,14 @@ constants! {
     "Memory of the function", memory = 256.0, "MB", Ours("`template.yml`, MemorySize");
     "Memory that comes with one whole core", core_memory = 1_769.0, "MB", Cited("https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html");
     "What a run has for its requests: the timeout of 60 s less 2", deadline = 58.0, "s", Ours("`template.yml`, Timeout, less RESERVE of `src/deadline.rs`");
-    "What the start-up has", startup = 5.0, "s", Ours("`src/main.rs`, START_TIMEOUT");
+    "What the start-up has", startup = 5.0, "s", Ours("`src/deadline.rs`, START_TIMEOUT");
 
     "CPU of a start, on a whole core", cpu_start = 0.003_2, "s", Measured("docs/performance.md, `make bench`");
     "CPU of a warm event, on a whole core", cpu_event = 0.000_164, "s", Measured("docs/performance.md, `make bench`");
-    "Age at which the token is read again", token_age = 300.0, "s", Ours("`src/agent_token.rs`, AGE");
-    "Age at which the pod definitions are listed again", definitions_age = 60.0, "s", Ours("`src/library.rs`, AGE");
-    "How long an event waits for either", refresh = 2.0, "s", Ours("`src/refresh.rs`, TIMEOUT");
-    "When to look again after that failed", refresh_again = 30.0, "s", Ours("`src/refresh.rs`, AGAIN");
+    "Age at which the token is read again", token_age = 300.0, "s", Ours("`src/agent_token.rs`, MAX_AGE");
+    "Age at which the pod definitions are listed again", definitions_age = 60.0, "s", Ours("`src/definitions.rs`, MAX_AGE");
+    "How long an event waits for either", refresh = 2.0, "s", Ours("`src/kept.rs`, REFRESH_TIMEOUT");
+    "When to look again after that failed", refresh_again = 30.0, "s", Ours("`src/kept.rs`, REFRESH_PAUSE");
 
     "`GetParameter`, of all callers of the account and region", ssm_rate = 40.0, "1/s", Cited("https://docs.aws.amazon.com/general/latest/gr/ssm.html, by way of a 2022 article (dev.classmethod.jp)");
     "How many SSM takes at once after a pause", ssm_burst = 40.0, "requests", Assumed("one second of its rate");
@@ -123,10 +123,10 @@ constants! {
     "Requests of one user that wait at one API server: six queues of 50", api_queue = 300.0, "requests", SHARES;
     "Longest wait there", api_queue_wait = 15.0, "s", Cited("kubernetes `staging/src/k8s.io/apiserver/pkg/server/config.go`: a quarter of the request timeout of 60 s");
     "`Retry-After` of a 429", retry_after = 1.0, "s", FLOW_CONTROL;
-    "What the first pause of the function is a random share of, on top of that; doubles", api_backoff = 0.1, "s", Ours("`src/eks/api_server.rs`, FIRST_PAUSE");
-    "Longest such pause", api_backoff_most = 5.0, "s", Ours("`src/eks/api_server.rs`, PAUSE");
-    "Longest try of the function, and never more than half of what is left", api_try = 10.0, "s", Ours("`src/eks/api_server.rs`, TRY");
-    "What must be left for another try, which has half of it", api_try_least = 0.5, "s", Ours("`src/eks/api_server.rs`, LEAST");
+    "What the first pause of the function is a random share of, on top of that; doubles", api_backoff = 0.1, "s", Ours("`src/retry.rs`, FIRST_PAUSE");
+    "Longest such pause", api_backoff_most = 5.0, "s", Ours("`src/retry.rs`, MAX_PAUSE");
+    "Longest try of the function, and never more than half of what is left", api_try = 10.0, "s", Ours("`src/kubernetes/client.rs`, ATTEMPT_TIMEOUT");
+    "What must be left for another try, which has half of it", api_try_least = 0.5, "s", Ours("`src/retry.rs`, MIN_TIME_FOR_RETRY");
     "To the API server and back", network = 0.002, "s", Assumed("within a region, TLS kept open");
 
     "Requests of the Job controller, and of the TTL controller", controller_qps = 20.0, "1/s", CONTROLLER_QPS;

@@ -1,7 +1,7 @@
 //! The day through EventBridge, Lambda and the function, up to the Jobs.
 //!
 //! The function sends the requests of `src/scheduler.rs`. Its start lists the pod definitions and reads the token side by side, and
-//! applies the Secret when it has both; each event after that refreshes what is missing or stale, and then makes its Job.
+//! applies the Secret when it has both; each event after that refreshes what is missing or stale, one after the other, and then makes its Job.
 
 use std::{collections::VecDeque, mem};
 
@@ -82,27 +82,15 @@ struct Ask {
     silent: bool,
 }
 
-/// What an environment asks side by side: the definitions and then the Job in one lane, the token in the other.
-const DEFINITIONS: usize = 0;
-const TOKEN: usize = 1;
-
-/// As the states of `src/agent_token.rs`.
-#[derive(Clone, Copy, Default)]
-enum Token {
-    #[default]
-    Unknown,
-    Read,
-    /// It is in the cluster, and due to be brought there again at that time.
-    Delivered(Time),
-}
-
-/// An environment, and what it knows.
+/// An environment, and when what it knows is stale.
 #[derive(Default)]
 struct Environment {
-    token: Token,
     definitions_due: Option<Time>,
+    token_due: Option<Time>,
+    secret_due: Option<Time>,
     idle_since: Time,
     run: Option<Run>,
+    /// What it asks. Only a start has two requests side by side.
     lanes: [Option<Ask>; 2],
     /// What was asked in an earlier turn is not waited for.
     turn: u32,
@@ -115,8 +103,6 @@ struct Run {
     starting: bool,
     /// The end of that, or of the run.
     until: Time,
-    /// There is no token, and so will be no Job, but it is not over yet.
-    doomed: bool,
     /// An earlier try has made the Job, and its answer was lost.
     exists: bool,
 }
@@ -154,7 +140,7 @@ pub fn run(constants: &Constants, day: &Day, seed: u64) -> Seen {
     while let Some((now, due)) = model.agenda.take() {
         match due {
             Due::Event(job) => model.event(job, now),
-            Due::Ready(environment) => model.prepare(environment, now),
+            Due::Ready(environment) => model.ready(environment, now),
             Due::Asked { environment, lane, turn, then } if model.environments[environment].turn == turn => {
                 match then {
                     Then::Send => model.send(environment, lane, now),
@@ -234,57 +220,39 @@ impl Model<'_> {
         let (cpu, time) = if starting { (c.cpu_start, c.startup) } else { (c.cpu_event, c.deadline) };
         let until = begun + seconds(time);
         self.seen.runs += 1;
-        self.environments[environment].run = Some(Run { job, begun, starting, until, doomed: false, exists: false });
+        self.environments[environment].run = Some(Run { job, begun, starting, until, exists: false });
         self.agenda.note(begun + seconds(cpu / c.core_share()), Due::Ready(environment));
     }
 
-    /// Requests what is missing or stale. A refresh has two seconds, and then the stale value stays in use.
-    fn prepare(&mut self, environment: usize, now: Time) {
-        let this = &mut self.environments[environment];
-        let Some(run) = &this.run else { return };
-        let refresh = run.until.min(now + seconds(self.constants.refresh));
-        let list = match this.definitions_due {
-            Some(due) if due > now => None,
-            Some(_) => Some(refresh),
-            None => Some(run.until),
-        };
-        let token = match this.token {
-            Token::Delivered(due) if due > now => None,
-            Token::Delivered(_) => Some((Request::Read, refresh)),
-            Token::Read => {
-                // If this fails, the token is read again.
-                this.token = Token::Unknown;
-                Some((Request::Apply, run.until))
+    fn ready(&mut self, environment: usize, now: Time) {
+        match &self.environments[environment].run {
+            Some(Run { starting: true, until, .. }) => {
+                let until = *until;
+                self.ask(environment, 0, Ask::new(Request::List, until), now);
+                self.ask(environment, 1, Ask::new(Request::Read, until), now);
             }
-            Token::Unknown => Some((Request::Read, run.until)),
-        };
-        this.lanes[DEFINITIONS] = list.map(|until| Ask::new(Request::List, until));
-        this.lanes[TOKEN] = token.map(|(request, until)| Ask::new(request, until));
-        if this.lanes.iter().all(Option::is_none) {
-            return self.prepared(environment, now);
-        }
-        for lane in [DEFINITIONS, TOKEN] {
-            self.send(environment, lane, now);
+            _ => self.next(environment, now),
         }
     }
 
-    /// All answers are there, or the stale values stay in use.
-    fn prepared(&mut self, environment: usize, now: Time) {
-        let this = &mut self.environments[environment];
+    /// The next request of a run. A refresh has two seconds, and then the stale value stays in use.
+    fn next(&mut self, environment: usize, now: Time) {
+        let this = &self.environments[environment];
         let Some(run) = &this.run else { return };
-        match (run.starting, this.token) {
-            (true, Token::Read) => {
-                this.token = Token::Unknown;
-                this.lanes[TOKEN] = Some(Ask::new(Request::Apply, run.until));
-                self.send(environment, TOKEN, now);
-            }
-            (true, _) => self.started(environment, now),
-            (false, _) if run.doomed => self.end(environment, false, now),
-            (false, _) => {
-                this.lanes[DEFINITIONS] = Some(Ask::new(Request::Post, run.until));
-                self.send(environment, DEFINITIONS, now);
-            }
-        }
+        let fresh = |due: Option<Time>| due.is_some_and(|due| due > now);
+        let until = |due: Option<Time>| match due {
+            Some(_) => run.until.min(now + seconds(self.constants.refresh)),
+            None => run.until,
+        };
+        let ask = if !fresh(this.definitions_due) {
+            Ask::new(Request::List, until(this.definitions_due))
+        } else if !fresh(this.secret_due) {
+            let request = if fresh(this.token_due) { Request::Apply } else { Request::Read };
+            Ask::new(request, until(this.secret_due))
+        } else {
+            Ask::new(Request::Post, run.until)
+        };
+        self.ask(environment, 0, ask, now);
     }
 
     /// The start-up is over, well or not; the event that waited for it has a whole run before it.
@@ -294,7 +262,7 @@ impl Model<'_> {
         let Some(run) = &mut this.run else { return };
         (run.starting, run.until) = (false, until);
         self.seen.starting.down(now);
-        self.prepare(environment, now);
+        self.next(environment, now);
     }
 
     /// Later answers to earlier requests do not count.
@@ -308,6 +276,11 @@ impl Model<'_> {
     fn end(&mut self, environment: usize, well: bool, now: Time) {
         self.forget(environment);
         self.agenda.note(now, Due::Over(environment, well));
+    }
+
+    fn ask(&mut self, environment: usize, lane: usize, ask: Ask, now: Time) {
+        self.environments[environment].lanes[lane] = Some(ask);
+        self.send(environment, lane, now);
     }
 
     fn send(&mut self, environment: usize, lane: usize, now: Time) {
@@ -380,41 +353,46 @@ impl Model<'_> {
 
     fn answered(&mut self, environment: usize, lane: usize, now: Time) {
         let this = &mut self.environments[environment];
-        let (Some(run), Some(ask)) = (&mut this.run, this.lanes[lane].take()) else { return };
+        let (Some(run), Some(ask)) = (&this.run, this.lanes[lane].take()) else { return };
         match ask.request {
-            Request::Read if run.starting => this.token = Token::Read,
-            Request::Read => {
-                this.lanes[lane] = Some(Ask::new(Request::Apply, ask.until));
-                return self.send(environment, lane, now);
-            }
-            Request::Apply => this.token = Token::Delivered(now + seconds(self.constants.token_age)),
+            Request::Read => this.token_due = Some(now + seconds(self.constants.token_age)),
+            Request::Apply => this.secret_due = Some(now + seconds(self.constants.token_age)),
             Request::List => this.definitions_due = Some(now + seconds(self.constants.definitions_age)),
             Request::Post if run.exists => {
-                this.lanes[lane] = Some(Ask::new(Request::Look, run.until));
-                return self.send(environment, lane, now);
+                let look = Ask::new(Request::Look, run.until);
+                return self.ask(environment, lane, look, now);
             }
             Request::Post | Request::Look => return self.end(environment, true, now),
         }
-        if this.lanes.iter().all(Option::is_none) {
-            self.prepared(environment, now);
+        match (run.starting, ask.request) {
+            (true, Request::Apply) => self.started(environment, now),
+            // The Secret needs both answers of a start.
+            (true, _) if this.lanes.iter().any(Option::is_some) => {}
+            (true, _) | (false, Request::Read) => {
+                self.ask(environment, lane, Ask::new(Request::Apply, ask.until), now);
+            }
+            (false, _) => self.next(environment, now),
         }
     }
 
     fn failed(&mut self, environment: usize, lane: usize, now: Time) {
         let this = &mut self.environments[environment];
-        let (Some(run), Some(ask)) = (&mut this.run, this.lanes[lane].take()) else { return };
+        let (Some(run), Some(ask)) = (&this.run, this.lanes[lane].take()) else { return };
         if run.starting {
             self.seen.incomplete += 1;
             return self.started(environment, now);
         }
-        let again = now + seconds(self.constants.refresh_again);
-        match (ask.request, &mut this.token, &mut this.definitions_due) {
-            (Request::Read | Request::Apply, Token::Delivered(due), _) | (Request::List, _, Some(due)) => *due = again,
-            (Request::Read | Request::Apply, ..) => run.doomed = true,
-            (Request::List | Request::Post | Request::Look, ..) => return self.end(environment, false, now),
-        }
-        if this.lanes.iter().all(Option::is_none) {
-            self.prepared(environment, now);
+        let stale = match ask.request {
+            Request::List => &mut this.definitions_due,
+            Request::Read | Request::Apply => &mut this.secret_due,
+            Request::Post | Request::Look => &mut None,
+        };
+        match stale {
+            Some(due) => {
+                *due = now + seconds(self.constants.refresh_again);
+                self.next(environment, now);
+            }
+            None => self.end(environment, false, now),
         }
     }
 

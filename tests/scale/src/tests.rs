@@ -1,6 +1,9 @@
 //! What must hold in every simulated day, and what pencil and paper say of the simple ones.
 use std::{fs, path::Path};
 
+use agent_scheduler::{agent_token, aws, deadline, definitions, kept, kubernetes, retry};
+use serde_json::Value;
+
 use crate::{
     agenda::{SECOND, in_seconds},
     constants::{Constant, Constants, Origin},
@@ -135,9 +138,9 @@ fn a_start_lists_the_definitions_while_it_waits_for_ssm() {
 }
 
 #[test]
-fn after_a_secret_that_failed_ssm_is_read_again_by_the_first_event() {
+fn a_secret_that_failed_is_applied_by_the_first_event_without_another_read_of_ssm() {
     let (seen, takes) = one(&Constants { ssm_latency: 0.0, network: 2.0, api_rate: 1e5, ..burst(1.0) });
-    assert_eq!((seen.ssm.total(), seen.incomplete, seen.given_up.total()), (2, 1, 3));
+    assert_eq!((seen.ssm.total(), seen.incomplete, seen.given_up.total()), (1, 1, 3));
     // The list takes 2 s of the start's 5, and the tries of the Secret half of 3, half of 1.5, and, after a pause of up to 0.1 s, half of
     // the rest; there is no time for a fourth. Then the Secret once more, and the Job on its way.
     let without_pause = 2.0 + 1.5 + 0.75 + 0.375 + 2.0 + 1.0;
@@ -147,9 +150,9 @@ fn after_a_secret_that_failed_ssm_is_read_again_by_the_first_event() {
 #[test]
 fn what_the_function_gives_up_is_done_by_the_api_server_all_the_same() {
     let (seen, takes) = one(&Constants { network: 0.0, api_rate: 1.0 / 3.0, ..burst(1.0) });
-    assert_eq!((seen.incomplete, seen.given_up.total(), seen.requests.total()), (1, 4, 7));
-    // Three lists of the start, the first event's, two Secrets, and the Job: each took its turn of 3 s.
-    assert!((takes - 21.0).abs() < 0.01, "{takes}");
+    assert_eq!((seen.incomplete, seen.given_up.total(), seen.requests.total()), (1, 3, 6));
+    // Three lists of the start, and one after the other the first event's, the Secret, and the Job: each took its turn of 3 s.
+    assert!((takes - 18.0).abs() < 0.01, "{takes}");
 }
 
 #[test]
@@ -219,50 +222,31 @@ fn every_number_has_a_source() {
     }
 }
 
-/// The number right behind a text that is there once.
-fn behind(text: &str, before: &str) -> f64 {
-    let [_, after] = text.split(before).collect::<Vec<_>>()[..] else { panic!("not there once: {before}") };
-    let digits = after.split(|other: char| !other.is_ascii_digit() && other != '.').next().unwrap();
-    digits.parse().unwrap_or_else(|_| panic!("no number behind {before}"))
-}
-
-/// Seconds of a `Duration` in a file of the function, behind a text that is there once.
-fn duration(path: &str, before: &str) -> f64 {
-    let text = file(path);
-    let units = [("secs", 1.0), ("millis", 1e-3), ("mins", 60.0)];
-    let before = units.map(|(unit, seconds)| (format!("{before}Duration::from_{unit}("), seconds));
-    let found = before.iter().find(|(before, _)| text.contains(before));
-    let (before, seconds) = found.unwrap_or_else(|| panic!("{path} has no {}", before[0].0));
-    behind(&text, before) * seconds
-}
-
 #[test]
 fn what_is_ours_is_what_the_function_and_its_template_say() {
-    let constant = |path: &str, name: &str| duration(path, &format!("const {name}: Duration = "));
-    let template = file("template.yml");
-    let parameter = |name: &str| {
-        let [_, after] = template.split(&format!("\n  {name}:\n")).collect::<Vec<_>>()[..] else { panic!("{name}") };
-        behind(after.split("\n\n").next().unwrap(), "Default: ")
-    };
-    let (aws, api_server) = ("src/aws.rs", "src/eks/api_server.rs");
-    assert_eq!(template.matches("MaximumEventAgeInSeconds: 21600\n").count(), 2);
-    let timeout = behind(&template, "\n      Timeout: ");
+    let template: Value = serde_saphyr::from_str(&file("template.yml")).unwrap();
+    let function = &template["Resources"]["AgentScheduler"]["Properties"];
+    let number = |value: &Value| value.as_f64().unwrap();
+    let parameter = |name: &str| number(&template["Parameters"][name]["Default"]);
+    let event_age = &function["EventInvokeConfig"]["MaximumEventAgeInSeconds"];
+    let rule = &function["Events"]["JobScheduled"]["Properties"];
+    assert_eq!(*event_age, rule["RetryPolicy"]["MaximumEventAgeInSeconds"]);
     let ours = [
         ("job_longest", parameter("JobActiveDeadlineSeconds")),
-        ("event_age", 21_600.0),
-        ("memory", behind(&template, "MemorySize: ")),
-        ("deadline", timeout - constant("src/deadline.rs", "RESERVE")),
-        ("startup", constant("src/main.rs", "START_TIMEOUT")),
-        ("token_age", constant("src/agent_token.rs", "AGE")),
-        ("definitions_age", constant("src/library.rs", "AGE")),
-        ("refresh", constant("src/refresh.rs", "TIMEOUT")),
-        ("refresh_again", constant("src/refresh.rs", "AGAIN")),
-        ("ssm_backoff", duration(aws, "with_initial_backoff(")),
-        ("ssm_backoff_most", constant(aws, "PAUSE")),
-        ("api_backoff", constant(api_server, "FIRST_PAUSE")),
-        ("api_backoff_most", constant(api_server, "PAUSE")),
-        ("api_try", constant(api_server, "TRY")),
-        ("api_try_least", constant(api_server, "LEAST")),
+        ("event_age", number(event_age)),
+        ("memory", number(&function["MemorySize"])),
+        ("deadline", number(&function["Timeout"]) - deadline::RESERVE.as_secs_f64()),
+        ("startup", deadline::START_TIMEOUT.as_secs_f64()),
+        ("token_age", agent_token::MAX_AGE.as_secs_f64()),
+        ("definitions_age", definitions::MAX_AGE.as_secs_f64()),
+        ("refresh", kept::REFRESH_TIMEOUT.as_secs_f64()),
+        ("refresh_again", kept::REFRESH_PAUSE.as_secs_f64()),
+        ("ssm_backoff", aws::FIRST_PAUSE.as_secs_f64()),
+        ("ssm_backoff_most", aws::MAX_PAUSE.as_secs_f64()),
+        ("api_backoff", retry::FIRST_PAUSE.as_secs_f64()),
+        ("api_backoff_most", retry::MAX_PAUSE.as_secs_f64()),
+        ("api_try", kubernetes::ATTEMPT_TIMEOUT.as_secs_f64()),
+        ("api_try_least", retry::MIN_TIME_FOR_RETRY.as_secs_f64()),
         ("job_ttl", parameter("JobTtlSeconds")),
     ];
     let all = Constants::ALL.iter().filter(|constant| matches!(constant.origin, Origin::Ours(_)));
