@@ -6,10 +6,7 @@
 
 mod common;
 
-use std::{
-    env, fs, process,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lab::{
     AGENT_TOKEN_PARAMETER, Answer, Certificate, Event, Fault, Lab, Parameter, When, event::batch, function::Builder,
@@ -721,20 +718,6 @@ mod start_up {
         }
         let log = fixture.end().await.log;
         assert!(!json!(log).to_string().contains("panicked"), "{log:?}");
-    }
-
-    /// The fault matrix has `AWS_CA_BUNDLE`.
-    #[tokio::test]
-    async fn reads_the_roots_of_a_private_proxy_from_ssl_cert_file() {
-        let roots = env::temp_dir().join(format!("agent-scheduler-roots-{}.pem", process::id()));
-        let fixture = Fixture::with(|lab, function| {
-            fs::write(&roots, lab.certificates.ca_pem()).unwrap();
-            function.env("AWS_ENDPOINT_URL", lab.aws.https_url()).env("SSL_CERT_FILE", roots.to_str().unwrap())
-        })
-        .await;
-        assert_eq!(fixture.function.succeed(Event::scheduled()).await, created());
-        fixture.end().await;
-        fs::remove_file(roots).unwrap();
     }
 
     #[tokio::test]

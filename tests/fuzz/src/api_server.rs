@@ -76,7 +76,7 @@ async fn ask(data: &[u8]) {
     }
 }
 
-/// A different one for each request: the server tells a retry from a new request by it.
+/// A different one for each request, by which the server distinguishes a retry from a new request.
 async fn deadline() -> Deadline {
     advance(Duration::from_millis(1)).await;
     Deadline::after(TIME)
