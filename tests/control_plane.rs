@@ -19,10 +19,8 @@ use base64::{
 };
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
-    control_plane::{Caller, eventually},
-    function::Builder,
-    kubeconfig::Cluster,
+    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Client, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
+    control_plane::eventually, function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -43,7 +41,7 @@ const PERMISSIONS: [(&str, &str); 5] =
 struct Namespace {
     control_plane: &'static ControlPlane,
     name: String,
-    admin: Caller,
+    admin: Client,
     lab: Lab,
 }
 
@@ -150,8 +148,8 @@ impl Namespace {
     }
 
     /// The API server as the function sees it.
-    async fn as_function(&self) -> Caller {
-        self.control_plane.caller(&self.eks_token()).await
+    async fn as_function(&self) -> Client {
+        self.control_plane.client(&self.eks_token()).await
     }
 
     /// The agent token that the pods get.
@@ -701,7 +699,7 @@ mod an_eks_token {
             (signed(&credentials, CLUSTER, now + Duration::from_mins(6)), "Signature not yet current"),
         ];
         let status =
-            async |token: &str| namespace.control_plane.caller(token).await.get(&namespace.path("jobs/none")).await.0;
+            async |token: &str| namespace.control_plane.client(token).await.get(&namespace.path("jobs/none")).await.0;
         assert_eq!(status(&good).await, 404, "a good token is accepted");
         for (token, reason) in cases {
             let before = namespace.lab.timeline.entries().len();

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2016
 # Runs the scripts of pod-definitions/elastic-ci-stack/agent as the image and the agent do, with stand-ins for the commands that
-# they call. A stand-in notes its arguments in $CALLS, one call a line, and fails or answers as variables of the test tell it.
+# they call. A stand-in appends its arguments to $CALLS, one call a line, and fails or answers as variables of the test say.
 
 setup() {
     agent="$BATS_TEST_TMPDIR/etc with space/buildkite-agent"
@@ -74,11 +74,11 @@ END
     chmod +x "$bin/$1"
 }
 
-# Starts the pod's agent with these settings, as the pod definition gives them: `pod NAME=value ...`.
+# Starts the pod's agent with these settings of the pod definition: `pod NAME=value ...`.
 pod() { env "$@" "$agent/start-agent" start >/dev/null; : >"$CALLS"; }
 
-# Runs a hook as the agent does: sourced by a wrapper, whose environment goes to the next hook. The step's own variables are
-# given before: `hook environment NAME=value ...`.
+# Runs a hook as the agent does: sourced by a wrapper, whose environment goes to the next hook. Arguments are the step's own
+# variables: `hook environment NAME=value ...`.
 hook() {
     local name=$1
     shift
@@ -86,7 +86,7 @@ hook() {
         wrapper "$agent/hooks/$name" "$BATS_TEST_TMPDIR/exported"
 }
 
-# What the hooks before exported; nothing, if they ended by `exit`.
+# Loads what the hooks before exported; nothing, if they ended by `exit`.
 # shellcheck disable=SC1091
 exported() { [ ! -e "$BATS_TEST_TMPDIR/exported" ] || . "$BATS_TEST_TMPDIR/exported"; }
 

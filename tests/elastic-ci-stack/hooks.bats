@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# The agent hooks: each switch on and off, each failure.
+# The agent hooks: each setting on and off, and each failure.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154 # The helper's variables, a process of each test, and shell in strings.
 
 bats_require_minimum_version 1.5.0
@@ -7,7 +7,7 @@ load helper
 
 all_on=(SECRETS_PLUGIN_ENABLED=true ECR_PLUGIN_ENABLED=1 DOCKER_LOGIN_PLUGIN_ENABLED=on BUILDKITE_ECR_POLICY=full
     "BUILDKITE_SECRETS_BUCKET=the bucket" AWS_REGION=eu-west-1)
-# The agent's process, and so the hooks, have the pod's variables, where the step has no others.
+# The hooks have the pod's variables, as the agent's process, unless the step sets its own.
 # shellcheck disable=SC2163
 export_pod() { export "$@"; pod; }
 
@@ -95,7 +95,7 @@ export_pod() { export "$@"; pod; }
     [ "$(calls s3secrets)" -eq 0 ]
 }
 
-@test "the helper is told the bucket, its region and the git credential helper, which is there" {
+@test "the helper gets the bucket, its region and the git credential helper, which exists" {
     export_pod "${all_on[@]}" BUILDKITE_SECRETS_BUCKET_REGION=us-east-2
     hook environment ECR_PLUGIN_ENABLED=off
     IFS='|' read -r bucket region credentials < <(grep '|' "$CALLS")
@@ -112,7 +112,7 @@ export_pod() { export "$@"; pod; }
     run ! config_folders
 }
 
-@test "an environment file that is no shell, fails, exits or stumbles says so without a word of it" {
+@test "an environment file that is not shell, fails or exits is an error, without a word of the file" {
     export_pod "${all_on[@]}"
     local file
     for file in 'A_TOKEN=Secret(' 'A_TOKEN=x Secret' 'A_TOKEN=Secret; false' 'A_TOKEN=Secret; exit 0' \
@@ -137,7 +137,7 @@ export_pod() { export "$@"; pod; }
     [[ $- != *x* ]]
 }
 
-@test "an environment file that has commands traced does not get the logins after it traced" {
+@test "an environment file that turns on tracing does not trace the logins after it" {
     export_pod "${all_on[@]}"
     SECRETS="set -eux" run hook environment
     echo "$output"
@@ -146,7 +146,7 @@ export_pod() { export "$@"; pod; }
     [[ $output != *Secret* ]]
 }
 
-@test "a step that has its commands traced does not get secrets traced" {
+@test "a step that turns on tracing does not trace secrets" {
     export_pod "${all_on[@]}"
     export SECRETS="A_TOKEN='Secret'"
     run env SHELLOPTS=xtrace bash -c '. "$1"' wrapper "$agent/hooks/environment"
@@ -158,7 +158,7 @@ export_pod() { export "$@"; pod; }
     [[ $output != *Secret* ]]
 }
 
-# A process that has the name of an ssh-agent, and what the helper prints of it.
+# A process with the name of an ssh-agent, and the helper's output about it.
 start_ssh_agent() {
     cp "$(command -v tail)" "$BATS_TEST_TMPDIR/ssh-agent"
     "$BATS_TEST_TMPDIR/ssh-agent" -f /dev/null >/dev/null 2>&1 3>&- &
@@ -171,7 +171,7 @@ echo Agent pid $ssh_agent;
 }
 ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p sleep 0.1; done; return 1; }
 
-@test "the ssh-agent that the helper started is there for the job, and gone after it" {
+@test "the ssh-agent that the helper started runs during the job, and not after it" {
     export_pod "${all_on[@]}"
     start_ssh_agent
     hook environment
@@ -183,7 +183,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     ends "$ssh_agent"
 }
 
-@test "it is gone, too, when the hook fails after it" {
+@test "the ssh-agent ends, too, when the hook fails" {
     export_pod "${all_on[@]}"
     start_ssh_agent
     FAIL_STS=9 run hook environment
@@ -191,7 +191,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     ends "$ssh_agent"
 }
 
-@test "an ssh-agent of somebody else, and a process that only has the number, are left alone" {
+@test "an ssh-agent of another process, and another process of that id, are left alone" {
     pod
     start_ssh_agent
     SSH_AGENT_PID=$ssh_agent hook environment
@@ -216,7 +216,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     grep -q 'docker login .* 111111111111.dkr.ecr.cn-north-1.amazonaws.com.cn$' "$CALLS"
 }
 
-@test "ECR: two failures are tried again, three fail the job with the reason" {
+@test "ECR: two failures are retried, three fail the job with the reason" {
     export_pod "${all_on[@]}"
     FAIL_DOCKER_LOGIN=2 run hook environment
     [ "$status" -eq 0 ]
@@ -235,7 +235,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [[ $output == *unauthorized*"no login to the ECR registry"* && $output != *Secret* ]]
 }
 
-@test "ECR: no region, and an id that is none" {
+@test "ECR: no region, and an invalid account id" {
     pod ECR_PLUGIN_ENABLED=true BUILDKITE_ECR_POLICY=full
     run hook environment
     [ "$status" -eq 1 ]
@@ -283,7 +283,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [ "$(calls 'docker login')" -eq 6 ]
 }
 
-@test "the experimental flag is in the config, and not without it" {
+@test "the experimental flag is in the config only if it is set" {
     pod DOCKER_EXPERIMENTAL=true
     hook environment
     exported
@@ -294,7 +294,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [ ! -e "$DOCKER_CONFIG/config.json" ]
 }
 
-@test "Docker is waited for, twenty tries, and then the reason is told" {
+@test "Docker has twenty tries, and then the reason is reported" {
     pod
     FAIL_DOCKER_PS=19 run hook environment
     [ "$status" -eq 0 ]
@@ -310,7 +310,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [[ $output == *"Docker does not answer at its default address: nothing within three seconds"* ]]
 }
 
-@test "the config of the job goes, and no other's, though the environment hook passed nothing on" {
+@test "pre-exit removes the config of the job, and no other, without variables of the environment hook" {
     pod
     hook environment
     other=$(mktemp -d "/tmp/docker-config-another-$BUILDKITE_JOB_ID.XXXXXX")
@@ -321,12 +321,12 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     rmdir "$other"
 }
 
-@test "pre-exit needs neither settings nor Docker nor a config" {
+@test "pre-exit requires neither settings nor Docker nor a config" {
     rm "$bin/docker"
     hook pre-exit
 }
 
-@test "without start-agent, the hooks say what is missing" {
+@test "without start-agent, the hooks report what is missing" {
     run hook environment
     [ "$status" -eq 1 ]
     [[ $output == *"its agent must be started by start-agent"* ]]
@@ -334,7 +334,7 @@ ends() { for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; command -p s
     [ "$status" -eq 1 ]
 }
 
-@test "git credentials: the host that git asks for" {
+@test "git credentials: those of the requested host" {
     export S3_CONTENT=$'https://me:first@github.com\nhttps://you:second@gitlab.com\n'
     ask() {
         printf 'protocol=https\nhost=%s\n\n' "$2" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What the Dockerfile downloads, and the script that fills in its checksums. The image itself is built by no test.
+# The downloads of the Dockerfile, and the script that fills in its checksums. No test builds the image itself.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154 # The helper's variables, a process of each test, and shell in strings.
 
 bats_require_minimum_version 1.5.0
@@ -7,8 +7,8 @@ load helper
 
 names=(DOCKER COMPOSE BUILDX AWS_CLI GIT_LFS BUILDKITE_AGENT S3_HELPER TINI)
 
-# In place of the web: each address has what its publisher packs, with a program that prints the address.
-# FAIL_URL: the part of an address that fails; CHANGED_URL: one whose content is not the same as ever.
+# The stand-in for the web: each address has an archive as its publisher packs it, with a program that prints the address.
+# FAIL_URL: part of an address that fails; CHANGED_URL: part of an address whose content changed.
 with_web() {
     stand_in curl '
         for url; do :; done
@@ -32,7 +32,7 @@ with_web() {
         chmod +x aws/dist/aws'
 }
 
-# The arguments that `checksums` prints, as the environment that the build's RUN has.
+# The arguments that `checksums` prints, as the environment of the build's RUN.
 build_arguments() { "$agent/checksums" "$@" 2>/dev/null | sed 's/^--build-arg //'; }
 # shellcheck disable=SC2046
 build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downloads" "$1" "$BATS_TEST_TMPDIR/root of image"; }
@@ -45,7 +45,7 @@ build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downlo
     for line in "${lines[@]}"; do [[ $line =~ ^--build-arg\ [A-Z0-9_]+=([0-9.]+|[0-9a-f]{64})$ ]]; done
     diff <(printf '%s\n' "${lines[@]}" | sed 's/--build-arg //; s/=.*//' | sort) \
         <(sed -n 's/^ARG \([A-Z0-9_]*_\(VERSION\|SHA256_[A-Z0-9]*\)\).*/\1/p' "$agent/Dockerfile" | sort)
-    # Each is that of its own file.
+    # Each belongs to its own file.
     curl --output "$BATS_TEST_TMPDIR/tini" https://github.com/krallin/tini/releases/download/v0.19.0/tini-static-arm64
     [[ $output == *"--build-arg TINI_SHA256_ARM64=$(sha256sum <"$BATS_TEST_TMPDIR/tini" | cut -d' ' -f1)"* ]]
     [ "$(printf '%s\n' "${lines[@]}" | grep SHA256 | sed 's/.*=//' | sort -u | wc -l)" -eq 16 ]
@@ -84,7 +84,7 @@ build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downlo
     [ -z "$(ls -A "$TMPDIR")" ]
 }
 
-@test "checksums: an unknown architecture, and a version that is none, before any download" {
+@test "checksums: an unknown architecture and an invalid version fail before any download" {
     with_web
     run "$agent/checksums" amd64 riscv64
     [ "$status" -eq 1 ]
@@ -115,7 +115,7 @@ build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downlo
     done
 }
 
-@test "the build fails for each missing argument, by its name, before any download" {
+@test "the build names each missing argument, and fails before any download" {
     with_web
     architecture=amd64
     arguments=$(build_arguments amd64)
@@ -135,7 +135,7 @@ build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downlo
     [ "$(calls curl)" -eq 0 ]
 }
 
-@test "the build fails for a checksum that is none, another content, and an unknown architecture" {
+@test "the build fails for an invalid checksum, changed content, and an unknown architecture" {
     with_web
     architecture=amd64
     run build amd64 TINI_SHA256_AMD64=abc
@@ -156,7 +156,7 @@ build() { env $(build_arguments "$architecture") "${@:2}" "$agent/install-downlo
     [[ $output == *"awscli-exe-linux-x86_64-2.35.13.zip could not be downloaded"* ]]
 }
 
-@test "the Dockerfile has no checksum of its own, and copies files that are there" {
+@test "the Dockerfile has no checksum of its own, and copies files that exist" {
     run ! grep -E '^ARG .*SHA256.*=' "$agent/Dockerfile"
     run ! grep -i -E ':latest|FROM .*/.*@' "$agent/Dockerfile"
     # shellcheck disable=SC2013

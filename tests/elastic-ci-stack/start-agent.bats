@@ -6,7 +6,7 @@ bats_require_minimum_version 1.5.0
 load helper
 
 start() { "$agent/start-agent" start; }
-# A variable as the agent's process has it.
+# A variable of the agent's process.
 after() { sed -n "s/^$1=//p" "$AFTER"; }
 
 @test "it becomes the agent, with its arguments and its status" {
@@ -34,13 +34,13 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
     [ "$(after BUILDKITE_AGENT_TAGS)" = docker=29.8.2 ]
 }
 
-@test "a comma would make two tags of one" {
+@test "a comma in a tag is refused" {
     BUILDKITE_STACK_NAME=a,queue=b run start
     [ "$status" -eq 1 ]
     [[ $output == *'BUILDKITE_STACK_NAME must have no comma'*'"a,queue=b"'* ]]
 }
 
-@test "an unknown ECR policy, no docker, and settings that cannot be written end the container" {
+@test "an unknown ECR policy, no docker, and settings that cannot be written fail the start" {
     BUILDKITE_ECR_POLICY=all run start
     [ "$status" -eq 1 ]
     [[ $output == *'BUILDKITE_ECR_POLICY must be none, readonly, poweruser or full, got "all"'* ]]
@@ -55,7 +55,7 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
     [ "$(calls buildkite-agent)" -eq 0 ]
 }
 
-@test "each of the two region variables stands in for the other" {
+@test "each of the two region variables is the default of the other" {
     AWS_REGION=eu-west-1 start
     [ "$(after AWS_DEFAULT_REGION)" = eu-west-1 ]
     AWS_DEFAULT_REGION=eu-west-2 start
@@ -66,7 +66,7 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
     [ -z "$(after AWS_REGION)" ]
 }
 
-@test "settings keep spaces, quotes and what looks like shell" {
+@test "settings keep spaces, quotes and shell syntax" {
     BUILDKITE_SECRETS_BUCKET='a b"c'\''$(touch x)' start
     # shellcheck disable=SC1091
     . "$agent/settings"
@@ -87,7 +87,7 @@ env >'$BATS_TEST_TMPDIR/bootstrap env'"
     run ! grep -q Secret "$agent/settings" "$CALLS" "$BATS_TEST_TMPDIR/bootstrap env"
 }
 
-# curl, that writes $SCRIPT where it is told to.
+# A curl that writes $SCRIPT to its output.
 with_curl() {
     stand_in curl '
         failing CURL && { echo "curl: (22) 404" >&2; exit 22; }
@@ -109,7 +109,7 @@ with_curl() {
     [ -z "$(ls -A "$TMPDIR")" ]
 }
 
-@test "a bootstrap script that cannot be fetched, or fails, ends the container, and its address is told without credentials" {
+@test "a bootstrap script that cannot be fetched, or fails, fails the start, and its address is shown without credentials" {
     with_curl
     export TMPDIR="$BATS_TEST_TMPDIR/tmp" SCRIPT=$'#!/bin/sh\nexit 7\n'
     mkdir "$TMPDIR"

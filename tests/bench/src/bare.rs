@@ -9,7 +9,7 @@ use hyper::{
     Request, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use lab::{Answer, Lab, control_plane::Caller, kubernetes::NAMESPACE};
+use lab::{Answer, Client, Lab, kubernetes::NAMESPACE};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ impl Body {
     }
 
     /// Posts it for a new job.
-    pub async fn post(&self, bare: &mut Caller) -> Result<(), Failure> {
+    pub async fn post(&self, bare: &mut Client) -> Result<(), Failure> {
         let body = self.text.replace(&self.uuid, &Uuid::new_v4().to_string());
         let request = Request::post(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs?fieldValidation=Strict"));
         // As the function does, ask for the metadata only.
@@ -51,15 +51,15 @@ impl Body {
     }
 
     /// Posts it this often over all of these connections at once, and returns how long that took.
-    pub async fn post_all(self: &Arc<Self>, times: usize, callers: Vec<Caller>) -> Result<Duration, Failure> {
+    pub async fn post_all(self: &Arc<Self>, times: usize, clients: Vec<Client>) -> Result<Duration, Failure> {
         let started = Instant::now();
         let mut posting = JoinSet::new();
-        let connections = callers.len();
-        for (index, mut caller) in callers.into_iter().enumerate() {
+        let connections = clients.len();
+        for (index, mut client) in clients.into_iter().enumerate() {
             let body = Arc::clone(self);
             posting.spawn(async move {
                 for _ in (index..times).step_by(connections) {
-                    body.post(&mut caller).await?;
+                    body.post(&mut client).await?;
                 }
                 Ok(())
             });

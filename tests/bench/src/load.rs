@@ -11,11 +11,8 @@ use clap::Args;
 use fastrand::Rng;
 use hyper::{Request, StatusCode, header::ACCEPT};
 use lab::{
-    Answer, CLUSTER, Client, ControlPlane, Event, Fault, Function, Lab, When,
-    control_plane::{Caller, ClusterKind},
-    event,
-    kubeconfig::Cluster,
-    kubernetes::NAMESPACE,
+    Answer, CLUSTER, Client, ControlPlane, Event, Fault, Function, Lab, When, control_plane::ClusterKind, event,
+    kubeconfig::Cluster, kubernetes::NAMESPACE,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -133,7 +130,7 @@ impl Load {
         let mut burst = Burst::new(&self).await?;
         // One half before and one half after, so that a slow minute of the machine is shared.
         let half = self.events.div_ceil(2);
-        let mut bare = body.post_all(half, burst.callers(self.processes).await).await?;
+        let mut bare = body.post_all(half, burst.clients(self.processes).await).await?;
         burst.bare = burst.jobs().await;
         self.plan_faults(&burst.shared.lab);
         let before = burst.shared.lab.kubernetes.requests().len();
@@ -146,7 +143,7 @@ impl Load {
 
         let requests = burst.shared.lab.kubernetes.requests().len() - before;
         burst.shared.lab.kubernetes.clear_faults();
-        bare += body.post_all(half, burst.callers(self.processes).await).await?;
+        bare += body.post_all(half, burst.clients(self.processes).await).await?;
         let raw_rate = rate(2 * half, bare);
         Ok(self.report(burst, &uuids, deliveries, left.len(), requests, raw_rate).await)
     }
@@ -341,29 +338,29 @@ impl Burst {
         Ok(failed)
     }
 
-    async fn callers(&self, count: usize) -> Vec<Caller> {
-        let mut callers = Vec::new();
+    async fn clients(&self, count: usize) -> Vec<Client> {
+        let mut clients = Vec::new();
         for _ in 0..count {
-            callers.push(self.caller().await);
+            clients.push(self.client().await);
         }
-        callers
+        clients
     }
 
     /// A client that no fault affects.
-    async fn caller(&self) -> Caller {
+    async fn client(&self) -> Client {
         if let Some(control_plane) = &self.control_plane {
             return control_plane.admin().await;
         }
         let lab = &self.shared.lab;
         let client = Client::connect(&lab.kubernetes.url(), &lab.certificates.ca_pem()).await;
-        Caller::new(client.expect("the lab takes connections"), FLOOR_TOKEN)
+        client.expect("the lab takes connections").with_token(FLOOR_TOKEN)
     }
 
     async fn jobs(&self) -> Jobs {
         let jobs = if self.control_plane.is_some() {
             let request = Request::get(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs"));
             let request = request.header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
-            let answer = self.caller().await.send(request, "").await;
+            let answer = self.client().await.send(request, "").await;
             assert_eq!(answer.status(), StatusCode::OK, "the administrator may list Jobs");
             serde_json::from_slice(answer.body()).expect("a list is JSON")
         } else {

@@ -91,7 +91,7 @@ impl Aws {
             .fallback(unknown_operation)
             .layer(from_fn_with_state(Arc::clone(&api), authenticate))
             .with_state(Arc::clone(&api));
-        let service = stand_in.service(Actor::Ssm, routes, AwsRole);
+        let service = stand_in.service(Actor::Ssm, routes, AWS);
         let http = Server::listen(ip, None, service.clone()).await;
         let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), service).await;
         Self { api, stand_in, http: Arc::new(http), https: Arc::new(https) }
@@ -234,35 +234,33 @@ fn cluster_arn(name: &str) -> String {
     format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{name}")
 }
 
-struct AwsRole;
+const AWS: Role = Role { call: asked, error: injected };
 
-impl Role for AwsRole {
-    fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call) {
-        if let Some(name) = parts.uri.path().strip_prefix("/clusters/") {
-            return (Actor::Eks, Call::new("DescribeCluster", name));
-        }
-        let target = parts.headers.get(TARGET).and_then(|target| target.to_str().ok()).unwrap_or_default();
-        let action = target.rsplit('.').next().unwrap_or_default();
-        let name = serde_json::from_slice::<GetParameter>(body).map(|request| request.name).unwrap_or_default();
-        (Actor::Ssm, Call::new(action, name))
+fn asked(parts: &Parts, body: &[u8]) -> (Actor, Call) {
+    if let Some(name) = parts.uri.path().strip_prefix("/clusters/") {
+        return (Actor::Eks, Call::new("DescribeCluster", name));
     }
+    let target = parts.headers.get(TARGET).and_then(|target| target.to_str().ok()).unwrap_or_default();
+    let action = target.rsplit('.').next().unwrap_or_default();
+    let name = serde_json::from_slice::<GetParameter>(body).map(|request| request.name).unwrap_or_default();
+    (Actor::Ssm, Call::new(action, name))
+}
 
-    fn error(&self, parts: &Parts, call: &Call, answer: &ErrorAnswer) -> Response {
-        let rest = is_rest(parts.uri.path());
-        let kind = answer.reason.unwrap_or("InternalServerError");
-        let code = match kind {
-            "AccessDeniedException" if rest => 403,
-            "ThrottlingException" if rest => 429,
-            _ => answer.code,
-        };
-        let message = match &answer.message {
-            Some(message) => message.clone(),
-            None if kind == "AccessDeniedException" => access_denied(rest, call),
-            None => "We encountered an internal error. Please try again.".to_owned(),
-        };
-        let status = StatusCode::from_u16(code).expect("a fault has an HTTP status");
-        error(rest, status, kind, &message)
-    }
+fn injected(parts: &Parts, call: &Call, answer: &ErrorAnswer) -> Response {
+    let rest = is_rest(parts.uri.path());
+    let kind = answer.reason.unwrap_or("InternalServerError");
+    let code = match kind {
+        "AccessDeniedException" if rest => 403,
+        "ThrottlingException" if rest => 429,
+        _ => answer.code,
+    };
+    let message = match &answer.message {
+        Some(message) => message.clone(),
+        None if kind == "AccessDeniedException" => access_denied(rest, call),
+        None => "We encountered an internal error. Please try again.".to_owned(),
+    };
+    let status = StatusCode::from_u16(code).expect("a fault has an HTTP status");
+    error(rest, status, kind, &message)
 }
 
 fn access_denied(rest: bool, Call { verb: action, target }: &Call) -> String {

@@ -1,13 +1,17 @@
-//! A bare HTTP client, for tests and benchmarks: one connection, one request after the other.
+//! A bare HTTP client, for tests and benchmarks: one connection, one request after the other, and one bearer token.
 
 use std::{error::Error, sync::Arc};
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     client::conn::http1::{SendRequest, handshake},
-    http::{HeaderValue, Uri, header::HOST, request::Builder},
+    http::{
+        HeaderValue, Uri,
+        header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+        request::Builder,
+    },
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -30,6 +34,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
     host: HeaderValue,
+    authorization: Option<String>,
 }
 
 impl Client {
@@ -45,22 +50,68 @@ impl Client {
         } else {
             open(stream).await?
         };
-        Ok(Self { sender, host })
+        Ok(Self { sender, host, authorization: None })
+    }
+
+    /// Sends this bearer token with each request.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> Self {
+        Self { authorization: Some(format!("Bearer {token}")), ..self }
     }
 
     /// Sends a request for a path, and waits for the whole answer.
-    pub async fn send(&mut self, request: Builder, body: impl Into<Bytes>) -> Result<Response<Bytes>, Failure> {
+    pub async fn try_send(&mut self, request: Builder, body: impl Into<Bytes>) -> Result<Response<Bytes>, Failure> {
+        let request = match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        };
         let request: Request<_> = request.header(HOST, &self.host).body(Full::from(body.into()))?;
         self.sender.ready().await?;
         let (parts, body) = self.sender.send_request(request).await?.into_parts();
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
     }
 
-    /// Status and JSON body; panics if there is no such answer.
-    pub async fn ask(&mut self, request: Builder, body: &str) -> (StatusCode, Value) {
-        let response = self.send(request, body.to_owned()).await.expect("the server answers");
-        let body = serde_json::from_slice(response.body());
-        (response.status(), body.unwrap_or_else(|error| panic!("no JSON ({error}): {response:?}")))
+    /// The same; panics if there is no answer, as all methods below.
+    pub async fn send(&mut self, request: Builder, body: impl Into<Bytes>) -> Response<Bytes> {
+        self.try_send(request, body).await.expect("the server answers")
+    }
+
+    /// Status and body of the answer, as JSON or else as text.
+    pub async fn ask(&mut self, request: Builder, body: impl Into<Bytes>) -> (u16, Value) {
+        let response = self.send(request, body).await;
+        let text = || String::from_utf8_lossy(response.body()).into_owned();
+        let body = serde_json::from_slice(response.body()).unwrap_or_else(|_| Value::String(text()));
+        (response.status().as_u16(), body)
+    }
+
+    /// Reads.
+    pub async fn get(&mut self, path: &str) -> (u16, Value) {
+        self.ask(Request::get(path), "").await
+    }
+
+    /// Creates.
+    pub async fn post(&mut self, path: &str, object: &Value) -> (u16, Value) {
+        self.ask(Request::post(path).header(CONTENT_TYPE, "application/json"), object.to_string()).await
+    }
+
+    /// Replaces.
+    pub async fn put(&mut self, path: &str, object: &Value) -> (u16, Value) {
+        self.ask(Request::put(path).header(CONTENT_TYPE, "application/json"), object.to_string()).await
+    }
+
+    /// Changes by a merge patch.
+    pub async fn patch(&mut self, path: &str, changes: &Value) -> (u16, Value) {
+        self.ask(Request::patch(path).header(CONTENT_TYPE, "application/merge-patch+json"), changes.to_string()).await
+    }
+
+    /// Applies server-side; the path names the field manager.
+    pub async fn apply(&mut self, path: &str, object: &Value) -> (u16, Value) {
+        self.ask(Request::patch(path).header(CONTENT_TYPE, "application/apply-patch+yaml"), object.to_string()).await
+    }
+
+    /// Deletes.
+    pub async fn delete(&mut self, path: &str) -> (u16, Value) {
+        self.ask(Request::delete(path), "").await
     }
 }
 

@@ -8,7 +8,6 @@
 //!
 //! Without scheduler and nodes: a Pod stays pending until a test writes its status. Everything ends with this process.
 
-mod caller;
 mod files;
 mod programs;
 mod supervisor;
@@ -35,8 +34,6 @@ use self::{files::Endpoints, programs::Programs, supervisor::Supervisor};
 use crate::{
     Lab, certificates::Certificates, client::Client, credentials::random_hex, kubernetes::NAMESPACE, sts::Sts,
 };
-
-pub use self::caller::Caller;
 
 /// The permissions of the function.
 const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-role.yaml");
@@ -77,14 +74,9 @@ pub enum ClusterKind {
 /// Why a control plane cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// kubectl failed.
-    #[error("kubectl cannot apply {file}: {said}")]
-    Apply {
-        /// The manifest.
-        file: String,
-        /// Its error.
-        said: String,
-    },
+    /// kubectl failed on a manifest.
+    #[error("kubectl cannot apply {0}: {1}")]
+    Apply(String, String),
     /// `tests/control-plane/build` failed and printed why.
     #[error("there are no programs for a control plane: tests/control-plane/build failed ({0})")]
     NoPrograms(ExitStatus),
@@ -92,23 +84,11 @@ pub enum Problem {
     #[error("the control plane cannot be set up: {0}")]
     Io(#[from] io::Error),
     /// A program ended.
-    #[error("{program} ended ({status}); its last lines:\n{said}")]
-    Ended {
-        /// Its name.
-        program: &'static str,
-        /// How it ended.
-        status: String,
-        /// Its last lines.
-        said: String,
-    },
+    #[error("{0} ended ({1}); its last lines:\n{2}")]
+    Ended(&'static str, String, String),
     /// The programs run, and are not ready.
-    #[error("{what} after {} s; the last lines of the programs:\n{said}", TIMEOUT.as_secs())]
-    NotReady {
-        /// What is missing.
-        what: &'static str,
-        /// The last lines of each.
-        said: String,
-    },
+    #[error("{0} in time; the last lines of the programs:\n{1}")]
+    NotReady(&'static str, String),
 }
 
 struct Running {
@@ -160,21 +140,14 @@ impl ControlPlane {
             launch.api_server(api_server, etcd)?,
         ];
         let ca_pem = certificates.ca_pem();
-        wait_for("the authenticator does not answer", &mut running, async || {
-            probe(&authenticator_url, &ca_pem, "/healthz", &admin_token).await
-        })
-        .await?;
-        wait_for("the API server is not ready", &mut running, async || {
-            probe(&url, &ca_pem, "/readyz", &admin_token).await
-        })
-        .await?;
+        let ok = async |url: &str, path: &str| answers(url, &ca_pem, path, &admin_token).await;
+        let authenticator_ok = async || ok(&authenticator_url, "/healthz").await;
+        wait_for("the authenticator did not answer", &mut running, authenticator_ok).await?;
+        wait_for("the API server was not ready", &mut running, async || ok(&url, "/readyz").await).await?;
         running.push(launch.controller_manager()?);
         // A controller makes it, and every Pod requires it.
         let account = "/api/v1/namespaces/default/serviceaccounts/default";
-        wait_for("the controllers do not work", &mut running, async || {
-            probe(&url, &ca_pem, account, &admin_token).await
-        })
-        .await?;
+        wait_for("the controllers did not work", &mut running, async || ok(&url, account).await).await?;
         Ok(Self {
             url,
             certificates,
@@ -213,35 +186,20 @@ impl ControlPlane {
         lab
     }
 
-    /// Where the API server is.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Its certificate authority.
-    pub fn ca_pem(&self) -> String {
-        self.certificates.ca_pem()
-    }
-
     /// A kubeconfig of the administrator.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("admin.kubeconfig")
     }
 
-    /// The administrator's bearer token.
-    pub fn admin_token(&self) -> &str {
-        &self.admin_token
-    }
-
     /// A client with all permissions.
-    pub async fn admin(&self) -> Caller {
-        self.caller(&self.admin_token).await
+    pub async fn admin(&self) -> Client {
+        self.client(&self.admin_token).await
     }
 
     /// A client with this bearer token.
-    pub async fn caller(&self, token: &str) -> Caller {
-        let client = Client::connect(&self.url, &self.ca_pem()).await.expect("the API server takes connections");
-        Caller::new(client, token)
+    pub async fn client(&self, token: &str) -> Client {
+        let client = Client::connect(&self.url, &self.certificates.ca_pem()).await;
+        client.expect("the API server takes connections").with_token(token)
     }
 
     /// Creates a namespace, and returns when Pods can be created in it.
@@ -275,7 +233,7 @@ impl ControlPlane {
         if applied.status.success() {
             return Ok(());
         }
-        Err(Problem::Apply { file: file.to_owned(), said: String::from_utf8_lossy(&applied.stderr).into_owned() })
+        Err(Problem::Apply(file.to_owned(), String::from_utf8_lossy(&applied.stderr).into_owned()))
     }
 
     /// The audit log of a namespace; requests about Jobs with their bodies.
@@ -369,15 +327,15 @@ async fn wait_for(
     while !ready().await {
         for program in &mut *running {
             if let Some(status) = program.supervisor.ended()? {
-                return Err(Problem::Ended { program: program.name, status, said: program.said_last() });
+                return Err(Problem::Ended(program.name, status, program.last_lines()));
             }
         }
         if started.elapsed() > TIMEOUT {
             let said = running.iter().fold(String::new(), |mut text, program| {
-                let _ = writeln!(text, "{}:\n{}", program.name, program.said_last());
+                let _ = writeln!(text, "{}:\n{}", program.name, program.last_lines());
                 text
             });
-            return Err(Problem::NotReady { what, said });
+            return Err(Problem::NotReady(what, said));
         }
         sleep(PAUSE).await;
     }
@@ -385,7 +343,7 @@ async fn wait_for(
 }
 
 impl Running {
-    fn said_last(&self) -> String {
+    fn last_lines(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
@@ -393,10 +351,13 @@ impl Running {
 }
 
 /// Whether the answer is a success.
-async fn probe(url: &str, ca_pem: &str, path: &str, token: &str) -> bool {
-    let Ok(mut client) = Client::connect(url, ca_pem).await else { return false };
-    let request = hyper::Request::get(path).header(hyper::header::AUTHORIZATION, format!("Bearer {token}"));
-    client.send(request, "").await.is_ok_and(|response| response.status().is_success())
+async fn answers(url: &str, ca_pem: &str, path: &str, token: &str) -> bool {
+    let Ok(client) = Client::connect(url, ca_pem).await else { return false };
+    client
+        .with_token(token)
+        .try_send(hyper::Request::get(path), "")
+        .await
+        .is_ok_and(|response| response.status().is_success())
 }
 
 /// Free ports. All are held until each is known, so that no two are the same.

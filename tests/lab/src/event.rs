@@ -18,24 +18,14 @@ pub struct Event(Value);
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// No such file, or one that cannot be read.
-    #[error("cannot read the event {}: {source}\nGive --event a file such as events/job-scheduled.json.", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("cannot read the event {path}: {1}\nGive --event a file such as events/job-scheduled.json.", path = .0.display())]
+    Unreadable(PathBuf, io::Error),
     /// Not one JSON document.
     #[error(
-        "the event {} is no JSON: {source}\nGive --event one whole document, as events/job-scheduled.json is.",
-        path.display()
+        "the event {path} is not JSON: {1}\nGive --event one whole document, as events/job-scheduled.json is.",
+        path = .0.display()
     )]
-    InvalidJson {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    InvalidJson(PathBuf, serde_json::Error),
 }
 
 impl Event {
@@ -46,10 +36,10 @@ impl Event {
 
     /// The event of a file, as it stands there and parsed.
     pub fn read(path: &Path) -> Result<(String, Self), Problem> {
-        let text = fs::read_to_string(path).map_err(|source| Problem::Unreadable { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| Problem::Unreadable(path.to_owned(), source))?;
         match serde_json::from_str(&text) {
             Ok(event) => Ok((text, Self(event))),
-            Err(source) => Err(Problem::InvalidJson { path: path.to_owned(), source }),
+            Err(source) => Err(Problem::InvalidJson(path.to_owned(), source)),
         }
     }
 

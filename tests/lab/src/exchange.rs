@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 use crate::{
     certificates::Certificates,
-    fault::{ErrorAnswer, Fault, Faults, When},
+    fault::{Due, ErrorAnswer, Fault, Faults, When},
     server::{Cut, Service},
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
@@ -73,12 +73,12 @@ pub(crate) enum Caller {
 }
 
 /// What differs from one stand-in to the other.
-pub(crate) trait Role: Send + Sync + 'static {
+#[derive(Clone, Copy)]
+pub(crate) struct Role {
     /// Who is asked, and for what.
-    fn call(&self, parts: &Parts, body: &[u8]) -> (Actor, Call);
-
+    pub(crate) call: fn(&Parts, &[u8]) -> (Actor, Call),
     /// An error in the format of this service.
-    fn error(&self, parts: &Parts, call: &Call, error: &ErrorAnswer) -> Response;
+    pub(crate) error: fn(&Parts, &Call, &ErrorAnswer) -> Response,
 }
 
 /// What all stand-ins have in common: the faults that they inject, and the requests that they got. Clones share both.
@@ -102,17 +102,17 @@ impl StandIn {
 
     /// Lets the next `times` requests that match, or connections, meet a fault.
     pub fn inject(&self, when: When, fault: Fault, times: usize) {
-        self.faults.plan(when, fault, times);
+        self.faults.plan(when, fault, Due::Next(times));
     }
 
     /// Lets each request that matches meet a fault with this probability; the same seed, the same requests.
     pub fn inject_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
-        self.faults.plan_share(when, fault, share, seed);
+        self.faults.plan(when, fault, Due::share(share, seed));
     }
 
     /// Lets the requests that match meet a fault as far as more than this number come in a second.
     pub fn limit(&self, when: When, fault: Fault, per_second: u32) {
-        self.faults.plan_beyond(when, fault, per_second);
+        self.faults.plan(when, fault, Due::beyond(per_second));
     }
 
     /// Forgets all faults that are still planned.
@@ -141,8 +141,8 @@ impl StandIn {
     }
 
     /// Serves a stand-in's routes, with faults and records.
-    pub(crate) fn service(&self, actor: Actor, routes: Router, role: impl Role) -> Service {
-        let exchange = Exchange { stand_in: self.clone(), role: Arc::new(role) };
+    pub(crate) fn service(&self, actor: Actor, routes: Router, role: Role) -> Service {
+        let exchange = Exchange { stand_in: self.clone(), role };
         let certificates = Some(Arc::clone(&self.certificates));
         Service {
             actor,
@@ -192,7 +192,7 @@ impl StandIn {
 #[derive(Clone)]
 struct Exchange {
     stand_in: StandIn,
-    role: Arc<dyn Role>,
+    role: Role,
 }
 
 async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Next) -> Response {
@@ -201,7 +201,7 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let stand_in = &exchange.stand_in;
-    let (actor, call) = exchange.role.call(&parts, &body);
+    let (actor, call) = (exchange.role.call)(&parts, &body);
     let (index, arrived) = (stand_in.arrived(&parts, &body), Instant::now());
     let mut fault = stand_in.faults.take(&call);
 
@@ -217,7 +217,7 @@ async fn handle(State(exchange): State<Exchange>, request: HttpRequest, next: Ne
             sleep(time).await;
             response
         }
-        Some(Fault::Status(error)) => retry_after(exchange.role.error(&parts, &call, &error), &error),
+        Some(Fault::Status(error)) => retry_after((exchange.role.error)(&parts, &call, &error), &error),
         Some(Fault::CutBefore) => cut(StatusCode::OK.into_response(), Cut::Closed),
         Some(Fault::ResetBefore) => cut(StatusCode::OK.into_response(), Cut::Reset),
         Some(Fault::CutAfter) => cut(serve(next, parts, body).await, Cut::Closed),

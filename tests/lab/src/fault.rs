@@ -47,7 +47,7 @@ pub enum Fault {
 }
 
 /// An error answer; the server fills in what is absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorAnswer {
     /// HTTP status.
     pub code: u16,
@@ -66,42 +66,30 @@ impl Fault {
 
     /// An error with nothing but a status, such as 500 or 503.
     pub fn status(code: u16) -> Self {
-        Self::Status(ErrorAnswer { code, reason: None, message: None, retry_after: None })
+        Self::Status(ErrorAnswer { code, ..ErrorAnswer::default() })
     }
 
     /// Kubernetes: 429 with `Retry-After`.
     pub fn throttled(retry_after: Duration) -> Self {
-        Self::Status(ErrorAnswer {
-            code: 429,
-            reason: Some("TooManyRequests"),
-            message: None,
-            retry_after: Some(retry_after),
-        })
+        let retry_after = Some(retry_after);
+        Self::Status(ErrorAnswer { code: 429, reason: Some("TooManyRequests"), message: None, retry_after })
     }
 
     /// Kubernetes: 422, the object is invalid.
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self::Status(ErrorAnswer {
-            code: 422,
-            reason: Some("Invalid"),
-            message: Some(message.into()),
-            retry_after: None,
-        })
+        let message = Some(message.into());
+        Self::Status(ErrorAnswer { code: 422, reason: Some("Invalid"), message, retry_after: None })
     }
 
     /// AWS: the role lacks the permission.
     pub fn access_denied() -> Self {
-        Self::Status(ErrorAnswer { code: 400, reason: Some("AccessDeniedException"), message: None, retry_after: None })
+        Self::Status(ErrorAnswer { code: 400, reason: Some("AccessDeniedException"), ..ErrorAnswer::default() })
     }
 
     /// AWS: too many requests in this account and region.
     pub fn throttling() -> Self {
-        Self::Status(ErrorAnswer {
-            code: 400,
-            reason: Some("ThrottlingException"),
-            message: Some("Rate exceeded".to_owned()),
-            retry_after: None,
-        })
+        let message = Some("Rate exceeded".to_owned());
+        Self::Status(ErrorAnswer { code: 400, reason: Some("ThrottlingException"), message, retry_after: None })
     }
 }
 
@@ -161,7 +149,7 @@ struct Planned {
 }
 
 /// Which of the requests that match meet the fault.
-enum Due {
+pub(crate) enum Due {
     /// This many from now on.
     Next(usize),
     /// Each with this probability.
@@ -171,6 +159,15 @@ enum Due {
 }
 
 impl Due {
+    pub(crate) fn share(share: f64, seed: u64) -> Self {
+        Self::Share(share, Rng::with_seed(seed))
+    }
+
+    pub(crate) fn beyond(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self::Beyond { per_second, left: per_second, since: Instant::now() }
+    }
+
     fn now(&mut self) -> bool {
         match self {
             Self::Next(left) => {
@@ -192,26 +189,13 @@ impl Due {
 }
 
 impl Faults {
-    pub(crate) fn plan(&self, when: When, fault: Fault, times: usize) {
+    pub(crate) fn plan(&self, when: When, fault: Fault, due: Due) {
         let of_connections = fault.is_of_connections();
         let begun = !of_connections || when.is_any();
-        self.planned.lock().push(Planned { when, fault, due: Due::Next(times), begun });
+        self.planned.lock().push(Planned { when, fault, due, begun });
         if of_connections && begun {
             self.close();
         }
-    }
-
-    pub(crate) fn plan_share(&self, when: When, fault: Fault, share: f64, seed: u64) {
-        self.add(when, fault, Due::Share(share, Rng::with_seed(seed)));
-    }
-
-    pub(crate) fn plan_beyond(&self, when: When, fault: Fault, per_second: u32) {
-        let per_second = f64::from(per_second);
-        self.add(when, fault, Due::Beyond { per_second, left: per_second, since: Instant::now() });
-    }
-
-    fn add(&self, when: When, fault: Fault, due: Due) {
-        self.planned.lock().push(Planned { when, fault, due, begun: true });
     }
 
     pub(crate) fn clear(&self) {
@@ -276,7 +260,7 @@ mod tests {
     #[test]
     fn a_fault_meets_the_requests_it_is_meant_for_and_no_more() {
         let faults = Faults::default();
-        faults.plan(When::request("POST", "/jobs"), Fault::status(503), 2);
+        faults.plan(When::request("POST", "/jobs"), Fault::status(503), Due::Next(2));
         assert_eq!(faults.take(&Call::new("GET", "/jobs")), None, "another method");
         assert_eq!(faults.take(&Call::new("POST", "/secrets")), None, "another path");
         assert_eq!(faults.take(&Call::new("POST", "/jobs")), Some(Fault::status(503)));
@@ -287,8 +271,8 @@ mod tests {
     #[test]
     fn faults_come_in_the_order_they_were_planned() {
         let faults = Faults::default();
-        faults.plan(When::any(), Fault::CutAfter, 1);
-        faults.plan(When::action("GetParameter"), Fault::throttling(), 1);
+        faults.plan(When::any(), Fault::CutAfter, Due::Next(1));
+        faults.plan(When::action("GetParameter"), Fault::throttling(), Due::Next(1));
         assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::CutAfter));
         assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::throttling()));
     }
@@ -296,7 +280,7 @@ mod tests {
     #[test]
     fn a_refusal_is_for_connections_and_not_for_requests() {
         let faults = Faults::default();
-        faults.plan(When::any(), Fault::Refuse, 1);
+        faults.plan(When::any(), Fault::Refuse, Due::Next(1));
         assert_eq!(faults.take(&Call::new("GET", "/")), None);
         assert_eq!(faults.take_of_connection(false), Some(Fault::Refuse));
         assert_eq!(faults.take_of_connection(false), None);
@@ -306,7 +290,7 @@ mod tests {
     #[test]
     fn a_fault_of_connections_begins_when_the_request_before_is_answered() {
         let faults = Faults::default();
-        faults.plan(When::request("GET", "/podtemplates"), Fault::CutHandshake, 2);
+        faults.plan(When::request("GET", "/podtemplates"), Fault::CutHandshake, Due::Next(2));
         assert_eq!(faults.take_of_connection(true), None);
         assert!(!faults.answered(&Call::new("PATCH", "/secrets")), "another request");
         assert_eq!(faults.take_of_connection(true), None);
@@ -322,7 +306,7 @@ mod tests {
     fn a_share_of_the_requests_meets_a_fault_and_the_same_ones_each_time() {
         let met = |seed| {
             let faults = Faults::default();
-            faults.plan_share(When::path("/jobs"), Fault::CutAfter, 0.05, seed);
+            faults.plan(When::path("/jobs"), Fault::CutAfter, Due::share(0.05, seed));
             assert_eq!(faults.take(&Call::new("POST", "/secrets")), None, "another path");
             (0..10_000).map(|_| faults.take(&Call::new("POST", "/jobs")).is_some()).collect::<Vec<_>>()
         };
@@ -336,7 +320,7 @@ mod tests {
     #[test]
     fn what_comes_faster_than_a_limit_meets_a_fault() {
         let faults = Faults::default();
-        faults.plan_beyond(When::action("GetParameter"), Fault::throttling(), 1);
+        faults.plan(When::action("GetParameter"), Fault::throttling(), Due::beyond(1));
         assert_eq!(faults.take(&Call::new("GetParameter", "/x")), None);
         assert_eq!(faults.take(&Call::new("GetParameter", "/x")), Some(Fault::throttling()));
         assert_eq!(faults.take(&Call::new("DescribeCluster", "x")), None, "another action");

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use self::{
-    api::{Api, ApiServer, routes},
+    api::{API_SERVER, Api, routes},
     store::Store,
 };
 use crate::{
@@ -62,7 +62,7 @@ impl Kubernetes {
             verifier,
             timeline: timeline.clone(),
         });
-        let service = stand_in.service(Actor::Kubernetes, routes(&api), ApiServer);
+        let service = stand_in.service(Actor::Kubernetes, routes(&api), API_SERVER);
         let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), service.clone()).await;
         let certificates = Arc::clone(certificates);
         Self { api, stand_in, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }

@@ -146,7 +146,7 @@ impl Run {
         if let Some(context) = &self.context {
             let cluster = open(context, None).await?;
             let mut lab = Lab::start().await;
-            lab.timeline.note(format!("context {context} leads to {}", cluster.url()));
+            lab.timeline.note(format!("context {context} is {}", cluster.url()));
             lab.forward_to(cluster.clone()).await;
             return Ok(Setup { lab, cluster: Some(cluster), _control_plane: None });
         }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -89,14 +90,7 @@ impl RuntimeApi {
 
 /// Waits for an event; real functions are frozen in this request.
 async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
-    let first = api.start.send_if_modified(|start| {
-        let first = *start == Start::Pending;
-        if first {
-            *start = Start::Done;
-        }
-        first
-    });
-    if first {
+    if api.start.send_if_modified(|start| mem::replace(start, Start::Done) == Start::Pending) {
         api.timeline.record(Actor::Lambda, Kind::Ready);
     }
     let Some(Invocation { event, timeout, handed, answer }) = api.events.lock().await.recv().await else {

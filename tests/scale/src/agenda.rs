@@ -1,20 +1,17 @@
-//! What is due when: the clock of a simulation.
+//! The clock of a simulation: what is due when.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::collections::BTreeMap;
 
 /// Microseconds since midnight. Whole numbers, so that a day is the same on every machine.
 pub type Time = u64;
 
-/// One second.
 pub const SECOND: Time = 1_000_000;
 
-/// Seconds as [`Time`].
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no time is negative, and a day is short")]
 pub fn seconds(seconds: f64) -> Time {
     (seconds * 1e6).round() as Time
 }
 
-/// [`Time`] as seconds.
 #[expect(clippy::cast_precision_loss, reason = "a day is short")]
 pub fn in_seconds(time: Time) -> f64 {
     time as f64 / 1e6
@@ -22,54 +19,28 @@ pub fn in_seconds(time: Time) -> f64 {
 
 /// Things to come, the soonest first; of two at the same time, the one that was noted first.
 pub struct Agenda<T> {
-    due: BinaryHeap<Reverse<(Time, u64, Entry<T>)>>,
+    due: BTreeMap<(Time, u64), T>,
     noted: u64,
-}
-
-/// Ordered by what stands before it alone.
-struct Entry<T>(T);
-
-impl<T> PartialEq for Entry<T> {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl<T> Eq for Entry<T> {}
-
-impl<T> PartialOrd for Entry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for Entry<T> {
-    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
-        std::cmp::Ordering::Equal
-    }
 }
 
 impl<T> Default for Agenda<T> {
     fn default() -> Self {
-        Self { due: BinaryHeap::new(), noted: 0 }
+        Self { due: BTreeMap::new(), noted: 0 }
     }
 }
 
 impl<T> Agenda<T> {
-    /// Notes it for that time.
     pub fn note(&mut self, at: Time, what: T) {
         self.noted += 1;
-        self.due.push(Reverse((at, self.noted, Entry(what))));
+        self.due.insert((at, self.noted), what);
     }
 
-    /// When the next is due.
     pub fn next_at(&self) -> Option<Time> {
-        self.due.peek().map(|Reverse((at, ..))| *at)
+        self.due.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes the next.
     pub fn take(&mut self) -> Option<(Time, T)> {
-        self.due.pop().map(|Reverse((at, _, Entry(what)))| (at, what))
+        self.due.pop_first().map(|((at, _), what)| (at, what))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The API servers of a cluster, as one user of a priority level meets them.
 //!
-//! Together they finish so many requests a second. So many of our level run at once, so many of ours wait, and the rest is
-//! refused with 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
+//! Together they have a rate of requests. Of our level a number runs at once, a number of ours waits, and the rest is refused with
+//! 429: <https://kubernetes.io/docs/concepts/cluster-administration/flow-control>.
 
 use std::collections::VecDeque;
 
@@ -21,9 +21,8 @@ pub struct ApiServer {
     idle_from: Time,
 }
 
-/// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Answer {
     /// Done at that time.
     Done(Time),
     /// 429 at that time.
@@ -31,7 +30,6 @@ pub enum Fate {
 }
 
 impl ApiServer {
-    /// With nothing to do.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of requests")]
     pub fn new(constants: &Constants) -> Self {
         Self {
@@ -45,26 +43,21 @@ impl ApiServer {
     }
 
     /// A request comes. They must come in the order of time.
-    pub fn request(&mut self, now: Time) -> Fate {
+    pub fn request(&mut self, now: Time) -> Answer {
         while self.there.front().is_some_and(|done| *done <= now) {
             self.there.pop_front();
         }
         if self.there.len() >= self.places {
-            return Fate::Refused(now);
+            return Answer::Refused(now);
         }
         if let Some(before) = self.there.len().checked_sub(self.seats)
             && self.there[before].saturating_sub(now) > self.wait
         {
-            return Fate::Refused(now + self.wait);
+            return Answer::Refused(now + self.wait);
         }
         self.idle_from = self.idle_from.max(now) + self.each;
         self.there.push_back(self.idle_from);
-        Fate::Done(self.idle_from)
-    }
-
-    /// How many requests run or wait.
-    pub fn there(&self) -> usize {
-        self.there.len()
+        Answer::Done(self.idle_from)
     }
 }
 
@@ -76,12 +69,16 @@ mod tests {
     #[test]
     fn so_many_at_once_take_so_many_times_as_long_and_what_finds_no_place_is_refused() {
         let mut server = ApiServer::new(&Constants { api_rate: 200.0, ..Constants::default() });
-        let fates: Vec<_> = (0..1_000).map(|_| server.request(0)).collect();
+        let answers: Vec<_> = (0..1_000).map(|_| server.request(0)).collect();
         let done: Vec<_> =
-            fates.iter().filter_map(|fate| if let Fate::Done(at) = fate { Some(*at) } else { None }).collect();
+            answers.iter().filter_map(|answer| if let Answer::Done(at) = answer { Some(*at) } else { None }).collect();
         assert_eq!(done.len(), 2 * (49 + 300));
         assert_eq!(done.last(), Some(&(698 * SECOND / 200)));
-        assert_eq!(server.request(SECOND), Fate::Done(698 * SECOND / 200 + SECOND / 200), "200 places are free again");
+        assert_eq!(
+            server.request(SECOND),
+            Answer::Done(698 * SECOND / 200 + SECOND / 200),
+            "200 places are free again"
+        );
     }
 
     #[test]
@@ -89,6 +86,6 @@ mod tests {
         let slow = Constants { api_rate: 10.0, ..Constants::default() };
         let mut server = ApiServer::new(&slow);
         let last = (0..600).map(|_| server.request(0)).last();
-        assert_eq!(last, Some(Fate::Refused(15 * SECOND)));
+        assert_eq!(last, Some(Answer::Refused(15 * SECOND)));
     }
 }

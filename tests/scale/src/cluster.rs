@@ -1,6 +1,6 @@
-//! What becomes of a Job in the cluster: its pod, its end, its TTL, and what etcd holds meanwhile.
+//! A Job in the cluster: its pod, its end, its TTL, and what etcd holds.
 //!
-//! A controller asks the API server at a rate of its own (`--kube-api-qps`), in the order in which work comes to it.
+//! A controller sends requests at its own rate (`--kube-api-qps`), in the order of its work.
 
 use crate::{
     agenda::{Agenda, SECOND, Time, seconds},
@@ -10,7 +10,6 @@ use crate::{
     series::Level,
 };
 
-/// The controllers, and what there is.
 pub struct Cluster<'a> {
     constants: &'a Constants,
     day: &'a Day,
@@ -18,35 +17,25 @@ pub struct Cluster<'a> {
     job_controller: Bucket,
     ttl_controller: Bucket,
     collector: Bucket,
-    /// What was seen.
     pub seen: Seen,
 }
 
-/// Over the day.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Jobs that are there, in any state.
     pub jobs: Level,
     /// Those of them that wait for the Job controller to make a pod.
     pub without_pod: Level,
-    /// Pods that start or run.
     pub pods: Level,
-    /// Events that are kept.
     pub events: Level,
-    /// From a Job to its pod.
     pub pod_waits: Vec<Time>,
-    /// Jobs that ended by midnight.
     pub ended: u64,
     /// Jobs that are gone again by midnight.
     pub gone: u64,
 }
 
-/// What happens to a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Its pod is made.
     Pod,
-    /// The pod is over.
     Over,
     /// The Job is marked as finished.
     Finished,
@@ -59,7 +48,6 @@ pub enum Step {
 }
 
 impl<'a> Cluster<'a> {
-    /// Empty.
     pub fn new(constants: &'a Constants, day: &'a Day) -> Self {
         let controller = || Bucket::new(constants.controller_qps, constants.controller_burst);
         Self {
@@ -93,23 +81,21 @@ impl<'a> Cluster<'a> {
         cluster.seen
     }
 
-    /// A Job is made.
     pub fn create(&mut self, job: usize, now: Time) {
         self.seen.jobs.up(now);
         self.seen.without_pod.up(now);
         let pod = self.job_controller.wait(now, 1.0);
-        // What it notes about the pod takes its turns, too.
+        // Its Event and its updates of the status take turns, too.
         self.job_controller.wait(now, self.constants.requests_to_pod - 1.0);
         self.seen.pod_waits.push(pod - now);
         self.agenda.note(pod, (Step::Pod, job));
     }
 
-    /// When the next thing happens.
     pub fn next_at(&self) -> Option<Time> {
         self.agenda.next_at()
     }
 
-    /// Lets it happen, and tells what it was.
+    /// Does the next step, and returns it.
     pub fn step(&mut self) -> Option<(Time, Step)> {
         let (now, (step, job)) = self.agenda.take()?;
         let constants = self.constants;
@@ -164,7 +150,6 @@ impl Seen {
             / 1e9
     }
 
-    /// The most of that at any time of the day.
     pub fn most_gigabytes(&self, constants: &Constants) -> f64 {
         let seconds = usize::try_from(LENGTH / SECOND).unwrap_or(0);
         (0..seconds).map(|second| self.gigabytes(constants, second)).fold(0.0, f64::max)

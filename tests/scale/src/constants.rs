@@ -1,39 +1,32 @@
-//! Every number that the model stands on, with where it comes from. Each is an option of the program.
+//! The numbers of the model and their sources. Each is an option of the program.
 
 /// Where a number comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Somebody else's documentation, source or measurement: an address, or a file of a public repository.
+    /// Published documentation, source or measurement: an address, or a file of a public repository.
     Cited(&'static str),
-    /// A run of ours: the command, or the page that tells of it.
+    /// Our own measurement: the command, or the page that shows it.
     Measured(&'static str),
     /// This project's own code or template.
     Ours(&'static str),
-    /// The day itself, which is the question and not part of the answer.
+    /// The day itself: the question, not the answer.
     Input,
-    /// Nobody told us. The sensitivity table says what half and double of it do.
+    /// No source. The sensitivity table shows half and double of it.
     Assumed(&'static str),
 }
 
-/// One number.
 pub struct Constant {
     /// As the field of [`Constants`], and with dashes as the option.
     pub name: &'static str,
-    /// What it is.
     pub what: &'static str,
-    /// Of what.
     pub unit: &'static str,
-    /// Unless the command says another.
     pub value: f64,
-    /// Where from.
     pub origin: Origin,
-    /// The field of a set of constants.
     pub field: fn(&mut Constants) -> &mut f64,
 }
 
 macro_rules! constants {
     ($($what:literal, $name:ident = $value:literal, $unit:literal, $origin:expr;)+) => {
-        /// All of them.
         #[derive(Clone, Debug, PartialEq, clap::Args)]
         pub struct Constants {
             $(
@@ -193,7 +186,7 @@ impl Constants {
         // The quantiles of the normal distribution at 0.90 and 0.99.
         let (z90, z99) = (1.281_552, 2.326_348);
         let (p90, p99) = (self.eventbridge_p90.ln(), self.eventbridge_p99.ln());
-        // A p99 below the p90 is none.
+        // A p99 below the p90 is impossible.
         let sigma = ((p99 - p90) / (z99 - z90)).max(0.0);
         (p90 - z90 * sigma, sigma)
     }

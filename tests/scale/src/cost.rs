@@ -5,7 +5,6 @@ use crate::{constants::Constants, function::Seen};
 /// Dollars of the day.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Requests of Lambda.
     pub requests: f64,
     /// GB-seconds of Lambda, starts included.
     pub compute: f64,
@@ -16,7 +15,6 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of a day that was seen.
     #[expect(clippy::cast_precision_loss, reason = "counts of a day")]
     pub fn of(constants: &Constants, seen: &Seen) -> Self {
         let runs = seen.runs as f64;
@@ -29,7 +27,6 @@ impl Cost {
         }
     }
 
-    /// All of it.
     pub fn total(&self) -> f64 {
         self.requests + self.compute + self.ssm + self.logs
     }

@@ -10,17 +10,15 @@ use crate::{
     constants::Constants,
 };
 
-/// The length of it.
 pub const LENGTH: Time = 86_400 * SECOND;
 
 /// The rate is highest at this hour.
 const NOON: f64 = 14.0 * 3600.0;
 
-/// Chance, from a seed. Each part of the model has its own, so that a change to one leaves the others' luck as it was.
+/// Chance, from a seed. Each part of the model has its own, so that a change to one does not change the others.
 pub struct Chance(Pcg64Mcg);
 
 impl Chance {
-    /// The same for the same seed and part.
     pub fn new(seed: u64, part: u64) -> Self {
         Self(Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(part)))
     }
@@ -40,14 +38,11 @@ impl Chance {
 pub struct Day {
     /// When each is scheduled in Buildkite.
     pub arrivals: Vec<Time>,
-    /// How long each runs.
     pub runs: Vec<Time>,
-    /// When the bursts begin.
     pub bursts: Vec<Time>,
 }
 
 impl Day {
-    /// Exactly as many jobs as asked for.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of jobs")]
     pub fn new(constants: &Constants, seed: u64) -> Self {
         let mut chance = Chance::new(seed, 1);

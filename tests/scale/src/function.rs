@@ -1,20 +1,19 @@
 //! The day through EventBridge, Lambda and the function, up to the Jobs.
 //!
-//! The function asks as `src/scheduler.rs` does. Its start lists the pod definitions and reads the token side by side, and applies
-//! the Secret when it has both; each event after that asks anew for what is missing or too old, and then makes its Job.
+//! The function sends the requests of `src/scheduler.rs`. Its start lists the pod definitions and reads the token side by side, and
+//! applies the Secret when it has both; each event after that refreshes what is missing or stale, and then makes its Job.
 
 use std::{collections::VecDeque, mem};
 
 use crate::{
     agenda::{Agenda, Time, in_seconds, seconds},
-    api_server::{ApiServer, Fate},
+    api_server::{Answer, ApiServer},
     bucket::Bucket,
     constants::Constants,
     day::{Chance, Day},
     series::{Count, Level},
 };
 
-/// What was seen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
@@ -23,31 +22,22 @@ pub struct Seen {
     pub failed: Vec<usize>,
     /// Events that Lambda keeps.
     pub waiting: Level,
-    /// Environments of the function.
     pub environments: Level,
-    /// Those of them that start.
     pub starting: Level,
     /// Events that found no environment.
     pub throttled: Count,
-    /// Calls of SSM.
     pub ssm: Count,
-    /// Those of them that were throttled.
     pub ssm_throttled: Count,
-    /// Requests to the API server.
     pub requests: Count,
     /// Those of them that were answered with 429.
     pub refused: Count,
-    /// Those of them whose answer the function did not wait for.
+    /// Those of them that timed out.
     pub given_up: Count,
-    /// Runs of the function, and its starts.
     pub runs: u64,
-    /// Environments that were started.
     pub starts: u64,
     /// Starts that were over before all was there.
     pub incomplete: u64,
-    /// Runs that ended in an error.
     pub errors: u64,
-    /// Seconds that Lambda bills.
     pub billed: f64,
 }
 
@@ -69,16 +59,13 @@ enum Then {
     Failed,
 }
 
-/// Whom an environment asks for what.
 #[derive(Clone, Copy, PartialEq)]
 enum Request {
     /// The token, of SSM.
     Read,
     /// The Secret that carries it.
     Apply,
-    /// The pod definitions.
     List,
-    /// The Job.
     Post,
     /// The Job that is there already: is it ours?
     Look,
@@ -91,7 +78,7 @@ struct Ask {
     until: Time,
     /// Tries that were followed by a pause.
     pauses: i32,
-    /// A try that gets no answer is repeated at once, but once only.
+    /// The first try that times out is retried at once.
     silent: bool,
 }
 
@@ -130,7 +117,7 @@ struct Run {
     until: Time,
     /// There is no token, and so will be no Job, but it is not over yet.
     doomed: bool,
-    /// An earlier try has made the Job, and nobody heard of it.
+    /// An earlier try has made the Job, and its answer was lost.
     exists: bool,
 }
 
@@ -183,7 +170,7 @@ pub fn run(constants: &Constants, day: &Day, seed: u64) -> Seen {
 }
 
 impl Model<'_> {
-    /// EventBridge: each event takes its time, and no more go out than so many a second.
+    /// EventBridge: each event has its latency, and the rate of deliveries is limited.
     fn deliver(&mut self, day: &Day) {
         let (mean, sigma) = self.constants.eventbridge_log();
         let mut out: Vec<_> = (day.arrivals.iter().enumerate())
@@ -229,7 +216,7 @@ impl Model<'_> {
         }
     }
 
-    /// Environments that nobody needed for long are gone. The last that was used is the first to be used again.
+    /// Removes environments that were idle for long. The last that was used is used again first.
     fn retire(&mut self, now: Time) {
         let idle = seconds(self.constants.environment_idle);
         while let Some(oldest) = self.idle.front() {
@@ -251,7 +238,7 @@ impl Model<'_> {
         self.agenda.note(begun + seconds(cpu / c.core_share()), Due::Ready(environment));
     }
 
-    /// Asks for what is missing or too old. A copy that is too old is worth two seconds, and serves on after that.
+    /// Requests what is missing or stale. A refresh has two seconds, and then the stale value stays in use.
     fn prepare(&mut self, environment: usize, now: Time) {
         let this = &mut self.environments[environment];
         let Some(run) = &this.run else { return };
@@ -265,7 +252,7 @@ impl Model<'_> {
             Token::Delivered(due) if due > now => None,
             Token::Delivered(_) => Some((Request::Read, refresh)),
             Token::Read => {
-                // If this fails, the token is read anew.
+                // If this fails, the token is read again.
                 this.token = Token::Unknown;
                 Some((Request::Apply, run.until))
             }
@@ -281,7 +268,7 @@ impl Model<'_> {
         }
     }
 
-    /// All that was asked for is there, or its old copy serves on.
+    /// All answers are there, or the stale values stay in use.
     fn prepared(&mut self, environment: usize, now: Time) {
         let this = &mut self.environments[environment];
         let Some(run) = &this.run else { return };
@@ -310,7 +297,7 @@ impl Model<'_> {
         self.prepare(environment, now);
     }
 
-    /// Nobody waits any more for what was asked.
+    /// Later answers to earlier requests do not count.
     fn forget(&mut self, environment: usize) -> &mut Environment {
         let this = &mut self.environments[environment];
         this.turn += 1;
@@ -357,21 +344,21 @@ impl Model<'_> {
         let half = seconds(c.network / 2.0);
         let limit = now + seconds(c.api_try).min(ask.until.saturating_sub(now) / 2);
         self.seen.requests.add(now);
-        let fate = self.api_server.request(now + half);
+        let answer = self.api_server.request(now + half);
         if let (Request::Post, Some(run)) = (ask.request, &mut self.environments[environment].run) {
             let made = &mut self.seen.created[run.job];
             run.exists = made.is_some();
-            if let (Fate::Done(at), None) = (fate, &made) {
+            if let (Answer::Done(at), None) = (answer, &made) {
                 *made = Some(at);
             }
         }
-        let (heard, pause) = match fate {
-            Fate::Done(at) if at + half <= limit => return (at + half, Then::Answered),
-            Fate::Refused(at) if at + half <= limit => {
+        let (heard, pause) = match answer {
+            Answer::Done(at) if at + half <= limit => return (at + half, Then::Answered),
+            Answer::Refused(at) if at + half <= limit => {
                 self.seen.refused.add(at);
                 (at + half, seconds(c.retry_after) + self.pause(ask))
             }
-            Fate::Done(_) | Fate::Refused(_) => {
+            Answer::Done(_) | Answer::Refused(_) => {
                 self.seen.given_up.add(limit);
                 let first = !mem::replace(&mut ask.silent, true);
                 (limit, if first { 0 } else { self.pause(ask) })

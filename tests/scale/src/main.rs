@@ -1,18 +1,42 @@
-//! Simulates the day, prints its tables and draws its pictures.
+//! A day of a million jobs, simulated: through EventBridge, Lambda, SSM, the API server, the Job controller and etcd, and the same
+//! day through agent-stack-k8s.
+//!
+//! ```text
+//! Day ──> Function ──> ApiServer ──>      Jobs, with the time of each
+//!            └─> Bucket (SSM)                │
+//! Day ──> Stack ──> ApiServer ─────────> Cluster: pods, ends, TTL, etcd
+//! ```
+//!
+//! Discrete events with a seed: the same seed and the same [`Constants`] give the same day, byte for byte. `docs/scale.md` shows
+//! the results.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+mod agenda;
+mod api_server;
+mod bucket;
+mod cluster;
+mod constants;
+mod cost;
+mod day;
+mod function;
+mod page;
+mod plots;
+mod runs;
+mod series;
+mod stack;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::{error::Error, fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use scale::{Constants, cluster::Cluster, day::Day, page, plots, runs, tables};
 
-/// The place that stays as it is with `--quick`.
+use self::{cluster::Cluster, constants::Constants, day::Day};
+
+/// The table that `--quick` leaves out.
 const SENSITIVITY: &str = "sensitivity";
 
-/// A day of a million jobs, on paper: what breaks first, which setting answers it, and what it costs.
+/// A day of a million jobs, simulated: what breaks first, which setting helps, and what it costs.
 ///
 /// The same options give the same output, byte for byte.
 #[derive(Parser)]
@@ -44,26 +68,17 @@ fn main() -> ExitCode {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Problem {
-    #[error("cannot read or write {file}: {source}")]
-    File { file: PathBuf, source: io::Error },
-    #[error("{file} has no place for the table {name}: it needs <!-- {name} --> and <!-- end -->")]
-    NoPlace { file: PathBuf, name: String },
-    #[error("{file} has a place <!-- {name} -->, and nothing goes there")]
-    Unknown { file: PathBuf, name: String },
-}
-
-fn run(command: &Command) -> Result<(), Problem> {
+fn run(command: &Command) -> Result<(), Box<dyn Error>> {
     let (constants, seed) = (&command.constants, command.seed);
     let day = Day::new(constants, seed);
-    let outcomes =
-        runs::parallel(runs::TO_THE_JOB, |setting| runs::outcome(setting.name, setting.on(constants), &day, seed));
+    let outcomes = runs::parallel(runs::TO_THE_JOB, |setting| {
+        runs::outcome(setting.0, runs::with(constants, setting), &day, seed)
+    });
     let ours = &outcomes[0];
     let mut clusters = runs::parallel(runs::IN_THE_CLUSTER, |setting| {
-        let constants = setting.on(constants);
+        let constants = runs::with(constants, setting);
         let cluster = Cluster::day(&constants, &day, &ours.seen.created);
-        (setting.name, constants, cluster)
+        (setting.0, constants, cluster)
     });
     let stacks = runs::stacks(constants, &day);
     let beside = runs::named(&outcomes, runs::BESIDE_THE_STACK);
@@ -85,55 +100,21 @@ fn run(command: &Command) -> Result<(), Problem> {
     }
     if let Some(page) = &command.page {
         made.extend(tables::values(ours));
-        fill(page, &made)?;
+        let filled = page::fill(fs::read_to_string(page)?, &made, &[SENSITIVITY]);
+        fs::write(page, filled.map_err(|problem| format!("{}: {problem}", page.display()))?)?;
     }
     if let Some(folder) = &command.out {
-        let shown = [
-            "as deployed",
-            "`ReservedConcurrency` 50",
-            "1,000 writes/s",
-            "1,000 writes/s, `ReservedConcurrency` 50",
-            "1,000 writes/s, SSM with higher throughput",
-        ];
         let pictures = [
             plots::time_to_job(&day, ours),
             plots::burst(&day, ours),
-            plots::settings(&day, &outcomes, &shown),
-            plots::cluster(
-                &clusters,
-                &[
-                    (0, "controllers at 20 requests/s"),
-                    (2, "100 requests/s"),
-                    (3, "500 requests/s"),
-                    (4, "500 requests/s, JobTtlSeconds 60"),
-                ],
-            ),
+            plots::settings(&day, &outcomes),
+            plots::cluster(&clusters),
             plots::stacks(&day, ours, &stacks),
         ];
-        let write = |file: &Path, text: &str| {
-            fs::write(file, text).map_err(|source| Problem::File { file: file.to_owned(), source })
-        };
-        fs::create_dir_all(folder).map_err(|source| Problem::File { file: folder.clone(), source })?;
+        fs::create_dir_all(folder)?;
         for (name, svg) in pictures {
-            write(&folder.join(name), &svg)?;
+            fs::write(folder.join(name), svg)?;
         }
     }
     Ok(())
-}
-
-/// Fills each place of the page.
-fn fill(path: &Path, made: &[(String, String)]) -> Result<(), Problem> {
-    let at_file = |source| Problem::File { file: path.to_owned(), source };
-    let mut text = fs::read_to_string(path).map_err(at_file)?;
-    let known = |name: &str| name == SENSITIVITY || made.iter().any(|(known, _)| known == name);
-    if let Some(unknown) = page::names(&text).find(|name| !known(name)) {
-        return Err(Problem::Unknown { file: path.to_owned(), name: unknown.to_owned() });
-    }
-    for (name, made) in made {
-        // A table without a place was forgotten; of the values the text takes what it needs.
-        if !page::put(&mut text, name, made) && made.contains('\n') {
-            return Err(Problem::NoPlace { file: path.to_owned(), name: name.clone() });
-        }
-    }
-    fs::write(path, text).map_err(at_file)
 }

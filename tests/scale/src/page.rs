@@ -1,8 +1,22 @@
-//! The places of docs/scale.md that the program fills: `<!-- NAME -->`, what it made, `<!-- end -->`.
+//! The places of docs/scale.md that the program fills, each between `<!-- NAME -->` and `<!-- end -->`.
 
 const END: &str = "<!-- end -->";
 
-/// Puts it into each of its places. Tells whether there is one.
+/// Fills all places. Of `optional` names the page keeps what it has; a table without a place is an error, a value is not.
+pub fn fill(mut page: String, made: &[(String, String)], optional: &[&str]) -> Result<String, String> {
+    let known = |name: &str| optional.contains(&name) || made.iter().any(|(known, _)| known == name);
+    if let Some(unknown) = names(&page).find(|name| !known(name)) {
+        return Err(format!("nothing fills the place <!-- {unknown} -->"));
+    }
+    for (name, made) in made {
+        if !put(&mut page, name, made) && made.contains('\n') {
+            return Err(format!("no place for the table {name}: it requires <!-- {name} --> and <!-- end -->"));
+        }
+    }
+    Ok(page)
+}
+
+/// Fills each place of one name; returns whether there is one.
 pub fn put(page: &mut String, name: &str, made: &str) -> bool {
     let begin = format!("<!-- {name} -->");
     let mut from = 0;
@@ -15,8 +29,7 @@ pub fn put(page: &mut String, name: &str, made: &str) -> bool {
     from > 0
 }
 
-/// The names of all places.
-pub fn names(page: &str) -> impl Iterator<Item = &str> {
+fn names(page: &str) -> impl Iterator<Item = &str> {
     let comments = page.split("<!-- ").skip(1).filter_map(|rest| Some(rest.split_once(" -->")?.0));
     comments.filter(|name| *name != "end")
 }

@@ -21,7 +21,7 @@ use crate::{
 /// A picture: the name of its file, and the SVG.
 pub type Picture = (&'static str, String);
 
-/// Told apart by colour-blind people, too; the yellow is left out, which nobody sees on white.
+/// Distinct for colour-blind people, too, and without the yellow, which does not show on white.
 fn colour(place: usize) -> String {
     // Blue, vermilion, green, purple, orange.
     let order = [4, 5, 2, 6, 0];
@@ -94,7 +94,6 @@ pub fn time_to_job(day: &Day, outcome: &Outcome) -> Picture {
     ("time-to-job.svg", draw(plots, layout))
 }
 
-/// One burst, second by second.
 #[expect(clippy::cast_precision_loss, reason = "seconds of a day")]
 pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
     let seen = &outcome.seen;
@@ -147,9 +146,16 @@ pub fn burst(day: &Day, outcome: &Outcome) -> Picture {
     ("burst.svg", SvgBackend::new().render_scene(&figure.render()))
 }
 
-/// How much of the bursts has its Job after so long, by setting.
-pub fn settings(day: &Day, outcomes: &[Outcome], shown: &[&str]) -> Picture {
-    let plots: Vec<_> = named(outcomes, shown)
+/// Share of the bursts' jobs that have their Job after a time, by setting.
+pub fn settings(day: &Day, outcomes: &[Outcome]) -> Picture {
+    let shown = [
+        "as deployed",
+        "`ReservedConcurrency` 50",
+        "1,000 writes/s",
+        "1,000 writes/s, `ReservedConcurrency` 50",
+        "1,000 writes/s, SSM with higher throughput",
+    ];
+    let plots: Vec<_> = named(outcomes, &shown)
         .into_iter()
         .enumerate()
         .map(|(place, outcome)| {
@@ -175,14 +181,19 @@ pub fn settings(day: &Day, outcomes: &[Outcome], shown: &[&str]) -> Picture {
     ("settings.svg", draw(plots, layout))
 }
 
-/// Jobs in the cluster, by setting.
-pub fn cluster(seen: &[(&'static str, Constants, cluster::Seen)], shown: &[(usize, &str)]) -> Picture {
+pub fn cluster(seen: &[(&'static str, Constants, cluster::Seen)]) -> Picture {
+    let shown = [
+        (0, "controllers at 20 requests/s"),
+        (2, "100 requests/s"),
+        (3, "500 requests/s"),
+        (4, "500 requests/s, JobTtlSeconds 60"),
+    ];
     let plots: Vec<_> = shown
         .iter()
         .enumerate()
-        .filter_map(|(place, (which, name))| {
-            let (.., seen) = seen.get(*which)?;
-            Some(line((0..MINUTES).map(|minute| (hour(minute), seen.jobs.at(minute * 60).max(1.0))), place, name))
+        .map(|(place, (which, name))| {
+            let (.., seen) = &seen[*which];
+            line((0..MINUTES).map(|minute| (hour(minute), seen.jobs.at(minute * 60).max(1.0))), place, name)
         })
         .collect();
     let layout = hours(layout(&plots, "hour of the day", "Jobs in the cluster (log)").with_log_y());

@@ -1,4 +1,4 @@
-//! What was seen, second by second.
+//! Observations of each second.
 
 use crate::agenda::{SECOND, Time};
 
@@ -7,7 +7,6 @@ use crate::agenda::{SECOND, Time};
 pub struct Count(Vec<u32>);
 
 impl Count {
-    /// One more.
     pub fn add(&mut self, at: Time) {
         let second = second(at);
         if second >= self.0.len() {
@@ -16,17 +15,10 @@ impl Count {
         self.0[second] += 1;
     }
 
-    /// All of them.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|count| u64::from(*count)).sum()
     }
 
-    /// The most in one second.
-    pub fn most(&self) -> u32 {
-        self.0.iter().copied().max().unwrap_or(0)
-    }
-
-    /// In that second of the day.
     pub fn at(&self, second: usize) -> f64 {
         f64::from(self.0.get(second).copied().unwrap_or(0))
     }
@@ -40,7 +32,6 @@ pub struct Level {
 }
 
 impl Level {
-    /// One came.
     pub fn up(&mut self, at: Time) {
         self.reach(at);
         self.now += 1;
@@ -48,18 +39,17 @@ impl Level {
         *most = self.now.max(*most);
     }
 
-    /// One went.
     pub fn down(&mut self, at: Time) {
         self.reach(at);
         debug_assert!(self.now > 0, "none is there that could go");
         self.now = self.now.saturating_sub(1);
     }
 
-    /// Of things that came and went at these times. What did not go is there.
+    /// Of things that came and went at these times.
     pub fn of(came: &[Time], went: &[Option<Time>]) -> Self {
         let went = went.iter().flatten().map(|at| (*at, false));
         let mut changes: Vec<_> = came.iter().map(|at| (*at, true)).chain(went).collect();
-        // Who comes and goes at one time was there.
+        // What comes and goes at one time was there.
         changes.sort_unstable_by_key(|(at, came)| (*at, !came));
         let mut level = Self::default();
         for (at, came) in changes {
@@ -68,12 +58,10 @@ impl Level {
         level
     }
 
-    /// How many there are.
     pub fn now(&self) -> u32 {
         self.now
     }
 
-    /// The most at any time.
     pub fn most(&self) -> u32 {
         self.most.iter().copied().max().unwrap_or(0)
     }
@@ -95,7 +83,7 @@ fn second(at: Time) -> usize {
     (at / SECOND) as usize
 }
 
-/// The value that so much of them are not above. Sorts them.
+/// The value that this share does not exceed. Sorts the values.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,22 +1,20 @@
-//! The same day through agent-stack-k8s, which asks Buildkite for jobs and keeps so many in flight.
+//! The same day through agent-stack-k8s, which polls Buildkite for jobs and limits those in flight.
 //!
-//! Its client asks the same API server as the function, with another share of it.
+//! Its client uses the same API server as the function, with another share of it.
 
 use crate::{
     agenda::{Agenda, Time, seconds},
-    api_server::{ApiServer, Fate},
+    api_server::{Answer, ApiServer},
     bucket::Bucket,
     cluster::{Cluster, Seen as InCluster, Step},
     constants::Constants,
     day::{Day, LENGTH},
 };
 
-/// What was seen until midnight.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// When the Job of each Buildkite job was made, if it was.
     pub created: Vec<Option<Time>>,
-    /// In the cluster.
     pub cluster: InCluster,
 }
 
@@ -58,12 +56,12 @@ pub fn run(constants: &Constants, day: &Day) -> Seen {
             } else if let Some((_, job)) = known.take() {
                 client.wait(at, constants.stack_requests);
                 match api_server.request(at + half) {
-                    Fate::Done(at) => {
+                    Answer::Done(at) => {
                         in_flight += 1;
                         created[job] = Some(at);
                         made.note(at, job);
                     }
-                    Fate::Refused(at) => known.note(at + half + seconds(constants.retry_after), job),
+                    Answer::Refused(at) => known.note(at + half + seconds(constants.retry_after), job),
                 }
             }
         }

@@ -8,12 +8,12 @@ use crate::{
     constants::{Constants, Origin},
     cost::Cost,
     day::Day,
-    runs::{End, Outcome, Sensitivity, Times, in_burst, named},
+    runs::{End, Outcome, Sensitivity, in_burst, named, times},
     series::{Level, percentile},
     stack,
 };
 
-/// A time as a person would say it.
+/// A time in the unit that a person expects.
 pub fn duration(time: Time) -> String {
     let s = in_seconds(time);
     match s {
@@ -37,30 +37,28 @@ pub fn whole(number: u64) -> String {
     text
 }
 
-/// As short as it is.
+/// Without trailing zeros.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "only what has no fraction")]
 fn number(value: f64) -> String {
     if value.fract() == 0.0 && value >= 1_000.0 { whole(value as u64) } else { format!("{value}") }
 }
 
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+/// Head and rows as `a | b | c`.
+fn table(head: &str, rows: impl IntoIterator<Item = String>) -> String {
+    let numbers = " ---: |".repeat(head.matches(" | ").count());
     // A table begins below the name of its place.
-    let mut text = format!("\n| {} |\n|", head.join(" | "));
-    for place in 0..head.len() {
-        text.push_str(if place == 0 { " --- |" } else { " ---: |" });
-    }
-    text.push('\n');
+    let mut text = format!("\n| {head} |\n| --- |{numbers}\n");
     for row in rows {
-        let _ = writeln!(text, "| {} |", row.join(" | "));
+        let _ = writeln!(text, "| {row} |");
     }
     text
 }
 
-fn times(times: &Times) -> [String; 4] {
-    [times.p50, times.p90, times.p99, times.most].map(duration)
+fn counts<const N: usize>(counts: [u64; N]) -> String {
+    counts.map(whole).join(" | ")
 }
 
-/// What the numbers alone decide, each with its place in the page.
+/// What follows from the numbers alone, each with its place in the page.
 pub fn of_constants(constants: &Constants, day: &Day) -> Vec<(String, String)> {
     let burst = crate::agenda::seconds(constants.burst / constants.api_rate);
     [
@@ -75,29 +73,23 @@ pub fn of_constants(constants: &Constants, day: &Day) -> Vec<(String, String)> {
 
 /// Values for the text of the page, each with its place.
 pub fn values(as_deployed: &Outcome) -> Vec<(String, String)> {
-    let [p50, .., longest] = times(&as_deployed.all);
-    let [burst_p50, ..] = times(&as_deployed.burst);
+    let [p50, .., longest] = as_deployed.all.map(duration);
+    let [burst_p50, ..] = as_deployed.burst.map(duration);
     [("p50", p50), ("burst p50", burst_p50), ("longest", longest)].map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-/// The settings that the answer is about, and what it says of them.
+/// The settings that the answer compares.
 pub fn answer(outcomes: &[Outcome]) -> String {
     let chosen = ["as deployed", "`ReservedConcurrency` 50", "`ReservedConcurrency` 10", "SSM with higher throughput"];
-    let rows = named(outcomes, &chosen).into_iter().map(|outcome| {
-        let seen = &outcome.seen;
-        let [p50, _, p99, _] = times(&outcome.burst);
-        let counts = [seen.ssm_throttled.total(), seen.refused.total(), seen.given_up.total(), seen.incomplete];
-        let mut row = vec![outcome.name.to_owned(), p50, p99];
-        row.extend(counts.map(whole));
-        row.push(format!("{:.2}", outcome.cost.total()));
-        row
+    let rows = named(outcomes, &chosen).into_iter().map(|Outcome { name, seen, burst, cost, .. }| {
+        let [p50, _, p99, _] = burst.map(duration);
+        let counts = counts([seen.ssm_throttled.total(), seen.refused.total(), seen.given_up.total(), seen.incomplete]);
+        format!("{name} | {p50} | {p99} | {counts} | {:.2}", cost.total())
     });
-    let head =
-        ["setting", "burst p50", "burst p99", "throttled by SSM", "429", "given up", "starts incomplete", "USD a day"];
-    table(&head, rows)
+    let head = "setting | burst p50 | burst p99 | throttled by SSM | 429 | given up | starts incomplete | USD a day";
+    table(head, rows)
 }
 
-/// Every number and its source.
 fn constants(constants: &mut Constants) -> String {
     let rows = Constants::ALL.iter().map(|constant| {
         let value = *(constant.field)(constants);
@@ -107,18 +99,13 @@ fn constants(constants: &mut Constants) -> String {
             Origin::Input => "the question".to_owned(),
             Origin::Assumed(why) => format!("**assumed**: {why}"),
         };
-        format!(
-            "| {} | {} {} | `--{}` | {origin} |\n",
-            constant.what,
-            number(value),
-            constant.unit,
-            constant.name.replace('_', "-")
-        )
+        let option = constant.name.replace('_', "-");
+        format!("| {} | {} {} | `--{option}` | {origin} |\n", constant.what, number(value), constant.unit)
     });
     format!("\n| what | value | option | from |\n| --- | ---: | --- | --- |\n{}", rows.collect::<String>())
 }
 
-/// What each stage can do at most, beside what the day asks.
+/// The highest rate of each stage, beside what the day requires.
 fn limits(constants: &Constants, day: &Day) -> String {
     let c = constants;
     let mean = c.jobs_per_day / 86_400.0;
@@ -136,43 +123,27 @@ fn limits(constants: &Constants, day: &Day) -> String {
         ("agent-stack-k8s, its jobs in flight", c.stack_in_flight / run),
     ];
     let rows = stages.map(|(name, rate)| {
-        let takes = crate::agenda::seconds(c.burst / rate);
-        vec![
-            name.to_owned(),
-            format!("{rate:.*}", if rate < 20.0 { 2 } else { 0 }),
-            format!("{:.2}", rate / mean),
-            duration(takes),
-        ]
+        let digits = if rate < 20.0 { 2 } else { 0 };
+        let takes = duration(crate::agenda::seconds(c.burst / rate));
+        format!("{name} | {rate:.digits$} | {:.2} | {takes}", rate / mean)
     });
-    table(&["stage", "Jobs/s", "times the day's mean", "a burst takes"], rows)
+    table("stage | Jobs/s | times the day's mean | a burst takes", rows)
 }
 
-/// From the schedule to the Job, by setting.
 pub fn to_the_job(outcomes: &[Outcome]) -> String {
-    let rows = outcomes.iter().map(|outcome| {
-        let [p50, .., most] = times(&outcome.all);
-        let [burst_p50, burst_p90, burst_p99, _] = times(&outcome.burst);
-        let failed = outcome.seen.failed.len().to_string();
-        vec![
-            outcome.name.to_owned(),
-            p50,
-            burst_p50,
-            burst_p90,
-            burst_p99,
-            most,
-            failed,
-            format!("{:.2}", outcome.cost.total()),
-        ]
+    let rows = outcomes.iter().map(|Outcome { name, all, burst, seen, cost, .. }| {
+        let [p50, .., most] = all.map(duration);
+        let [burst_p50, burst_p90, burst_p99, _] = burst.map(duration);
+        let (failed, usd) = (seen.failed.len(), cost.total());
+        format!("{name} | {p50} | {burst_p50} | {burst_p90} | {burst_p99} | {most} | {failed} | {usd:.2}")
     });
-    let head = ["setting", "all p50", "burst p50", "burst p90", "burst p99", "longest", "failure queue", "USD a day"];
-    table(&head, rows)
+    let head = "setting | all p50 | burst p50 | burst p90 | burst p99 | longest | failure queue | USD a day";
+    table(head, rows)
 }
 
-/// What was in the way, by setting.
 pub fn in_the_way(outcomes: &[Outcome]) -> String {
-    let rows = outcomes.iter().map(|outcome| {
-        let seen = &outcome.seen;
-        let counts = [
+    let rows = outcomes.iter().map(|Outcome { name, seen, .. }| {
+        let counts = counts([
             seen.starts,
             seen.environments.most().into(),
             seen.waiting.most().into(),
@@ -182,124 +153,76 @@ pub fn in_the_way(outcomes: &[Outcome]) -> String {
             seen.refused.total(),
             seen.given_up.total(),
             seen.incomplete,
-        ];
-        [outcome.name.to_owned()].into_iter().chain(counts.map(whole)).collect()
+        ]);
+        format!("{name} | {counts}")
     });
-    let head = [
-        "setting",
-        "starts",
-        "environments, most",
-        "in Lambda's queue, most",
-        "throttles",
-        "SSM calls",
-        "throttled",
-        "429",
-        "given up",
-        "starts incomplete",
-    ];
-    table(&head, rows)
+    let head = "setting | starts | environments, most | in Lambda's queue, most | throttles | SSM calls | throttled | \
+                429 | given up | starts incomplete";
+    table(head, rows)
 }
 
-/// What the day costs.
 pub fn costs(outcomes: &[Outcome]) -> String {
-    let rows = outcomes.iter().map(|outcome| {
-        let Cost { requests, compute, ssm, logs } = outcome.cost;
-        let prices = [requests, compute, ssm, logs, outcome.cost.total()].map(|price| format!("{price:.2}"));
-        [outcome.name.to_owned()].into_iter().chain(prices).collect()
+    let rows = outcomes.iter().map(|Outcome { name, cost, .. }| {
+        let &Cost { requests, compute, ssm, logs } = cost;
+        format!("{name} | {requests:.2} | {compute:.2} | {ssm:.2} | {logs:.2} | {:.2}", cost.total())
     });
-    table(&["setting, USD a day", "Lambda requests", "Lambda GB-seconds", "SSM", "logs", "in all"], rows)
+    table("setting, USD a day | Lambda requests | Lambda GB-seconds | SSM | logs | in all", rows)
 }
 
-/// The cluster, by setting.
 pub fn cluster(seen: &mut [(&'static str, Constants, cluster::Seen)]) -> String {
     let rows = seen.iter_mut().map(|(name, constants, seen)| {
         let gigabytes = seen.most_gigabytes(constants);
         let [p50, p99] =
             [0.5, 0.99].map(|share| percentile(&mut seen.pod_waits, share).map_or("-".to_owned(), duration));
-        let counts = [
-            u64::from(seen.without_pod.now()),
+        let counts = counts([
+            seen.without_pod.now().into(),
             seen.pods.most().into(),
             seen.jobs.most().into(),
             seen.jobs.now().into(),
             seen.events.most().into(),
-        ];
-        let mut row = vec![(*name).to_owned(), p50, p99];
-        row.extend(counts.map(whole));
-        row.push(format!("{gigabytes:.2}"));
-        row
+        ]);
+        format!("{name} | {p50} | {p99} | {counts} | {gigabytes:.2}")
     });
-    let head = [
-        "setting",
-        "Job to pod p50",
-        "p99",
-        "Jobs without pod at midnight",
-        "pods, most",
-        "Jobs, most",
-        "Jobs at midnight",
-        "Events, most",
-        "GB in etcd, most",
-    ];
-    table(&head, rows)
+    let head = "setting | Job to pod p50 | p99 | Jobs without pod at midnight | pods, most | Jobs, most | \
+                Jobs at midnight | Events, most | GB in etcd, most";
+    table(head, rows)
 }
 
-/// agent-stack-k8s beside the function.
 pub fn stacks(constants: &Constants, day: &Day, ours: &[&Outcome], stacks: &[(&'static str, stack::Seen)]) -> String {
     let row = |name: &str, created: &[Option<Time>]| {
         let most = Level::of(&day.arrivals, created).most();
         let made = created.iter().flatten().filter(|at| **at <= crate::day::LENGTH).count();
-        let waiting = created.len() - made;
-        let [p50, ..] = times(&Times::of(day, created, |_| true));
-        let [burst_p50, burst_p90, burst_p99, _] = times(&Times::of(day, created, in_burst(day, constants)));
-        vec![
-            name.to_owned(),
-            whole(made as u64),
-            whole(waiting as u64),
-            whole(most.into()),
-            p50,
-            burst_p50,
-            burst_p90,
-            burst_p99,
-        ]
+        let counts = counts([made, created.len() - made, most as usize].map(|count| count as u64));
+        let [p50, ..] = times(day, created, |_| true).map(duration);
+        let [burst_p50, burst_p90, burst_p99, _] = times(day, created, in_burst(day, constants)).map(duration);
+        format!("{name} | {counts} | {p50} | {burst_p50} | {burst_p90} | {burst_p99}")
     };
     let ours = ours.iter().map(|ours| row(&format!("agent-scheduler, {}", ours.name), &ours.seen.created));
     let rows = ours.chain(stacks.iter().map(|(name, seen)| row(name, &seen.created)));
     table(
-        &[
-            "scheduler",
-            "Jobs by midnight",
-            "waiting then",
-            "waiting, most",
-            "all p50",
-            "burst p50",
-            "burst p90",
-            "burst p99",
-        ],
+        "scheduler | Jobs by midnight | waiting then | waiting, most | all p50 | burst p50 | burst p90 | burst p99",
         rows,
     )
 }
 
-/// Half and double.
 pub fn sensitivity(base: &End, all: &[Sensitivity]) -> String {
-    let row = |name: String, value: String, end: &End| {
+    let row = |name: &str, value: &str, end: &End| {
         let &End { p50, p99, failed, pod_p50, gigabytes } = end;
         let [p50, p99, pod] = [p50, p99, pod_p50].map(duration);
-        vec![name, value, p50, p99, failed.to_string(), pod, format!("{gigabytes:.2}")]
+        format!("{name} | {value} | {p50} | {p99} | {failed} | {pod} | {gigabytes:.2}")
     };
-    let rows = all.iter().flat_map(|Sensitivity { constant, ends }| {
-        let value = |factor: f64| format!("{} {}", number(constant.value * factor), constant.unit);
-        [(0.5, ends[0]), (2.0, ends[1])]
-            .map(|(factor, end)| row(format!("`{}`", constant.name), value(factor), &end))
-            .into_iter()
-            .zip(*ends)
-            .filter(|(_, end)| end != base)
-            .map(|(row, _)| row)
-    });
-    let rows = [row("the day as it is".to_owned(), String::new(), base)].into_iter().chain(rows);
-    let mut text =
-        table(&["number", "value", "burst p50", "burst p99", "failure queue", "Job to pod p50", "GB in etcd"], rows);
-    let idle =
-        all.iter().filter(|one| one.ends.iter().all(|end| end == base)).map(|one| format!("`{}`", one.constant.name));
-    let idle: Vec<_> = idle.collect();
+    let mut rows = vec![row("the day as it is", "", base)];
+    let mut idle = Vec::new();
+    for Sensitivity { constant, ends } in all {
+        let name = format!("`{}`", constant.name);
+        for (factor, end) in [0.5, 2.0].into_iter().zip(ends).filter(|(_, end)| *end != base) {
+            rows.push(row(&name, &format!("{} {}", number(constant.value * factor), constant.unit), end));
+        }
+        if ends.iter().all(|end| end == base) {
+            idle.push(name);
+        }
+    }
+    let mut text = table("number | value | burst p50 | burst p99 | failure queue | Job to pod p50 | GB in etcd", rows);
     if !idle.is_empty() {
         let _ = writeln!(text, "\nNothing of this changes with {}.", idle.join(", "));
     }

@@ -4,57 +4,40 @@ use super::Refusal;
 
 const GLOBAL: &str = "sts.amazonaws.com";
 
-/// A partition of AWS, with its own domain.
-struct Partition {
-    /// Prefix of its regions' names.
-    regions: &'static str,
-    domain: &'static str,
-    dual_stack_domain: Option<&'static str>,
-}
+/// A partition of AWS: the prefix of its regions' names, and its domains.
+type Partition = (&'static str, &'static [&'static str]);
 
-const CHINA: Partition = partition("cn-", "amazonaws.com.cn", Some("api.amazonwebservices.com.cn"));
-const GOVERNMENT: Partition = partition("us-gov-", "amazonaws.com", Some("api.aws"));
-const SOVEREIGN: Partition = partition("eusc-", "amazonaws.eu", Some("api.amazonwebservices.eu"));
-const ISOLATED: Partition = partition("us-iso-", "c2s.ic.gov", None);
-const ISOLATED_B: Partition = partition("us-isob-", "sc2s.sgov.gov", None);
-const ISOLATED_E: Partition = partition("eu-isoe-", "cloud.adc-e.uk", None);
-const ISOLATED_F: Partition = partition("us-isof-", "csp.hci.ic.gov", None);
-/// Comes last, as a region of an unknown name is commercial.
-const COMMERCIAL: Partition = partition("", "amazonaws.com", Some("api.aws"));
+/// The commercial partition comes last, as it takes regions of an unknown name.
+const PARTITIONS: [Partition; 8] = [
+    ("cn-", &["amazonaws.com.cn", "api.amazonwebservices.com.cn"]),
+    ("us-gov-", &["amazonaws.com", "api.aws"]),
+    ("eusc-", &["amazonaws.eu", "api.amazonwebservices.eu"]),
+    ("us-iso-", &["c2s.ic.gov"]),
+    ("us-isob-", &["sc2s.sgov.gov"]),
+    ("eu-isoe-", &["cloud.adc-e.uk"]),
+    ("us-isof-", &["csp.hci.ic.gov"]),
+    ("", &["amazonaws.com", "api.aws"]),
+];
 
-const PARTITIONS: [Partition; 8] =
-    [CHINA, GOVERNMENT, SOVEREIGN, ISOLATED, ISOLATED_B, ISOLATED_E, ISOLATED_F, COMMERCIAL];
-
-const fn partition(regions: &'static str, domain: &'static str, dual_stack_domain: Option<&'static str>) -> Partition {
-    Partition { regions, domain, dual_stack_domain }
-}
-
-impl Partition {
-    fn of(region: &str) -> &'static Self {
-        PARTITIONS.iter().find(|partition| region.starts_with(partition.regions)).unwrap_or(&COMMERCIAL)
-    }
+fn partition(region: &str) -> Partition {
+    let own = PARTITIONS.into_iter().find(|(prefix, _)| region.starts_with(prefix));
+    own.expect("the last partition takes every region")
 }
 
 /// Rule 6: the host is STS, in the partition of the verifier's own region.
 pub(super) fn check(host: &str, own_region: &str) -> Result<(), Refusal> {
-    let own = Partition::of(own_region);
+    let (prefix, domains) = partition(own_region);
     if host == GLOBAL {
-        return if own.regions.is_empty() { Ok(()) } else { Err(Refusal::GlobalHost) };
+        return if prefix.is_empty() { Ok(()) } else { Err(Refusal::GlobalHost) };
     }
-    let refusal = || Refusal::Host(host.to_owned());
-    let region = region(host);
-    let domain = host.splitn(3, '.').nth(2).ok_or_else(refusal)?;
-    let theirs = Partition::of(region);
-    let known = [Some(theirs.domain), theirs.dual_stack_domain];
-    let service = host.split('.').next().unwrap_or_default();
-    if matches!(service, "sts" | "sts-fips")
-        && is_region(region)
-        && known.contains(&Some(domain))
-        && [Some(own.domain), own.dual_stack_domain].contains(&Some(domain))
-    {
-        Ok(())
-    } else {
-        Err(refusal())
+    let parts: Vec<_> = host.splitn(3, '.').collect();
+    match parts[..] {
+        ["sts" | "sts-fips", region, domain]
+            if is_region(region) && partition(region).1.contains(&domain) && domains.contains(&domain) =>
+        {
+            Ok(())
+        }
+        _ => Err(Refusal::Host(host.to_owned())),
     }
 }
 

@@ -9,7 +9,6 @@ use axum::{
     http::{
         HeaderMap, StatusCode,
         header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
-        request::Parts,
     },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -27,7 +26,6 @@ use super::{
 use crate::{
     eks_token::Verifier,
     exchange::{Caller, Role},
-    fault::ErrorAnswer,
     timeline::{Actor, Call, Kind, Timeline},
 };
 
@@ -270,14 +268,7 @@ async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<S
 }
 
 /// The API server as a stand-in.
-pub(super) struct ApiServer;
-
-impl Role for ApiServer {
-    fn call(&self, parts: &Parts, _body: &[u8]) -> (Actor, Call) {
-        (Actor::Kubernetes, Call::new(parts.method.as_str(), parts.uri.path()))
-    }
-
-    fn error(&self, _parts: &Parts, _call: &Call, error: &ErrorAnswer) -> Response {
-        Status::injected(error).into_response()
-    }
-}
+pub(super) const API_SERVER: Role = Role {
+    call: |parts, _| (Actor::Kubernetes, Call::new(parts.method.as_str(), parts.uri.path())),
+    error: |_, _, error| Status::injected(error).into_response(),
+};

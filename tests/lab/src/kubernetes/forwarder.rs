@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::api::{ApiServer, authenticate};
+use super::api::{API_SERVER, authenticate};
 use crate::{Lab, certificates::Certificate, kubeconfig::Cluster, server::Server, timeline::Actor};
 
 impl Lab {
@@ -27,7 +27,7 @@ impl Lab {
         let kubernetes = &self.kubernetes;
         let authenticate = from_fn_with_state(Arc::clone(&kubernetes.api), authenticate);
         let routes = Router::new().fallback(forward).layer(authenticate).with_state(cluster);
-        let service = kubernetes.stand_in.service(Actor::Kubernetes, routes, ApiServer);
+        let service = kubernetes.stand_in.service(Actor::Kubernetes, routes, API_SERVER);
         let tls = self.certificates.server(Certificate::Good);
         let server = Server::listen([127, 0, 0, 1].into(), Some(tls), service).await;
         self.set_endpoint(server.url(), self.certificates.ca_data());
