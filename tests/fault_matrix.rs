@@ -409,8 +409,8 @@ impl Cell {
         check(jobs == usize::from(self.makes_job()), format!("{jobs} Jobs of ours"));
         let met = met(&lab) - met_before;
         let is_retried = self.mode.retries(self.call) != Retries::Success;
-        let least = if self.succeeds() && is_retried { planned } else { planned.min(1) };
-        check(met >= least, format!("{met} faults met of {planned}"));
+        let required = if self.succeeds() && is_retried { planned } else { planned.min(1) };
+        check(met >= required, format!("{met} faults met of {planned}"));
 
         if outcome == self.error_type() {
             sleep(self.pause()).await;
