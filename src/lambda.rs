@@ -5,12 +5,17 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
+use std::{borrow::Cow, fmt};
+
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
     sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage},
 };
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use tracing::Instrument;
 
@@ -101,22 +106,63 @@ pub enum Answer {
     Batch(SqsBatchResponse),
 }
 
-/// The fields that tell payloads apart.
-#[derive(Deserialize)]
-struct Kind {
-    #[serde(rename = "detail-type")]
-    detail_type: Option<IgnoredAny>,
-    #[serde(rename = "Records")]
-    records: Option<IgnoredAny>,
+/// What a payload is, by the first field that only one kind has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It has `detail-type`.
+    Event,
+    /// It has `Records`.
+    Batch,
+}
+
+impl Kind {
+    /// Reads no further than that field: most payloads are events, and have it near their beginning.
+    fn of(payload: &str) -> Result<Self, InvalidEvent> {
+        struct Fields<'a>(&'a mut Option<Kind>);
+
+        impl<'de> Visitor<'de> for Fields<'_> {
+            type Value = ();
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+                while let Some(field) = fields.next_key::<Cow<str>>()? {
+                    *self.0 = match &*field {
+                        "detail-type" => Some(Kind::Event),
+                        "Records" => Some(Kind::Batch),
+                        _ => {
+                            fields.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    return Ok(());
+                }
+                Ok(())
+            }
+        }
+
+        let mut kind = None;
+        let read = serde_json::Deserializer::from_str(payload).deserialize_map(Fields(&mut kind));
+        // Where it was found, the rest of the payload is not read, which the deserializer calls an error.
+        match (kind, read) {
+            (Some(kind), _) => Ok(kind),
+            (None, Ok(())) => Err(InvalidEvent::Unknown(None)),
+            (None, Err(_)) => {
+                let problem = json::parse::<IgnoredAny>(payload, "").err();
+                Err(InvalidEvent::Unknown(problem))
+            }
+        }
+    }
 }
 
 impl Trigger {
     /// Reads a payload.
     pub fn parse(payload: &str) -> Result<Self, InvalidEvent> {
-        match json::parse(payload, "").map_err(|problem| InvalidEvent::Unknown(Some(problem)))? {
-            Kind { detail_type: Some(_), .. } => Event::parse(payload).map(Self::Event),
-            Kind { records: Some(_), .. } => messages(payload).map(Self::Redrive),
-            Kind { .. } => Err(InvalidEvent::Unknown(None)),
+        match Kind::of(payload)? {
+            Kind::Event => Event::parse(payload).map(Self::Event),
+            Kind::Batch => messages(payload).map(Self::Redrive),
         }
     }
 }
@@ -275,8 +321,8 @@ mod tests {
             ("null".to_owned(), unknown),
             (r#"{"job":{}}"#.to_owned(), unknown),
             (r#"{"detail":{}}"#.to_owned(), unknown),
-            (r#"{"detail-type":null,"detail":{}}"#.to_owned(), unknown),
-            (r#"{"Records":null}"#.to_owned(), unknown),
+            (r#"{"detail-type":null,"detail":{}}"#.to_owned(), "cannot read the event of EventBridge: detail-type: "),
+            (r#"{"Records":null}"#.to_owned(), "cannot read the batch of SQS messages: Records: "),
             (r#"{"detail-type":7}"#.to_owned(), "cannot read the event of EventBridge: detail-type: invalid type"),
             (r#"{"detail-type":"Job Scheduled"}"#.to_owned(), "cannot read the event of EventBridge: missing field"),
             (

@@ -94,8 +94,7 @@ impl Error {
         match self {
             Self::Cluster(error) => error.kind(),
             Self::Definition(error) => error.kind(),
-            Self::Pipeline(_) => "PipelineNotAllowed",
-            Self::Unmet(_) => "InvalidAgentQueryRule",
+            Self::Pipeline(_) | Self::Unmet(_) => "InvalidAgentQueryRule",
             Self::AgentToken(error) => error.kind(),
             Self::CreateJob { source, .. } | Self::Uncertain { source, .. } | Self::ReadJob { source, .. } => {
                 source.kind()

@@ -63,10 +63,16 @@ pub struct Cluster {
 /// A Job that was created.
 #[derive(Debug, Default)]
 pub struct Created {
-    /// If the answer can be read: the Job is there in any case.
-    pub uid: Option<String>,
+    answer: String,
     /// What the API server accepts and finds questionable, such as a pod that `PodSecurity` will refuse.
     pub warnings: Vec<String>,
+}
+
+impl Created {
+    /// If the answer can be read: the Job is there in any case.
+    pub fn uid(&self) -> Option<String> {
+        serde_json::from_str(&self.answer).ok().and_then(|CreatedObject { metadata }| metadata.uid)
+    }
 }
 
 /// What we read of a Job.
@@ -183,10 +189,9 @@ impl Cluster {
         let warnings = Warnings::default();
         let request = request.header(header::CONTENT_TYPE, "application/json").extension(warnings.clone());
         let body = serde_json::to_vec(job).map_err(|error| Error::Client(error.into()))?;
-        let created = self.send(metadata_only(request.body(body)), deadline).await?;
-        let uid = serde_json::from_str(&created).ok().and_then(|CreatedObject { metadata }| metadata.uid);
+        let answer = self.send(metadata_only(request.body(body)), deadline).await?;
         let warnings = mem::take(&mut *warnings.0.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Created { uid, warnings })
+        Ok(Created { answer, warnings })
     }
 
     /// A Job that exists.
