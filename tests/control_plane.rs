@@ -186,7 +186,7 @@ impl Namespace {
         let status = json!({"status": {
             "phase": phase,
             "conditions": conditions,
-            "containerStatuses": [status("agent", json!({"terminated": {"exitCode": exit_code}}))],
+            "containerStatuses": [status("agent", &json!({"terminated": {"exitCode": exit_code}}))],
         }});
         self.patch(&format!("pods/{}/status", name(pod)), &status).await;
     }
@@ -228,7 +228,7 @@ impl Namespace {
 }
 
 /// What a kubelet says of a container.
-fn status(name: &str, state: Value) -> Value {
+fn status(name: &str, state: &Value) -> Value {
     json!({"name": name, "image": name, "imageID": "", "ready": false, "restartCount": 0, "state": state})
 }
 
@@ -789,7 +789,7 @@ mod the_job_controller {
     /// What a kubelet writes of a pod, and whether its Job makes another one or ends with this reason.
     #[tokio::test]
     async fn replaces_a_pod_that_never_ran_its_agent_or_was_disrupted_and_no_other() {
-        let agent = |code: i32| json!({"phase": "Failed", "containerStatuses": [status("agent", json!({"terminated": {"exitCode": code}}))]});
+        let agent = |code: i32| json!({"phase": "Failed", "containerStatuses": [status("agent", &json!({"terminated": {"exitCode": code}}))]});
         let disrupted = |code: i32| {
             let mut status = agent(code);
             status["conditions"] =
@@ -800,8 +800,8 @@ mod the_job_controller {
             |reason: &str| json!({"phase": "Failed", "reason": reason, "message": "the kubelet refuses the pod"});
         let init = json!({
             "phase": "Failed",
-            "initContainerStatuses": [status("init", json!({"terminated": {"exitCode": 1}}))],
-            "containerStatuses": [status("agent", json!({"waiting": {"reason": "PodInitializing"}}))],
+            "initContainerStatuses": [status("init", &json!({"terminated": {"exitCode": 1}}))],
+            "containerStatuses": [status("agent", &json!({"waiting": {"reason": "PodInitializing"}}))],
         });
         let cases = [
             ("OutOfcpu", refused("OutOfcpu"), None),
@@ -822,19 +822,16 @@ mod the_job_controller {
             let mut namespace = Namespace::new().await;
             let (job, first) = namespace.job_and_pod().await;
             namespace.patch(&format!("pods/{}/status", name(&first)), &json!({ "status": status })).await;
-            match ends {
-                Some(reason) => {
-                    let finished = namespace.finished(&job).await;
-                    assert_eq!((&finished["type"], &finished["reason"]), (&json!("Failed"), &json!(reason)), "{case}");
-                    assert_eq!(namespace.count("pods").await, 1, "{case}");
-                }
-                None => {
-                    let second = namespace.next_pod(&[&first]).await;
-                    assert_eq!(second["spec"]["containers"], first["spec"]["containers"], "{case}");
-                    namespace.until_active(&job).await;
-                    namespace.end_pod(&second, "Succeeded", 0, &json!([])).await;
-                    assert_eq!(namespace.finished(&job).await["type"], "Complete", "{case}");
-                }
+            if let Some(reason) = ends {
+                let finished = namespace.finished(&job).await;
+                assert_eq!((&finished["type"], &finished["reason"]), (&json!("Failed"), &json!(reason)), "{case}");
+                assert_eq!(namespace.count("pods").await, 1, "{case}");
+            } else {
+                let second = namespace.next_pod(&[&first]).await;
+                assert_eq!(second["spec"]["containers"], first["spec"]["containers"], "{case}");
+                namespace.until_active(&job).await;
+                namespace.end_pod(&second, "Succeeded", 0, &json!([])).await;
+                assert_eq!(namespace.finished(&job).await["type"], "Complete", "{case}");
             }
         });
         join_all(rows).await;
