@@ -37,6 +37,9 @@ const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 const REGION: &str = "us-east-1";
 const OTHER_PARAMETER: &str = "/buildkite/other-token";
 
+const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
+const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+
 /// The function's permissions, as resource and verb.
 const PERMISSIONS: [(&str, &str); 5] =
     [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
@@ -129,6 +132,13 @@ impl Namespace {
 
     async fn patch(&mut self, resource: &str, changes: &Value) {
         ok(self.admin.patch(&self.path(resource), changes).await);
+    }
+
+    /// The definition `elastic-ci-stack` with an image of the user's own: no job gets its placeholder.
+    async fn put_own_image(&mut self) {
+        let mut manifest = compiled().into_iter().find(|manifest| name(manifest) == "elastic-ci-stack").unwrap();
+        manifest["template"]["spec"]["containers"][0]["image"] = json!(OWN_IMAGE);
+        self.apply(&manifest).await;
     }
 
     /// Applies a `PodTemplate`.
@@ -225,6 +235,13 @@ impl Namespace {
         audit.sort_by_key(|entry| entry["requestReceivedTimestamp"].to_string());
         audit
     }
+}
+
+/// The definitions of `pod-definitions/`.
+fn compiled() -> Vec<Value> {
+    let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
+    assert!(!manifests.is_empty());
+    manifests
 }
 
 /// What a kubelet says of a container.
@@ -402,14 +419,6 @@ mod with_the_role_file {
 mod a_pod_definition {
     use super::*;
 
-    const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
-
-    fn compiled() -> Vec<Value> {
-        let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
-        assert!(!manifests.is_empty());
-        manifests
-    }
-
     /// The complete `PodTemplates` in the documentation.
     fn of_the_docs() -> Vec<Value> {
         let pages = [include_str!("../docs/pod-definitions.md"), include_str!("../docs/fargate-and-ec2.md")];
@@ -458,14 +467,12 @@ mod a_pod_definition {
     async fn of_an_overlay_is_a_copy_with_its_own_service_account_image_and_buckets() {
         const BASE: &str = "elastic-ci-stack";
         let mut namespace = Namespace::new().await;
-        let ours = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
         // The base has no region, not even an empty one, so that EKS sets it.
         let cases = [
-            (BASE, BASE, "build-your-own.invalid/elastic-ci-stack", "", "none", None),
+            (BASE, BASE, "", "none", None),
             (
                 "overlays/elastic-ci-stack-deploy",
                 "elastic-ci-stack-deploy",
-                ours,
                 "example-deploy-secrets",
                 "poweruser",
                 Some("us-east-1"),
@@ -473,7 +480,6 @@ mod a_pod_definition {
             (
                 "overlays/elastic-ci-stack-release",
                 "elastic-ci-stack-release",
-                ours,
                 "example-release-secrets",
                 "readonly",
                 Some("eu-central-1"),
@@ -491,11 +497,15 @@ mod a_pod_definition {
         let roles: Vec<_> = roles.filter_map(Value::as_str).collect();
         assert_eq!(roles, ["arn:aws:iam::111122223333:role/elastic-ci-stack-release"]);
 
-        for (_, copy, image, bucket, ecr, region) in cases {
+        let of_the_base = event_with(&[&format!("pod-definition={BASE}")]);
+        let words = &["the placeholder build-your-own.invalid/elastic-ci-stack", "build the image"];
+        fails_with(&namespace.function(), &of_the_base, "InvalidPodDefinition", words).await;
+        namespace.put_own_image().await;
+        for (_, copy, bucket, ecr, region) in cases {
             let job = namespace.create(&event_with(&[&format!("pod-definition={copy}")])).await;
             let pod = namespace.pod(&job).await;
             assert_eq!(pod["spec"]["serviceAccountName"], copy);
-            assert_eq!(container(&pod, "containers", "agent")["image"], image);
+            assert_eq!(container(&pod, "containers", "agent")["image"], OWN_IMAGE);
             assert_eq!(container(&pod, "initContainers", "dockerd")["image"], "docker:29-dind");
             assert_eq!(value(&pod, "BUILDKITE_SECRETS_BUCKET"), Some(bucket));
             assert_eq!(value(&pod, "BUILDKITE_ECR_POLICY"), Some(ecr));
@@ -511,6 +521,7 @@ mod a_pod_definition {
     #[tokio::test]
     async fn without_its_service_account_has_a_job_and_no_pod() {
         let mut namespace = Namespace::new().await;
+        namespace.put_own_image().await;
         let job = namespace.create(&event_with(&["pod-definition=elastic-ci-stack"])).await;
         eventually("no event names the service account", async || {
             let events = namespace.list("events").await;
@@ -530,6 +541,7 @@ mod a_pod_definition {
     async fn of_every_file_is_admitted_strictly() {
         let mut namespace = Namespace::new().await;
         namespace.make_service_account().await;
+        namespace.put_own_image().await;
         let function = namespace.function();
         let mut created = 0;
         for manifest in compiled() {
@@ -566,7 +578,10 @@ mod a_pod_definition {
     async fn of_every_file_is_a_pod_template() {
         let mut namespace = Namespace::new().await;
         namespace.make_service_account().await;
-        for manifest in compiled().into_iter().chain(of_the_docs()) {
+        for mut manifest in compiled().into_iter().chain(of_the_docs()) {
+            if name(&manifest) == "elastic-ci-stack" {
+                manifest["template"]["spec"]["containers"][0]["image"] = json!(OWN_IMAGE);
+            }
             namespace.post_strictly("podtemplates?fieldValidation=Strict", &manifest).await;
             // With the defaults of Kubernetes filled in, it is still valid.
             let event = event_with(&[&format!("pod-definition={}", name(&manifest))]);
@@ -617,6 +632,7 @@ mod a_pod_definition {
     async fn with_a_native_sidecar_ends_the_job_when_the_agent_ends() {
         let mut namespace = Namespace::new().await;
         namespace.make_service_account().await;
+        namespace.put_own_image().await;
         let job = namespace.create(&event_with(&["pod-definition=elastic-ci-stack"])).await;
         let pod = namespace.pod(&job).await;
         let sidecar = container(&pod, "initContainers", "dockerd");
