@@ -90,3 +90,17 @@ async fn restricted_admits_one_definition_whatever_its_step_asks_for() {
 async fn baseline_admits_all_but_the_definition_with_docker() {
     each_definition_is_judged_by("baseline").await;
 }
+
+/// In such a namespace, that is the only sign of a Job that will have no pod.
+#[tokio::test]
+async fn the_warning_of_the_api_server_is_logged_once_for_a_definition() {
+    let namespace = Namespace::enforcing("restricted").await;
+    let function = namespace.function();
+    let jobs = [create(&function, &event()).await, create(&function, &event()).await];
+    let mut log = function.stop().await.lines();
+    log.retain(|line| line["message"] == "the API server warns about the Job");
+    let [line] = &log[..] else { panic!("not one line of two Jobs: {log:#?}") };
+    assert_eq!((&line["level"], &line["definition"]), (&json!("WARN"), &json!("default")));
+    assert!(jobs[0].ends_with(line["job"].as_str().unwrap()), "{line}");
+    assert!(line["warning"].as_str().unwrap().contains("would violate PodSecurity \"restricted:"), "{line}");
+}
