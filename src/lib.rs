@@ -42,7 +42,15 @@ pub mod scheduler;
 
 use std::{error::Error, io};
 
-pub use agent_scheduler_core::{buildkite, json, pod, stack, text};
+pub use agent_scheduler_core::{json, pod, stack, text};
+
+pub mod buildkite {
+    //! Buildkite: what it says of a job, and its Stacks API.
+
+    pub mod stacks;
+
+    pub use agent_scheduler_core::buildkite::*;
+}
 
 /// The first cause of that type. An `io::Error` does not give what it wraps as its source, so it is asked for that.
 pub(crate) fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {

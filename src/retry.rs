@@ -108,9 +108,10 @@ pub fn is_overload(status: StatusCode) -> bool {
     )
 }
 
-/// In whole seconds.
+/// `Retry-After`, else Buildkite's `RateLimit-Reset`, in whole seconds.
 fn retry_after(headers: &HeaderMap) -> Duration {
-    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let header = headers.get(RETRY_AFTER).or_else(|| headers.get("ratelimit-reset"));
+    let seconds = header.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
     Duration::from_secs(seconds.unwrap_or_default().into())
 }
 

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 pub const SCHEDULED: &str = include_str!("../../../events/job-scheduled.json");
 
 /// An event as EventBridge delivers it; `Display` is its JSON.
-#[derive(Clone, Debug)]
-pub struct Event(Value);
+#[derive(Clone, Debug, Default)]
+pub struct Event(pub(crate) Value);
 
 /// A file that holds no event.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +70,14 @@ impl Event {
         self
     }
 
+    /// The uuid of its job.
+    pub fn job_uuid(&self) -> &str {
+        self.0["detail"]["job"]["uuid"].as_str().unwrap_or_default()
+    }
+
     /// The name of the Kubernetes Job that it becomes.
     pub fn job_name(&self) -> String {
-        format!("buildkite-{}", self.0["detail"]["job"]["uuid"].as_str().unwrap_or_default())
+        format!("buildkite-{}", self.job_uuid())
     }
 
     /// What Lambda puts into the failure queue when its retries did not help.

@@ -1,9 +1,10 @@
-//! The environment of an agent scheduler on one machine: Lambda, SSM and EKS of AWS, and the Kubernetes API.
+//! The environment of an agent scheduler on one machine: Lambda, SSM and EKS of AWS, the Kubernetes API, and Buildkite.
 //!
 //! ```text
 //!   test ──event──> Function (Runtime API + the real binary as a child process)
 //!                      │ http, or https of the lab's authority
 //!                      ├──> Aws         GetParameter, DescribeCluster
+//!                      ├──> Buildkite   Stacks API, agent API
 //!                      │ https of the lab's authority
 //!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; verifies the EKS token as the real one does
 //! ```
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod aws;
+pub mod buildkite;
 mod certificates;
 mod client;
 pub mod control_plane;
@@ -55,6 +57,7 @@ use self::{credentials::random_hex, eks_token::Verifier, server::Server};
 
 pub use self::{
     aws::{Aws, Parameter},
+    buildkite::Buildkite,
     certificates::{Certificate, Certificates},
     client::Client,
     control_plane::ControlPlane,
@@ -78,6 +81,8 @@ pub struct Lab {
     pub aws: Aws,
     /// The cluster's API server.
     pub kubernetes: Kubernetes,
+    /// The Stacks API and the agent API.
+    pub buildkite: Buildkite,
     /// What happened, in order.
     pub timeline: Timeline,
     /// The authority behind every https URL of the lab.
@@ -105,9 +110,23 @@ impl Lab {
         let aws = Aws::start(ip, &timeline, &credentials, &certificates).await;
         let agent_token = format!("bkct_{}", random_hex::<20>());
         aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
+        let buildkite = Buildkite::start(ip, &timeline, &certificates).await;
+        let token = (buildkite::CLUSTER.to_owned(), buildkite::Token::Cluster);
+        buildkite.lock().tokens.insert(agent_token.clone(), token);
         let (endpoint, ca_data) = (kubernetes.url(), kubernetes.ca_data());
         aws.put_cluster(CLUSTER, &endpoint, &ca_data);
-        Self { aws, kubernetes, timeline, certificates, credentials, agent_token, endpoint, ca_data, forwarder: None }
+        Self {
+            aws,
+            kubernetes,
+            buildkite,
+            timeline,
+            certificates,
+            credentials,
+            agent_token,
+            endpoint,
+            ca_data,
+            forwarder: None,
+        }
     }
 
     /// Deletes the cluster and creates it again under its name: another endpoint, another CA, and nothing in it.
@@ -154,6 +173,7 @@ impl Lab {
         self.timeline.forget();
         self.aws.forget();
         self.kubernetes.forget();
+        self.buildkite.forget();
     }
 
     /// The value of `/buildkite/agent-token`. It occurs nowhere else, so a test can search for a leak.
@@ -183,10 +203,17 @@ impl Lab {
             ("JOB_TTL_SECONDS", "600"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
+            ("BUILDKITE_STACKS_ENDPOINT", &self.buildkite.url()),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
             ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &self.ca_data),
         ])
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.buildkite.check();
     }
 }
 

@@ -59,6 +59,8 @@ pub enum Actor {
     Sts,
     /// The API server.
     Kubernetes,
+    /// Stacks API and agent API.
+    Buildkite,
 }
 
 /// What an entry is about.
@@ -208,6 +210,7 @@ impl fmt::Display for Actor {
             Self::Eks => "eks",
             Self::Sts => "sts",
             Self::Kubernetes => "kubernetes",
+            Self::Buildkite => "buildkite",
         })
     }
 }
