@@ -415,7 +415,7 @@ mod tests {
 
         let buildkite = lab.buildkite.lock();
         let job = &buildkite.jobs[&uuid.to_string()];
-        assert_eq!((&*job.state, job.exit_status), ("finished", Some(-1)));
+        assert_eq!((job.state, job.exit_status), ("finished", Some(-1)));
         assert_eq!(job.detail.as_deref().map(str::len), Some(MAX_DETAIL_BYTES));
         assert_eq!(job.notifications.len(), 1);
     }
