@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def environment():
-    """No real account, and no telemetry."""
+def pytest_configure():
+    """No real account, and no telemetry; before the tests are collected, since some read the template for their cases."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(
@@ -40,7 +39,7 @@ def run(*command, expect=0, **options):
 
 
 @pytest.fixture(scope="session")
-def account(environment):
+def account():
     """An AWS account with Buildkite's event bus and nothing else, in moto (moto_sam.py)."""
     command = [sys.executable, Path(__file__).with_name("moto_sam.py")]
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as moto:

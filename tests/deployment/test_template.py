@@ -195,7 +195,7 @@ def test_the_function_reads_every_variable_from_the_parameter_of_its_name():
     command = [TARGET / "debug" / "agent-scheduler"]
     environment = dict.fromkeys(variables, " ") | {"AWS_REGION": "us-east-1", "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9"}
     printed = subprocess.run(command, env=environment, text=True, capture_output=True, check=False).stdout
-    assert [variable for variable in variables if f"{variable} must be" not in printed] == []
+    assert [variable for variable in variables if f"({variable}) must be" not in printed] == []
 
 
 def test_the_command_for_a_secret_of_another_name_grants_both(tmp_path):
