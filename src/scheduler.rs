@@ -257,7 +257,7 @@ async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Re
         tracing::warn!(
             job = %uuid,
             reason = failed.reason.as_deref(),
-            message = failed.message.as_deref().map(excerpt).as_deref(),
+            cause = failed.message.as_deref().map(excerpt).as_deref(),
             "Job {name} has failed: no agent takes this job any more; retry the step in Buildkite, or delete the Job"
         );
     }

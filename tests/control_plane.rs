@@ -869,6 +869,37 @@ mod the_job_controller {
     }
 
     #[tokio::test]
+    async fn has_failed_the_job_of_an_earlier_delivery_and_the_log_says_so() {
+        let mut namespace = Namespace::new().await;
+        let (function, event) = (namespace.function(), event());
+        let job = create(&function, &event).await;
+        let pod = namespace.pod(&job).await;
+        namespace.end_pod(&pod, "Failed", 1, &json!([])).await;
+        namespace.finished(&job).await;
+        assert_eq!(function.succeed(&event).await["outcome"], "already-exists");
+        let log = function.stop().await.lines();
+        let text = format!("Job {job} has failed: no agent takes this job any more");
+        let warned = |line: &Value| {
+            line["level"] == "WARN" && line["message"].as_str().is_some_and(|message| message.starts_with(&text))
+        };
+        assert!(log.iter().any(warned), "{log:#?}");
+    }
+
+    #[tokio::test]
+    async fn deletes_the_job_of_an_earlier_delivery_and_the_event_comes_again() {
+        let mut namespace = Namespace::new().await;
+        let event = event();
+        let job = namespace.create(&event).await;
+        let path = format!("jobs/{job}");
+        namespace.patch(&path, &json!({"metadata": {"finalizers": ["example.com/audit"]}})).await;
+        namespace.delete(&path).await;
+        fails_with(&namespace.function(), &event, "JobIsDeleted", &[&job, "is being deleted"]).await;
+        namespace.patch(&path, &json!({"metadata": {"finalizers": null}})).await;
+        eventually("the Job is still there", async || (namespace.count("jobs").await == 0).then_some(())).await;
+        namespace.create(&event).await;
+    }
+
+    #[tokio::test]
     async fn removes_job_and_pod_after_their_time_and_leaves_the_secret() {
         let mut namespace = Namespace::new().await;
         let job = create(&namespace.builder().env("JOB_TTL_SECONDS", "1").start(), &event()).await;
