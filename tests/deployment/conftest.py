@@ -18,7 +18,8 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 def pytest_configure():
     """No real account, and no telemetry; before the tests are collected, since some read the template for their cases."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+    # Under make, a make of the tests would print its directories.
+    for name in [name for name in os.environ if name.startswith("AWS_") or name in ("MAKEFLAGS", "MAKELEVEL")]:
         del os.environ[name]
     os.environ.update(
         AWS_ACCESS_KEY_ID="AKIDEXAMPLE",
