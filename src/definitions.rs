@@ -84,15 +84,15 @@ impl Definitions {
 
     /// Lists those of the cluster, if the last list is too old.
     pub async fn refresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
-        self.list(cluster, deadline).await.map(drop)
+        self.list(None, cluster, deadline).await.map(drop)
     }
 
     /// The definition of that name.
     pub async fn get(&self, name: &str, cluster: &Cluster, deadline: Deadline) -> Result<Arc<PodDefinition>, Error> {
         let asked = clock::monotonic();
-        let mut listed = self.list(cluster, deadline).await?;
+        let mut listed = self.list(None, cluster, deadline).await?;
         if !listed.contains_key(name) && !self.compiled.contains_key(name) {
-            listed = self.list_since(asked, cluster, deadline).await?;
+            listed = self.list(Some(asked), cluster, deadline).await?;
         }
         match listed.get(name).or_else(|| self.compiled.get(name)) {
             Some(definition) => {
@@ -111,15 +111,14 @@ impl Definitions {
         }
     }
 
-    async fn list(&self, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
-        let listed = self.listed.get(deadline, async |deadline| list(cluster, deadline).await).await;
-        listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
-    }
-
-    /// An unknown name may be younger than the list. Those who ask for a known one do not wait meanwhile.
-    async fn list_since(&self, since: Instant, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
+    /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
+    /// who ask for a known name do not wait meanwhile.
+    async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
         let list = async |deadline| list(cluster, deadline).await;
-        let listed = self.listed.fresh(|time| time >= since, deadline, list).await;
+        let listed = match since {
+            None => self.listed.get(deadline, list).await,
+            Some(since) => self.listed.fresh(|time| time >= since, deadline, list).await,
+        };
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
     }
 }

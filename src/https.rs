@@ -37,6 +37,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// A larger answer is an error, before it takes the function's memory.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
+/// The function's name in the logs of the APIs, such as the cluster's audit log.
+pub const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
+
 /// A client that keeps its connections.
 pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
 

@@ -24,8 +24,6 @@ use crate::{
     text::message,
 };
 
-const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
-
 /// One attempt takes five seconds at most.
 const API: Api<Bytes> = Api {
     name: "Buildkite",
@@ -345,7 +343,7 @@ fn headers(token: &SecretString) -> Result<HeaderMap, BoxError> {
         (AUTHORIZATION, authorization),
         (ACCEPT, JSON),
         (CONTENT_TYPE, JSON),
-        (USER_AGENT, HeaderValue::from_static(AGENT)),
+        (USER_AGENT, HeaderValue::from_static(https::AGENT)),
     ];
     Ok(HeaderMap::from_iter(headers))
 }

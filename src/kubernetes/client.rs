@@ -26,9 +26,6 @@ use crate::{
     retry::{self, Api, Final, is_overload},
 };
 
-/// The client's name in the cluster's audit log.
-const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
-
 /// One attempt, from the connection to the end of the answer.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,9 +86,9 @@ where
     let deadline = *request.extensions().get::<Deadline>().ok_or("the request has no deadline")?;
     let (mut parts, body) = request.into_parts();
     let body = body.collect_bytes().await?;
-    parts.headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    parts.headers.insert(USER_AGENT, HeaderValue::from_static(https::AGENT));
     let may_have_moved = parts.extensions.get::<MayHaveMoved>().is_some();
-    let warnings = parts.extensions.get::<Warnings>().cloned().unwrap_or_default();
+    let warnings = parts.extensions.get::<Warnings>().cloned();
     let mut token_is_new = false;
     loop {
         let attempt = |time| {
@@ -109,9 +106,11 @@ where
         };
         let response = retry::send(&API, deadline, attempt).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            let headers =
-                response.headers().get_all(WARNING).iter().filter_map(|header| warning(header.to_str().ok()?));
-            warnings.0.lock().unwrap_or_else(PoisonError::into_inner).extend(headers);
+            if let Some(Warnings(warnings)) = &warnings {
+                let headers = response.headers().get_all(WARNING).iter();
+                let texts = headers.filter_map(|header| warning(header.to_str().ok()?));
+                warnings.lock().unwrap_or_else(PoisonError::into_inner).extend(texts);
+            }
             return Ok(response.map(Body::from));
         }
         if mem::replace(&mut token_is_new, true) {

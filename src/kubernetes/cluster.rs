@@ -71,7 +71,7 @@ pub struct Created {
 impl Created {
     /// If the answer can be read: the Job is there in any case.
     pub fn uid(&self) -> Option<String> {
-        serde_json::from_str(&self.answer).ok().and_then(|CreatedObject { metadata }| metadata.uid)
+        serde_json::from_str(&self.answer).ok().and_then(|FoundJob { metadata, .. }| metadata.uid)
     }
 }
 
@@ -107,11 +107,6 @@ pub struct JobStatus {
     pub conditions: Vec<JobCondition>,
 }
 
-#[derive(Deserialize)]
-struct CreatedObject {
-    metadata: Metadata,
-}
-
 /// With each item as the JSON of its author.
 #[derive(Deserialize)]
 struct List {
@@ -138,9 +133,7 @@ impl Cluster {
             authority.get_or_insert(described.1);
         }
         let (Some(endpoint), Some(authority)) = (endpoint, authority) else { unreachable!("EKS was asked for both") };
-        if let Some(known) =
-            known.filter(|known| known.endpoint == endpoint && known.certificate_authority == authority)
-        {
+        if let Some(known) = known.filter(|known| known.is_at(&endpoint, &authority)) {
             if let Some(located) = &known.located {
                 *located.lock().unwrap_or_else(PoisonError::into_inner) = clock::monotonic();
             }
@@ -173,7 +166,11 @@ impl Cluster {
 
     /// Whether both are one and the same, found once.
     pub fn is(&self, other: &Self) -> bool {
-        self.endpoint == other.endpoint && self.certificate_authority == other.certificate_authority
+        self.is_at(&other.endpoint, &other.certificate_authority)
+    }
+
+    fn is_at(&self, endpoint: &Uri, authority: &CertificateAuthority) -> bool {
+        self.endpoint == *endpoint && self.certificate_authority == *authority
     }
 
     /// The namespace of Jobs and Secret.
@@ -216,7 +213,7 @@ impl Cluster {
             let List { metadata, items } = self.read(templates.list(&page), deadline).await?;
             all.extend(items);
             match metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = ListParams::default().limit(PAGE).continue_token(&token),
+                Some(token) => page = page.continue_token(&token),
                 None => return Ok(all),
             }
         }
