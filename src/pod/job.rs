@@ -18,6 +18,9 @@ pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
+/// The label, on Job and pod, that says which stack made them: [`Stack::id`].
+pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
+
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
@@ -139,7 +142,7 @@ pub fn build<'a>(
     stack: &'a Stack,
 ) -> Job<'a> {
     let text = |text: &'a str| Part::Text(text.into());
-    let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
+    let (labels, annotations) = (labels(job, queue, definition, stack), annotations(job, definition));
     let of_job = |strings: &Strings<'a>| {
         let mut strings = strings.clone();
         strings.retain(|name, _| !is_mark_of_a_controller(name));
@@ -209,7 +212,12 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
+fn labels<'a>(
+    job: &ScheduledJob,
+    queue: Option<&'a str>,
+    definition: &'a PodDefinition,
+    stack: &'a Stack,
+) -> Strings<'a> {
     let mut labels = Strings::new();
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     if let Some(queue) = queue.filter(|queue| is_label_value(queue)) {
@@ -217,6 +225,7 @@ fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDef
     }
     labels.extend(definition.metadata("labels"));
     labels.insert(MANAGED_BY_LABEL, MANAGER.into());
+    labels.insert(STACK_LABEL, stack.id.as_str().into());
     labels.insert(JOB_UUID_LABEL, job.uuid.to_string().into());
     labels
 }
@@ -318,7 +327,7 @@ mod tests {
         template["metadata"] = json!({
             "labels": {
                 "team": "web", "buildkite.com/queue": "theirs",
-                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs",
+                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs", STACK_LABEL: "theirs",
             },
             "annotations": {"karpenter.sh/do-not-disrupt": "false", "note": "kept"},
         });
@@ -329,6 +338,7 @@ mod tests {
                 json!({
                     "team": "web", "buildkite.com/queue": "theirs",
                     "app.kubernetes.io/managed-by": "agent-scheduler", "buildkite.com/job-uuid": UUID,
+                    STACK_LABEL: "0123456789abcdef0123456789abcdef",
                 })
             );
             assert_eq!(metadata["annotations"]["karpenter.sh/do-not-disrupt"], "false");

@@ -14,6 +14,7 @@ use agent_scheduler::{
     aws::{self, eks_token::Signer, ssm::Ssm},
     deadline::Deadline,
     definitions::Definitions,
+    https::CertificateAuthority,
     kubernetes::{Cluster, over},
     pod::job,
     report::Failure,
@@ -253,7 +254,8 @@ fn response(answer: &[u8]) -> Response<Vec<u8>> {
 /// AWS, where SSM holds the token.
 static SDK: LazyLock<SdkConfig> = LazyLock::new(|| {
     let connector = SharedHttpConnector::new(FakeSsm);
-    let config = aws::sdk_config("us-east-1", credentials(), |_| None).expect("the configuration is valid");
+    let config = aws::sdk_config("us-east-1", credentials(), CertificateAuthority(Vec::new()), |_| None)
+        .expect("the configuration is valid");
     config.into_builder().http_client(http_client_fn(move |_, _| connector.clone())).build()
 });
 

@@ -75,6 +75,18 @@ impl Event {
         self.0["detail"]["job"]["uuid"].as_str().unwrap_or_default()
     }
 
+    /// The `Job Scheduled` events in it: itself, or those in the messages of a batch.
+    pub fn jobs_scheduled(&self) -> Vec<Self> {
+        let messages = self.0["Records"].as_array().into_iter().flatten();
+        let bodies = messages.filter_map(|message| serde_json::from_str::<Value>(message["body"].as_str()?).ok());
+        let events = bodies.map(|body| match &body["requestPayload"] {
+            Value::Null => body,
+            event => event.clone(),
+        });
+        let events = events.chain([self.0.clone()]).map(Self);
+        events.filter(|event| event.0["detail-type"] == "Job Scheduled" && !event.job_uuid().is_empty()).collect()
+    }
+
     /// The name of the Kubernetes Job that it becomes.
     pub fn job_name(&self) -> String {
         format!("buildkite-{}", self.job_uuid())

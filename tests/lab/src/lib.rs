@@ -203,6 +203,8 @@ impl Lab {
             ("JOB_TTL_SECONDS", "600"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
+            ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
+            ("STACKS_API", "true"),
             ("BUILDKITE_STACKS_ENDPOINT", &self.buildkite.url()),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
             ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),
