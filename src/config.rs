@@ -285,7 +285,7 @@ pub(crate) mod fixtures {
     pub(crate) fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let template: Value = serde_saphyr::from_str(include_str!("../template.yml")).unwrap();
         let properties = &template["Resources"]["AgentScheduler"]["Properties"];
-        let without_default = [("BuildkiteQueue", "default"), ("KubernetesClusterIdentifier", "example-cluster")];
+        let without_default = [("BuildkiteQueue", "kubernetes"), ("KubernetesClusterIdentifier", "example-cluster")];
         let by_lambda = [
             ("AWS_REGION", "us-east-1"),
             ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
@@ -394,12 +394,12 @@ mod tests {
         let nonsense = BASE64_STANDARD.encode("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----");
         let cases = [
             ("BUILDKITE_QUEUE", "a,,b"),
-            ("BUILDKITE_QUEUE", "queue=default"),
+            ("BUILDKITE_QUEUE", "queue=kubernetes"),
             ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "buildkite/agent-token"),
             ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent token"),
             ("BUILDKITE_AGENT_TAGS", "linux"),
             ("BUILDKITE_AGENT_TAGS", "=linux"),
-            ("BUILDKITE_AGENT_TAGS", "queue=default"),
+            ("BUILDKITE_AGENT_TAGS", "queue=kubernetes"),
             ("BUILDKITE_AGENT_TAGS", "os=linux,pod-definition=node"),
             ("BUILDKITE_AGENT_TAGS", "pod-template=node"),
             ("BUILDKITE_AGENT_TAGS", "image=node"),

@@ -312,11 +312,11 @@ mod tests {
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
             r#""Dimensions":[["FunctionName","Queue"]],"#,
             r#""Metrics":[{"Name":"JobsCreated","Unit":"Count"},{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
-            r#""FunctionName":"agent-scheduler","Queue":"default","JobsCreated":1,"TimeToJob":81}"#,
+            r#""FunctionName":"agent-scheduler","Queue":"kubernetes","JobsCreated":1,"TimeToJob":81}"#,
             "\n"
         );
         let announced = now() - Duration::from_millis(81);
-        assert_eq!(text(Ok(&Outcome::Created), Some(announced), Some("default")), expected);
+        assert_eq!(text(Ok(&Outcome::Created), Some(announced), Some("kubernetes")), expected);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) mod fixtures {
     pub(crate) fn stack() -> Stack {
         Stack {
             id: "0123456789abcdef0123456789abcdef".to_owned(),
-            queues: vec!["default".to_owned()],
+            queues: vec!["kubernetes".to_owned()],
             agent_tags: Vec::new(),
             serve_jobs_without_queue: false,
             namespace: "buildkite".to_owned(),

@@ -180,9 +180,9 @@ impl Payload {
         let event = Event::scheduled().uuid(uuid);
         match self {
             Self::ForUs("default") => event,
-            Self::ForUs(name) => event.rules(["queue=default", &format!("pod-definition={name}")]),
+            Self::ForUs(name) => event.rules(["queue=kubernetes", &format!("pod-definition={name}")]),
             Self::OtherQueue => event.rules(["queue=other"]),
-            Self::InvalidRule => event.rules(["queue=default", "cpu=1", "cpu=2"]),
+            Self::InvalidRule => event.rules(["queue=kubernetes", "cpu=1", "cpu=2"]),
         }
         .into()
     }

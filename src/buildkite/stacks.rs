@@ -277,9 +277,9 @@ mod tests {
         let uuid: Uuid = event.job_uuid().parse().unwrap();
         lab.buildkite.lock().schedule(&event, CLUSTER);
 
-        stacks.register("default", &metadata(), &token, deadline()).await.unwrap();
-        let listed = stacks.scheduled_jobs("default", None, &token, deadline()).await.unwrap();
-        assert_eq!((listed.jobs[0].id, &*listed.jobs[0].agent_query_rules[0]), (uuid, "queue=default"));
+        stacks.register("kubernetes", &metadata(), &token, deadline()).await.unwrap();
+        let listed = stacks.scheduled_jobs("kubernetes", None, &token, deadline()).await.unwrap();
+        assert_eq!((listed.jobs[0].id, &*listed.jobs[0].agent_query_rules[0]), (uuid, "queue=kubernetes"));
         assert!(!listed.cluster_queue.dispatch_paused && !listed.page_info.has_next_page);
         let states = stacks.states(&[uuid], &token, deadline()).await.unwrap();
         assert_eq!(states, BTreeMap::from([(uuid, "scheduled".to_owned())]));
@@ -312,10 +312,10 @@ mod tests {
         let (known, token) = (stacks(&lab, "agent-scheduler-0123"), token(&lab));
         for fault in [Fault::status(429), Fault::status(500), Fault::status(503), Fault::CutBefore] {
             lab.buildkite.inject(When::request("POST", "/register"), fault.clone(), 1);
-            known.register("default", &metadata(), &token, deadline()).await.unwrap();
+            known.register("kubernetes", &metadata(), &token, deadline()).await.unwrap();
         }
         lab.buildkite.lock().tokens.clear();
-        let error = known.register("default", &metadata(), &token, deadline()).await.unwrap_err();
+        let error = known.register("kubernetes", &metadata(), &token, deadline()).await.unwrap_err();
         assert_eq!(error.status(), Some(401));
         assert!(chain(&error).starts_with("Buildkite answers register with 401 Unauthorized: "), "{error}");
         assert!(!format!("{error:?}").contains(lab.agent_token()), "{error:?}");

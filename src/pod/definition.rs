@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn a_step_that_chooses_nothing_or_anything_gets_the_definition_itself() {
         let definition = annotated(&template(), &json!({ALLOW_IMAGE: "false", MAX_CPU: "1"}));
-        for rules in [&[][..], &["queue=default", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
+        for rules in [&[][..], &["queue=kubernetes", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
             let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
             let rules = AgentQueryRules::parse(&rules);
             assert!(matches!(definition.for_step(&rules), Ok(Cow::Borrowed(_))), "{rules:?}");

@@ -289,7 +289,7 @@ mod tests {
 
     fn built(template: &Value) -> Value {
         let stack = Stack { agent_tags: tags(&[("os", "linux")]), ..stack() };
-        build_json(&scheduled(), Some("default"), &definition(template), &stack)
+        build_json(&scheduled(), Some("kubernetes"), &definition(template), &stack)
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -391,7 +391,7 @@ mod tests {
         template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}, {"name": "LATER", "value": "$(BUILDKITE_AGENT_TAGS)"}]);
         let job = built(&template);
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
-        assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
+        assert_eq!(tags["value"], "docker=true,os=linux,queue=kubernetes,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
     }
 
@@ -443,7 +443,7 @@ mod tests {
         for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
             *field = Some(long.clone());
         }
-        let job = build_json(&job, Some("default"), &definition(&template()), &stack());
+        let job = build_json(&job, Some("kubernetes"), &definition(&template()), &stack());
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             for key in ["pipeline", "branch", "commit", "step-key"] {
                 let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();

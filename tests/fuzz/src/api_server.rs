@@ -66,7 +66,7 @@ async fn ask(data: &[u8]) {
     let of_cluster = |error| Error::Cluster(Arc::new(error));
 
     check_error(cluster().pod_templates(deadline().await).await.map_err(of_cluster));
-    let built = job::build(&job, Some("default"), &DEFINITIONS[0], stack);
+    let built = job::build(&job, Some("kubernetes"), &DEFINITIONS[0], stack);
     check_error(cluster().create_job(&built, deadline().await).await.map_err(of_cluster));
     check_error(cluster().job(&job::name(job.uuid), deadline().await).await.map_err(of_cluster));
 
@@ -80,7 +80,7 @@ async fn ask(data: &[u8]) {
     for name in ["default", "node", &name] {
         let definition = definitions.get(name, &cluster, deadline().await).await;
         if let Ok(definition) = &definition {
-            manifest::check(&job, Some("default"), definition, stack);
+            manifest::check(&job, Some("kubernetes"), definition, stack);
         }
         check_error(definition.map_err(Error::Definition));
     }

@@ -49,7 +49,7 @@ impl Event {
         self.detail(|detail| detail["job"]["uuid"] = uuid.to_string().into())
     }
 
-    /// The same event with these agent query rules, such as `queue=default`.
+    /// The same event with these agent query rules, such as `queue=kubernetes`.
     #[must_use]
     pub fn rules<Rule: AsRef<str>>(self, rules: impl IntoIterator<Item = Rule>) -> Self {
         let rules: Vec<_> = rules.into_iter().map(|rule| rule.as_ref().to_owned()).collect();
