@@ -275,6 +275,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_definition_that_the_cluster_had_is_gone_and_not_unknown() {
+        let api_server = ApiServer::holding(&[template("node", "node:1")]);
+        let definitions = Definitions::compiled();
+        definitions.refresh(&api_server.cluster(), deadline()).await.unwrap();
+        api_server.hold(&[]);
+        advance(MAX_AGE).await;
+        let gone = get(&definitions, "node", &api_server).await.unwrap_err();
+        assert!(matches!(&gone, Error::Gone { name, .. } if name == "node"), "{gone}");
+        assert!(matches!(get(&definitions, "go", &api_server).await, Err(Error::Unknown { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_error_of_an_unknown_name_lists_the_known_ones() {
         let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[]));
         let error = get(&definitions, "nodejs", &api_server).await.unwrap_err().to_string();
