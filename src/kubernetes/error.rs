@@ -45,9 +45,9 @@ pub enum Error {
     Overloaded { code: u16, message: String },
     /// 401, also with a new token.
     #[error(
-        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
-         {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is the cluster's name and \
-         that the clock is right"
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role with \
+         `connect STACK`, or by hand to {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is \
+         the cluster's name and that the clock is right"
     )]
     Unauthorized { cluster: String },
     /// 401, and the function's clock, which dates the token, is wrong.
@@ -58,7 +58,7 @@ pub enum Error {
     WrongClock { cluster: String, skew: String },
     /// 403 by RBAC.
     #[error(
-        "the function lacks a permission in the cluster: {message}; grant it with \
+        "the function lacks a permission in the cluster: {message}; grant it with `connect STACK`, or with \
          `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
