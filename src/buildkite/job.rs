@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
+use serde::Serialize;
 use uuid::Uuid;
 
 /// One job that waits for an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduledJob {
     /// When it was announced, to the second: the `time` of its event.
     pub time: Option<SystemTime>,
