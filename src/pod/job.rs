@@ -2,10 +2,10 @@
 //!
 //! Why each field of the spec is set: <https://kubernetes.io/docs/concepts/workloads/controllers/job/>.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
+use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
-use serde::{Serialize, Serializer};
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -27,25 +27,6 @@ pub const TOKEN_KEY: &str = "token";
 /// The most bytes of an annotation whose value comes from an event, far more than a branch has. Kubernetes takes 256 KiB for all
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
-
-/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it: all of a domain, or one. The
-/// Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they leave such objects alone.
-const MARKS_OF_CONTROLLERS: [&str; 14] = [
-    "addonmanager.kubernetes.io",
-    "app.kubernetes.io/instance",
-    "applyset.kubernetes.io",
-    "argocd.argoproj.io",
-    "cli-utils.sigs.k8s.io",
-    "config.k8s.io",
-    "configmanagement.gke.io",
-    "configsync.gke.io",
-    "helm.toolkit.fluxcd.io",
-    "kapp.k14s.io",
-    "kubectl.kubernetes.io/last-applied-configuration",
-    "kustomize.toolkit.fluxcd.io",
-    "meta.helm.sh",
-    "objectset.rio.cattle.io",
-];
 
 /// How many pods may replace one that failed before its agent ran.
 const BACKOFF_LIMIT: u32 = 3;
@@ -104,59 +85,63 @@ pub fn build<'a>(
 }
 
 /// A part of the Job's JSON.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Serialize)]
 #[serde(untagged)]
 enum Part<'a> {
     Theirs(&'a Value),
     Variable(&'a core::EnvVar),
     Policy(&'a batch::PodFailurePolicy),
     Number(u32),
-    Text(&'a str),
-    OfPod(&'a Strings<'a>),
-    #[serde(serialize_with = "without_marks")]
-    OfJob(&'a Strings<'a>),
+    Text(Cow<'a, str>),
     List(&'a [Part<'a>]),
     /// An object of the definition, null where it has none, with fields of ours in place of its own.
     #[serde(serialize_with = "object")]
-    Object(&'a Value, &'a [(&'static str, Part<'a>)]),
+    Object(&'a Value, &'a [Field<'a>]),
 }
 
-/// Labels or annotations.
-type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
+type Field<'a> = (&'static str, Part<'a>);
 
-fn object<S: Serializer>(theirs: &Value, ours: &[(&'static str, Part)], serializer: S) -> Result<S::Ok, S::Error> {
+fn text<'a>(text: impl Into<Cow<'a, str>>) -> Part<'a> {
+    Part::Text(text.into())
+}
+
+fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    for (name, part) in ours {
+        map.serialize_entry(name, part)?;
+    }
     let is_ours = |name: &str| ours.iter().any(|(ours, _)| *ours == name);
-    let theirs = theirs.as_object().into_iter().flatten().filter(|(name, _)| !is_ours(name));
-    let theirs = theirs.map(|(name, value)| (&**name, Part::Theirs(value)));
-    serializer.collect_map(ours.iter().copied().chain(theirs))
-}
-
-fn without_marks<S: Serializer>(strings: &Strings, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(strings.iter().filter(|(name, _)| !is_mark_of_a_controller(name)))
+    let theirs = theirs.as_object().into_iter().flatten();
+    for (name, value) in theirs.filter(|(name, _)| !is_ours(name)) {
+        map.serialize_entry(name, value)?;
+    }
+    map.end()
 }
 
 impl Serialize for Job<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { job, queue, definition, stack } = *self;
-        let (name, labels, annotations) =
-            (name(job.uuid), labels(job, queue, definition), annotations(job, definition));
+        let template = definition.template();
+        let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
+        let labels = labels(job, queue, &of_pod["labels"]);
+        let annotations = annotations(job, definition.name(), &of_pod["annotations"]);
         let metadata = [
-            ("name", Part::Text(&name)),
-            ("namespace", Part::Text(&stack.namespace)),
-            ("labels", Part::OfJob(&labels)),
-            ("annotations", Part::OfJob(&annotations)),
+            ("name", text(name(job.uuid))),
+            ("namespace", text(&stack.namespace)),
+            ("labels", Part::Object(&of_job["labels"], &labels)),
+            ("annotations", Part::Object(&of_job["annotations"], &annotations)),
         ];
         let variables = variables(job, queue, definition, stack);
         let env = env(definition, &variables);
         let agent = [("env", Part::List(&env))];
         let containers = [Part::Object(definition.agent(), &agent)];
-        let pod_metadata = [("labels", Part::OfPod(&labels)), ("annotations", Part::OfPod(&annotations))];
-        let pod_spec = [("restartPolicy", Part::Text("Never")), ("containers", Part::List(&containers))];
-        let template = definition.template();
-        let pod = [
-            ("metadata", Part::Object(&template["metadata"], &pod_metadata)),
-            ("spec", Part::Object(&template["spec"], &pod_spec)),
+        let pod_metadata = [
+            ("labels", Part::Object(&of_pod["labels"], &labels)),
+            ("annotations", Part::Object(&of_pod["annotations"], &annotations)),
         ];
+        let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(&containers))];
+        let pod =
+            [("metadata", Part::Object(of_pod, &pod_metadata)), ("spec", Part::Object(&template["spec"], &pod_spec))];
         let spec = [
             ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
             ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
@@ -165,12 +150,12 @@ impl Serialize for Job<'_> {
             ("template", Part::Object(template, &pod)),
         ];
         let job = [
-            ("apiVersion", Part::Text("batch/v1")),
-            ("kind", Part::Text("Job")),
+            ("apiVersion", text("batch/v1")),
+            ("kind", text("Job")),
             ("metadata", Part::Object(&Value::Null, &metadata)),
             ("spec", Part::Object(&Value::Null, &spec)),
         ];
-        Part::Object(&Value::Null, &job).serialize(serializer)
+        object(&Value::Null, &job, serializer)
     }
 }
 
@@ -216,26 +201,22 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
-    let mut labels = Strings::new();
+fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, own: &Value) -> Vec<Field<'a>> {
+    const QUEUE: &str = "buildkite.com/queue";
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
-    if let Some(queue) = queue.filter(|queue| is_label_value(queue)) {
-        labels.insert("buildkite.com/queue", queue.into());
-    }
-    labels.extend(definition.metadata("labels"));
-    labels.insert(MANAGED_BY_LABEL, MANAGER.into());
-    labels.insert(JOB_UUID_LABEL, job.uuid.to_string().into());
-    labels
+    let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE].is_null());
+    let found_by = [(MANAGED_BY_LABEL, text(MANAGER)), (JOB_UUID_LABEL, text(job.uuid.to_string()))];
+    found_by.into_iter().chain(queue.map(|queue| (QUEUE, text(queue)))).collect()
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
-fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Strings<'a> {
-    let mut annotations = Strings::from([
-        ("buildkite.com/pod-definition", definition.name().into()),
-        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
-        ("karpenter.sh/do-not-disrupt", "true".into()),
-    ]);
+fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
+    let mut annotations = vec![
+        ("buildkite.com/pod-definition", text(definition)),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", text("false")),
+        ("karpenter.sh/do-not-disrupt", text("true")),
+    ];
     let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
         ("buildkite.com/branch", &job.branch),
@@ -244,23 +225,18 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Stri
     ];
     annotations.extend(of_event.into_iter().filter_map(|(key, value)| {
         let value = value.as_deref()?;
-        Some((key, value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)].into()))
+        Some((key, text(&value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)])))
     }));
     if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
         // A link that is cut leads nowhere.
         if build.len() <= MAX_ANNOTATION_BYTES {
-            annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
-            annotations.insert("buildkite.com/build-url", build.into());
+            annotations.push(("buildkite.com/job-url", text(format!("{build}#{}", job.uuid))));
+            annotations.push(("buildkite.com/build-url", text(build)));
         }
     }
-    annotations.extend(definition.metadata("annotations"));
+    annotations.retain(|(name, _)| own[*name].is_null());
     annotations
-}
-
-fn is_mark_of_a_controller(name: &str) -> bool {
-    let domain = name.split_once('/').map(|(domain, _)| domain);
-    MARKS_OF_CONTROLLERS.iter().any(|mark| domain == Some(mark) || name == *mark)
 }
 
 fn is_label_value(value: &str) -> bool {
@@ -276,7 +252,10 @@ mod tests {
     use super::*;
     use crate::{
         buildkite::event::fixtures::scheduled,
-        pod::definition::fixtures::{definition, template},
+        pod::definition::{
+            MARKS_OF_CONTROLLERS,
+            fixtures::{definition, template},
+        },
         stack::fixtures::{stack, tags},
     };
 
