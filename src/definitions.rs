@@ -3,14 +3,15 @@
 //! A `PodTemplate` wins over the compiled definition of its name, so that a team can add or change one with `kubectl apply`.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 use crate::{
+    buildkite::rules::DEFAULT_DEFINITION,
     clock,
     deadline::Deadline,
     kept::Kept,
@@ -32,6 +33,8 @@ type Listed = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
 /// All definitions.
 pub struct Definitions {
     listed: Kept<Arc<Listed>, kubernetes::Error>,
+    /// The names of all that the cluster ever had.
+    seen: Mutex<BTreeSet<String>>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -49,6 +52,12 @@ pub enum Error {
         }
     )]
     Unknown { name: String, compiled: Vec<String>, cluster: Vec<String>, namespace: String },
+    /// The cluster had it.
+    #[error(
+        "PodTemplate \"{name}\" is gone from namespace {namespace}; `kubectl apply` it again, or have the step choose another pod \
+         definition", name = excerpt(.name)
+    )]
+    Gone { name: String, namespace: String },
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -67,7 +76,7 @@ impl Error {
     /// The type of the failure: [`crate::scheduler::Error::kind`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } => "UnknownPodDefinition",
+            Self::Unknown { .. } | Self::Gone { .. } => "UnknownPodDefinition",
             Self::Invalid(_) | Self::Placeholder { .. } => "InvalidPodDefinition",
             Self::List { source, .. } => source.kind(),
         }
@@ -77,12 +86,23 @@ impl Error {
 impl Definitions {
     /// The compiled ones, and no list yet of those in the cluster.
     pub fn compiled() -> Self {
-        Self { listed: Kept::new("the pod definitions of the cluster", MAX_AGE) }
+        Self { listed: Kept::new("the pod definitions of the cluster", MAX_AGE), seen: Mutex::default() }
     }
 
     /// Lists those of the cluster, if the last list is too old.
     pub async fn refresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         self.list(None, cluster, deadline).await.map(drop)
+    }
+
+    /// Lists those of the cluster, however old the last list is.
+    pub async fn list_again(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        self.list(Some(clock::monotonic()), cluster, deadline).await.map(drop)
+    }
+
+    /// One that is compiled in, to see whether the cluster takes any Job at all.
+    pub fn any_compiled(&self) -> Option<&'static PodDefinition> {
+        let is_default = |(name, _): &&(&str, _)| *name == DEFAULT_DEFINITION;
+        COMPILED.iter().find(is_default).or(COMPILED.first()).map(|(_, definition)| &***definition)
     }
 
     /// The definition of that name.
@@ -96,6 +116,9 @@ impl Definitions {
         let definition = match (listed.get(name), compiled) {
             (Some(listed), _) => listed.clone()?,
             (None, Some((_, compiled))) => Arc::clone(compiled),
+            (None, None) if self.seen().contains(name) => {
+                return Err(Error::Gone { name: name.to_owned(), namespace: cluster.namespace().to_owned() });
+            }
             (None, None) => {
                 return Err(Error::Unknown {
                     name: name.to_owned(),
@@ -114,12 +137,20 @@ impl Definitions {
     /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
     /// who ask for a known name do not wait meanwhile.
     async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, Error> {
-        let list = async |deadline| list(cluster, deadline).await;
+        let list = async |deadline| {
+            let listed = list(cluster, deadline).await?;
+            self.seen().extend(listed.keys().cloned());
+            Ok(listed)
+        };
         let listed = match since {
             None => self.listed.get(deadline, list).await,
-            Some(since) => self.listed.fresh(|time| time >= since, deadline, list).await,
+            Some(since) => self.listed.fresh(|_, time| time >= since, deadline, list).await,
         };
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,7 +198,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::{buildkite::rules::DEFAULT_DEFINITION, kubernetes::fake::ApiServer, text::chain};
+    use crate::{kubernetes::fake::ApiServer, text::chain};
 
     /// An item of a list; the image is the difference.
     fn template(name: &str, image: &str) -> Value {
@@ -237,6 +268,18 @@ mod tests {
         advance(MAX_AGE).await;
         assert!(get(&definitions, "go", &api_server).await.is_err());
         assert_eq!(api_server.requests().len(), 3, "the first list of this question is young enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_definition_that_the_cluster_had_is_gone_and_not_unknown() {
+        let api_server = ApiServer::holding(&[template("node", "node:1")]);
+        let definitions = Definitions::compiled();
+        definitions.refresh(&api_server.cluster(), deadline()).await.unwrap();
+        api_server.hold(&[]);
+        advance(MAX_AGE).await;
+        let gone = get(&definitions, "node", &api_server).await.unwrap_err();
+        assert!(matches!(&gone, Error::Gone { name, .. } if name == "node"), "{gone}");
+        assert!(matches!(get(&definitions, "go", &api_server).await, Err(Error::Unknown { .. })));
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,9 @@ pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
+/// The label, on Job and pod, that says which stack made them: [`Stack::id`].
+pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
+
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
@@ -123,7 +126,7 @@ impl Serialize for Job<'_> {
         let Self { job, queue, definition, stack } = *self;
         let template = definition.template();
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
-        let labels = labels(job, queue, &of_pod["labels"]);
+        let labels = labels(job, queue, stack, &of_pod["labels"]);
         let annotations = annotations(job, definition.name(), &of_pod["annotations"]);
         let metadata = [
             ("name", text(name(job.uuid))),
@@ -201,11 +204,15 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, own: &Value) -> Vec<Field<'a>> {
+fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
     const QUEUE: &str = "buildkite.com/queue";
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE].is_null());
-    let found_by = [(MANAGED_BY_LABEL, text(MANAGER)), (JOB_UUID_LABEL, text(job.uuid.to_string()))];
+    let found_by = [
+        (MANAGED_BY_LABEL, text(MANAGER)),
+        (STACK_LABEL, text(&stack.id)),
+        (JOB_UUID_LABEL, text(job.uuid.to_string())),
+    ];
     found_by.into_iter().chain(queue.map(|queue| (QUEUE, text(queue)))).collect()
 }
 
@@ -267,7 +274,7 @@ mod tests {
 
     fn built(template: &Value) -> Value {
         let stack = Stack { agent_tags: tags(&[("os", "linux")]), ..stack() };
-        build_json(&scheduled(), Some("default"), &definition(template), &stack)
+        build_json(&scheduled(), Some("kubernetes"), &definition(template), &stack)
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -305,7 +312,7 @@ mod tests {
         template["metadata"] = json!({
             "labels": {
                 "team": "web", "buildkite.com/queue": "theirs",
-                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs",
+                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs", STACK_LABEL: "theirs",
             },
             "annotations": {"karpenter.sh/do-not-disrupt": "false", "note": "kept"},
         });
@@ -316,6 +323,7 @@ mod tests {
                 json!({
                     "team": "web", "buildkite.com/queue": "theirs",
                     "app.kubernetes.io/managed-by": "agent-scheduler", "buildkite.com/job-uuid": UUID,
+                    STACK_LABEL: "0123456789abcdef0123456789abcdef",
                 })
             );
             assert_eq!(metadata["annotations"]["karpenter.sh/do-not-disrupt"], "false");
@@ -368,7 +376,7 @@ mod tests {
         template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}, {"name": "LATER", "value": "$(BUILDKITE_AGENT_TAGS)"}]);
         let job = built(&template);
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
-        assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
+        assert_eq!(tags["value"], "docker=true,os=linux,queue=kubernetes,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
     }
 
@@ -420,7 +428,7 @@ mod tests {
         for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
             *field = Some(long.clone());
         }
-        let job = build_json(&job, Some("default"), &definition(&template()), &stack());
+        let job = build_json(&job, Some("kubernetes"), &definition(&template()), &stack());
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             for key in ["pipeline", "branch", "commit", "step-key"] {
                 let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();
