@@ -178,6 +178,18 @@ mod tests {
 
     use crate::{deadline::Deadline, kubernetes::fake::ApiServer, text::chain};
 
+    #[tokio::test]
+    async fn the_fields_of_an_invalid_object_are_named_and_those_of_another_refusal_are_not() {
+        for (code, expected) in [(422, 1), (400, 1), (403, 0), (409, 0)] {
+            let causes = json!([{"reason": "FieldValueInvalid", "message": "Invalid value", "field": "spec.a"}]);
+            let status = json!({"kind": "Status", "status": "Failure", "code": code, "details": {"causes": causes}});
+            let cluster = ApiServer::answering(StatusCode::from_u16(code).unwrap(), status).cluster();
+            let error = cluster.pod_templates(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+            let fields: Vec<_> = error.refused_fields().collect();
+            assert_eq!(fields, vec![("spec.a", "Invalid value"); expected], "{error}");
+        }
+    }
+
     /// The answer of a proxy before the API server.
     #[tokio::test]
     async fn json_that_is_not_a_status_is_not_a_refusal() {
