@@ -10,7 +10,7 @@ mod common;
 mod pod_security;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
@@ -38,7 +38,6 @@ const REGION: &str = "us-east-1";
 const OTHER_PARAMETER: &str = "/buildkite/other-token";
 
 const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
-const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
 
 /// The function's permissions, as resource and verb.
 const PERMISSIONS: [(&str, &str); 5] =
@@ -237,11 +236,14 @@ impl Namespace {
     }
 }
 
-/// The definitions of `pod-definitions/`.
+/// The definitions of `pod-definitions/`. What the build writes calls `checked`.
 fn compiled() -> Vec<Value> {
-    let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
-    assert!(!manifests.is_empty());
-    manifests
+    fn checked(json: &str) -> Value {
+        serde_json::from_str(json).unwrap()
+    }
+    let definitions: Vec<(&str, LazyLock<Value>)> = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+    assert!(!definitions.is_empty());
+    definitions.iter().map(|(_, manifest)| (**manifest).clone()).collect()
 }
 
 /// What a kubelet says of a container.
