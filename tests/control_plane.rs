@@ -101,6 +101,11 @@ impl Namespace {
         self.lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &self.name)
     }
 
+    /// Its refusals are errors: there is no build page for them.
+    fn without_stacks_api(&self) -> Builder {
+        self.builder().env("STACKS_API", "false")
+    }
+
     /// Gives the event to a new function, and returns the name of its Job.
     async fn create(&self, event: &Event) -> String {
         create(&self.function(), event).await
@@ -501,7 +506,7 @@ mod a_pod_definition {
 
         let of_the_base = event_with(&[&format!("pod-definition={BASE}")]);
         let words = &["the placeholder build-your-own.invalid/elastic-ci-stack", "build the image"];
-        fails_with(&namespace.function(), &of_the_base, "InvalidPodDefinition", words).await;
+        fails_with(&namespace.without_stacks_api().start(), &of_the_base, "InvalidPodDefinition", words).await;
         namespace.put_own_image().await;
         for (_, copy, bucket, ecr, region) in cases {
             let job = namespace.create(&event_with(&[&format!("pod-definition={copy}")])).await;
@@ -596,7 +601,7 @@ mod a_pod_definition {
     async fn of_the_cluster_is_used_changed_found_broken_and_removed() {
         let mut namespace = Namespace::new().await;
         let clock = Clock::new(&namespace.name);
-        let function = clock.give(namespace.builder()).start();
+        let function = clock.give(namespace.without_stacks_api()).start();
         let minute = Duration::from_secs(61);
         let compiled_image = namespace.image(&function, &[]).await;
 
