@@ -1,0 +1,192 @@
+//! What a sweep has seen of Buildkite and of the cluster.
+//!
+//! Ages at Buildkite are taken by Buildkite's clock, and those in the cluster by the API server's. The function's own clock is not
+//! used.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use crate::{
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    kubernetes::objects::{Job, Pod},
+    stack::Stack,
+};
+
+/// What was asked for. A list that failed, or is not complete, is unknown, and not empty: what needs it does nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Known<T> {
+    /// All of it.
+    Known(T),
+    /// Not, or not all of it.
+    #[default]
+    Unknown,
+}
+
+/// Both sides at one time, and the settings that decide.
+#[derive(Clone, Debug)]
+pub struct Seen<'a> {
+    /// Which jobs are ours, and how long a Job may take.
+    pub stack: &'a Stack,
+    /// The stack's id, which its Jobs have as a label.
+    pub stack_id: &'a str,
+    /// `POD_PENDING_SECONDS`: how long the Jobs of a Buildkite job may fail before it is finished.
+    pub pod_pending: SignedDuration,
+    /// The stack's queues.
+    pub queues: Vec<Queue>,
+    /// The API server's clock, not later than its lists.
+    pub now: Known<Timestamp>,
+    /// The stack's Jobs.
+    pub jobs: Known<Vec<Job>>,
+    /// The stack's pods.
+    pub pods: Known<Vec<Pod>>,
+    /// What Buildkite says of the Jobs' jobs. One that is absent is unknown.
+    pub states: Known<BTreeMap<Uuid, State>>,
+}
+
+/// A queue of the stack.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// Its key.
+    pub key: String,
+    /// What Buildkite says of it.
+    pub list: Known<QueueList>,
+}
+
+/// What waits in a queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueList {
+    /// Buildkite's clock, not later than the list.
+    pub now: Timestamp,
+    /// No job of the queue may start: `dispatch_paused`.
+    pub paused: bool,
+    /// The first of them, the oldest first.
+    pub jobs: Vec<Waiting>,
+}
+
+/// A job that waits in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The job.
+    pub job: ScheduledJob,
+    /// The higher the earlier.
+    pub priority: i64,
+    /// Since when it waits; may be the time at which its build was made.
+    pub scheduled_at: Option<Timestamp>,
+    /// When it may start. It is not always given.
+    pub runnable_at: Option<Timestamp>,
+}
+
+/// A job's state, in the words of Buildkite: <https://buildkite.com/docs/pipelines/configure/defining-steps#job-states>.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words of Buildkite")]
+pub enum State {
+    Scheduled,
+    Reserved,
+    Assigned,
+    Accepted,
+    Running,
+    Canceling,
+    TimingOut,
+    Finished,
+    Canceled,
+    TimedOut,
+    Skipped,
+    Broken,
+    Expired,
+    /// A job with a state that is not named here is left alone.
+    Other(String),
+}
+
+impl<T> Known<T> {
+    /// Its value, if it is known.
+    pub fn get(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Unknown => None,
+        }
+    }
+}
+
+impl From<&str> for State {
+    fn from(word: &str) -> Self {
+        match word {
+            "scheduled" => Self::Scheduled,
+            "reserved" => Self::Reserved,
+            "assigned" => Self::Assigned,
+            "accepted" => Self::Accepted,
+            "running" => Self::Running,
+            "canceling" => Self::Canceling,
+            "timing_out" => Self::TimingOut,
+            "finished" => Self::Finished,
+            "canceled" => Self::Canceled,
+            "timed_out" => Self::TimedOut,
+            "skipped" => Self::Skipped,
+            "broken" => Self::Broken,
+            "expired" => Self::Expired,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+impl State {
+    /// No agent has taken the job.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, Self::Scheduled | Self::Reserved)
+    }
+
+    /// An agent has the job.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Assigned | Self::Accepted | Self::Running | Self::Canceling | Self::TimingOut)
+    }
+
+    /// No agent needs to come any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Finished | Self::Canceled | Self::TimedOut | Self::Skipped | Self::Broken | Self::Expired)
+    }
+}
+
+impl Waiting {
+    /// Since when it could run.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.runnable_at.or(self.scheduled_at)
+    }
+}
+
+impl QueueList {
+    /// The jobs that are for this stack. One without a queue belongs to the queue that it waits in.
+    pub fn ours<'a>(&'a self, key: &'a str, stack: &'a Stack) -> impl Iterator<Item = (ScheduledJob, &'a Waiting)> {
+        self.jobs.iter().filter_map(move |waiting| {
+            let mut job = waiting.job.clone();
+            if AgentQueryRules::parse(&job.agent_query_rules).matched(stack).ok()?.is_none() {
+                job.agent_query_rules.push(format!("queue={key}"));
+            }
+            Some((job, waiting))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_waits_or_is_held_or_is_over_and_an_unknown_one_is_none_of_them() {
+        let cases = [
+            ("scheduled reserved", (true, false, false)),
+            ("assigned accepted running canceling timing_out", (false, true, false)),
+            ("finished canceled timed_out skipped broken expired", (false, false, true)),
+            (
+                "pending waiting blocked limiting limited platform_limited unblocked Scheduled new",
+                (false, false, false),
+            ),
+        ];
+        for (words, expected) in cases {
+            for word in words.split(' ') {
+                let state = State::from(word);
+                assert_eq!((state.is_waiting(), state.is_held(), state.is_over()), expected, "{word}");
+            }
+        }
+    }
+}
