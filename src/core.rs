@@ -42,5 +42,8 @@ pub mod sweep {
     pub mod finding;
     pub mod plan;
     pub mod seen;
+
+    #[cfg(test)]
+    mod tests;
 }
 pub mod text;

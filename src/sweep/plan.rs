@@ -97,9 +97,10 @@ fn create(seen: &Seen) -> Option<Vec<Step>> {
             !list.paused && lost && runnable && !names.contains(&*job::name(job.uuid))
         }));
     }
-    waiting.sort_by_key(|(job, waiting)| (job.uuid, Reverse(waiting.priority)));
-    waiting.dedup_by_key(|(job, _)| job.uuid);
     waiting.sort_by_key(|(job, waiting)| (Reverse(waiting.priority), waiting.since(), job.uuid));
+    // A job may move from one queue to another between two lists.
+    let mut listed = BTreeSet::new();
+    waiting.retain(|(job, _)| listed.insert(job.uuid));
     Some(waiting.into_iter().map(|(job, _)| Step::Create(job)).collect())
 }
 
