@@ -2,12 +2,17 @@
 //!
 //! A `PodTemplate` wins over the compiled definition of its name, so that a team can add or change one with `kubectl apply`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
+    buildkite::rules::DEFAULT_DEFINITION,
     clock,
     deadline::Deadline,
     kept::Kept,
@@ -29,6 +34,8 @@ type ByName = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
 pub struct Definitions {
     compiled: ByName,
     listed: Kept<Arc<ByName>, kubernetes::Error>,
+    /// The names of all that the cluster ever had.
+    seen: Mutex<BTreeSet<String>>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -46,6 +53,12 @@ pub enum Error {
         }
     )]
     Unknown { name: String, compiled: Vec<String>, cluster: Vec<String>, namespace: String },
+    /// The cluster had it.
+    #[error(
+        "PodTemplate \"{name}\" is gone from namespace {namespace}; `kubectl apply` it again, or have the step choose another pod \
+         definition", name = excerpt(.name)
+    )]
+    Gone { name: String, namespace: String },
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -64,7 +77,7 @@ impl Error {
     /// The type of the failure: [`crate::scheduler::Error::kind`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } => "UnknownPodDefinition",
+            Self::Unknown { .. } | Self::Gone { .. } => "UnknownPodDefinition",
             Self::Invalid(_) | Self::Placeholder { .. } => "InvalidPodDefinition",
             Self::List { source, .. } => source.kind(),
         }
@@ -79,12 +92,24 @@ impl Definitions {
             let manifest: Value = serde_json::from_str(json).unwrap_or_default();
             (name(&manifest), PodDefinition::parse(origin, &manifest).map(Arc::new))
         });
-        Self { compiled: compiled.collect(), listed: Kept::new("the pod definitions of the cluster", MAX_AGE) }
+        let listed = Kept::new("the pod definitions of the cluster", MAX_AGE);
+        Self { compiled: compiled.collect(), listed, seen: Mutex::default() }
     }
 
     /// Lists those of the cluster, if the last list is too old.
     pub async fn refresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         self.list(None, cluster, deadline).await.map(drop)
+    }
+
+    /// Lists those of the cluster, however old the last list is.
+    pub async fn list_again(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        self.list(Some(clock::monotonic()), cluster, deadline).await.map(drop)
+    }
+
+    /// One that is compiled in, to see whether the cluster takes any Job at all.
+    pub fn any_compiled(&self) -> Option<&PodDefinition> {
+        let default = self.compiled.get(DEFAULT_DEFINITION);
+        default.into_iter().chain(self.compiled.values()).find_map(|definition| definition.as_deref().ok())
     }
 
     /// The definition of that name.
@@ -102,6 +127,9 @@ impl Definitions {
                     None => Ok(definition),
                 }
             }
+            None if self.seen().contains(name) => {
+                Err(Error::Gone { name: name.to_owned(), namespace: cluster.namespace().to_owned() })
+            }
             None => Err(Error::Unknown {
                 name: name.to_owned(),
                 compiled: usable(&self.compiled),
@@ -114,12 +142,20 @@ impl Definitions {
     /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
     /// who ask for a known name do not wait meanwhile.
     async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
-        let list = async |deadline| list(cluster, deadline).await;
+        let list = async |deadline| {
+            let listed = list(cluster, deadline).await?;
+            self.seen().extend(listed.keys().cloned());
+            Ok(listed)
+        };
         let listed = match since {
             None => self.listed.get(deadline, list).await,
-            Some(since) => self.listed.fresh(|time| time >= since, deadline, list).await,
+            Some(since) => self.listed.fresh(|_, time| time >= since, deadline, list).await,
         };
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,7 +202,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::{buildkite::rules::DEFAULT_DEFINITION, kubernetes::fake::ApiServer, text::chain};
+    use crate::{kubernetes::fake::ApiServer, text::chain};
 
     /// An item of a list; the image is the difference.
     fn template(name: &str, image: &str) -> Value {

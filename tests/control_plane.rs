@@ -256,7 +256,7 @@ fn event() -> Event {
 
 /// The same for a step that asks for these beside the queue.
 fn event_with(rules: &[&str]) -> Event {
-    event().rules(["queue=default"].iter().chain(rules))
+    event().rules(["queue=kubernetes"].iter().chain(rules))
 }
 
 /// Gives the event to the function, which must create its Job, and returns the name of that.
@@ -761,7 +761,7 @@ mod the_job_controller {
         let labels = json!({
             "app.kubernetes.io/managed-by": "agent-scheduler",
             "buildkite.com/job-uuid": uuid,
-            "buildkite.com/queue": "default",
+            "buildkite.com/queue": "kubernetes",
             "batch.kubernetes.io/job-name": job,
         });
         for (label, value) in labels.as_object().unwrap() {
@@ -770,7 +770,7 @@ mod the_job_controller {
         let url = format!("https://buildkite.com/example-org/example-pipeline/builds/1234#{uuid}");
         assert_eq!(pod["metadata"]["annotations"]["buildkite.com/job-url"], url);
         assert_eq!(value(&pod, "BUILDKITE_AGENT_ACQUIRE_JOB"), Some(uuid));
-        assert_eq!(value(&pod, "BUILDKITE_AGENT_TAGS"), Some("os=linux,queue=default,pod-definition=default"));
+        assert_eq!(value(&pod, "BUILDKITE_AGENT_TAGS"), Some("os=linux,queue=kubernetes,pod-definition=default"));
         assert_eq!(pod["spec"]["restartPolicy"], "Never");
 
         let job = namespace.get(&format!("jobs/{job}")).await;

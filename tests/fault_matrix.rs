@@ -446,7 +446,7 @@ impl Cell {
 }
 
 fn event(uuid: &str, definition: &str) -> Event {
-    Event::scheduled().uuid(uuid).rules(["queue=default", &format!("pod-definition={definition}")])
+    Event::scheduled().uuid(uuid).rules(["queue=kubernetes", &format!("pod-definition={definition}")])
 }
 
 fn definition(name: &str, env: &Value) -> Value {

@@ -171,7 +171,7 @@ mod tests {
             time: scheduled().time,
             uuid: "11111111-2222-4333-8444-555555555501".parse().unwrap(),
             kind: "script".to_owned(),
-            agent_query_rules: vec!["queue=default".to_owned()],
+            agent_query_rules: vec!["queue=kubernetes".to_owned()],
             step_key: Some("unit_tests".to_owned()),
             build_number: Some(1234),
             commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()),

@@ -15,7 +15,7 @@ pub struct ScheduledJob {
     pub uuid: Uuid,
     /// Only a `script` needs an agent; `manual`, `waiter` and `trigger` do not.
     pub kind: String,
-    /// The step's `agents:`, each as `key=value`, such as `queue=default`.
+    /// The step's `agents:`, each as `key=value`, such as `queue=kubernetes`.
     pub agent_query_rules: Vec<String>,
     /// The step's `key:`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -108,6 +108,16 @@ impl Error {
         }
     }
 
+    /// The fields that the API server refuses, each with its problem.
+    pub fn refused_fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        let status = match self {
+            Self::Rejected(status) if matches!(status.code, 400 | 422) => status.details.as_ref(),
+            _ => None,
+        };
+        let causes = status.into_iter().flat_map(|details| &details.causes);
+        causes.map(|cause| (&*cause.field, &*cause.message))
+    }
+
     /// The server at the endpoint is not the cluster's API server, or nothing answers there.
     pub fn is_wrong_endpoint(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Certificate { .. })

@@ -247,7 +247,7 @@ mod tests {
             from("BUILDKITE_AGENT_QUEUE"),
             from("BUILDKITE_AGENT_ACQUIRE_JOB"),
             from("BUILDKITE_AGENT_TAGS"),
-            variable("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
+            variable("BUILDKITE_AGENT_TAGS", "docker=true, queue=kubernetes"),
             variable("BUILDKITE_AGENT_TAGS", "queue"),
         ];
         assert_eq!(refused, [false; 14]);

@@ -350,7 +350,7 @@ mod tests {
             ),
             (
                 ENV,
-                env("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
+                env("BUILDKITE_AGENT_TAGS", "docker=true, queue=kubernetes"),
                 "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
             ),
         ];

@@ -169,6 +169,26 @@ impl PodDefinition {
     }
 }
 
+/// The rule of a step that is behind a field which the API server refuses in its Job.
+pub fn refused_rule(rules: &AgentQueryRules, field: &str, problem: &str) -> Option<Unmet> {
+    let in_agent = field.strip_prefix("spec.template.spec.containers[0].")?;
+    let is_of = |resource: &str| {
+        in_agent.starts_with("resources") && (in_agent.contains(&format!("[{resource}]")) || problem.contains(resource))
+    };
+    let choices = [
+        ("image", rules.image, in_agent == "image"),
+        ("cpu", rules.cpu, is_of("cpu")),
+        ("memory", rules.memory, is_of("memory")),
+    ];
+    choices.into_iter().find_map(|(rule, choice, is_refused)| match choice {
+        Choice::One(value) if is_refused => {
+            let problem = format!("which the API server refuses: {}", excerpt(problem));
+            Some(Unmet { rule, value: value.to_owned(), problem })
+        }
+        _ => None,
+    })
+}
+
 fn one<'a>(rule: &'static str, choice: Choice<'a>) -> Result<Option<&'a str>, Unmet> {
     match choice {
         Choice::Any => Ok(None),
@@ -279,7 +299,7 @@ mod tests {
     #[test]
     fn a_step_that_chooses_nothing_or_anything_gets_the_definition_itself() {
         let definition = annotated(&template(), &json!({ALLOW_IMAGE: "false", MAX_CPU: "1"}));
-        for rules in [&[][..], &["queue=default", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
+        for rules in [&[][..], &["queue=kubernetes", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
             let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
             let rules = AgentQueryRules::parse(&rules);
             assert!(matches!(definition.for_step(&rules), Ok(Cow::Borrowed(_))), "{rules:?}");

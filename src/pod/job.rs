@@ -21,6 +21,9 @@ pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
+/// The label, on Job and pod, that says which stack made them: [`Stack::id`].
+pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
+
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
@@ -142,7 +145,7 @@ pub fn build<'a>(
     stack: &'a Stack,
 ) -> Job<'a> {
     let text = |text: &'a str| Part::Text(text.into());
-    let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
+    let (labels, annotations) = (labels(job, queue, definition, stack), annotations(job, definition));
     let of_job = |strings: &Strings<'a>| {
         let mut strings = strings.clone();
         strings.retain(|name, _| !is_mark_of_a_controller(name));
@@ -212,7 +215,12 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
+fn labels<'a>(
+    job: &ScheduledJob,
+    queue: Option<&'a str>,
+    definition: &'a PodDefinition,
+    stack: &'a Stack,
+) -> Strings<'a> {
     let mut labels = Strings::new();
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     if let Some(queue) = queue.filter(|queue| is_label_value(queue)) {
@@ -220,6 +228,7 @@ fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDef
     }
     labels.extend(definition.metadata("labels"));
     labels.insert(MANAGED_BY_LABEL, MANAGER.into());
+    labels.insert(STACK_LABEL, stack.id.as_str().into());
     labels.insert(JOB_UUID_LABEL, job.uuid.to_string().into());
     labels
 }
@@ -283,7 +292,7 @@ mod tests {
 
     fn built(template: &Value) -> Value {
         let stack = Stack { agent_tags: tags(&[("os", "linux")]), ..stack() };
-        build_json(&scheduled(), Some("default"), &definition(template), &stack)
+        build_json(&scheduled(), Some("kubernetes"), &definition(template), &stack)
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -321,7 +330,7 @@ mod tests {
         template["metadata"] = json!({
             "labels": {
                 "team": "web", "buildkite.com/queue": "theirs",
-                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs",
+                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs", STACK_LABEL: "theirs",
             },
             "annotations": {"karpenter.sh/do-not-disrupt": "false", "note": "kept"},
         });
@@ -332,6 +341,7 @@ mod tests {
                 json!({
                     "team": "web", "buildkite.com/queue": "theirs",
                     "app.kubernetes.io/managed-by": "agent-scheduler", "buildkite.com/job-uuid": UUID,
+                    STACK_LABEL: "0123456789abcdef0123456789abcdef",
                 })
             );
             assert_eq!(metadata["annotations"]["karpenter.sh/do-not-disrupt"], "false");
@@ -384,7 +394,7 @@ mod tests {
         template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}, {"name": "LATER", "value": "$(BUILDKITE_AGENT_TAGS)"}]);
         let job = built(&template);
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
-        assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
+        assert_eq!(tags["value"], "docker=true,os=linux,queue=kubernetes,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
     }
 
@@ -436,7 +446,7 @@ mod tests {
         for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
             *field = Some(long.clone());
         }
-        let job = build_json(&job, Some("default"), &definition(&template()), &stack());
+        let job = build_json(&job, Some("kubernetes"), &definition(&template()), &stack());
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             for key in ["pipeline", "branch", "commit", "step-key"] {
                 let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();

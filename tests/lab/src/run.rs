@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter,
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, buildkite,
     control_plane::{self, ClusterKind},
     event,
     kubeconfig::{self, Cluster},
@@ -88,7 +88,7 @@ pub enum Problem {
 impl Run {
     /// Returns the exit code: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (event, _) = Event::read(&self.event)?;
+        let (event, parsed) = Event::read(&self.event)?;
         let agent_token = self.agent_token.clone().filter(|token| !token.is_empty());
         if self.context.is_some() && agent_token.is_none() {
             return Err(Problem::NoAgentToken);
@@ -96,7 +96,12 @@ impl Run {
         let setup = self.set_up().await?;
         let lab = &setup.lab;
         if let Some(token) = agent_token {
-            lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
+            lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&token));
+            let cluster = (buildkite::CLUSTER.to_owned(), buildkite::Token::Cluster);
+            lab.buildkite.lock().tokens.insert(token, cluster);
+        }
+        for job in parsed.jobs_scheduled() {
+            lab.buildkite.lock().schedule(&job, buildkite::CLUSTER);
         }
         let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
         let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
@@ -113,6 +118,7 @@ impl Run {
         let log = function.stop().await.lines();
 
         print_timeline(lab);
+        print_build_pages(lab);
         let answer = match answer {
             Answer::Success(answer) => answer,
             failure => {
@@ -180,6 +186,20 @@ fn print_timeline(lab: &Lab) {
     }
 }
 
+/// What a user of Buildkite sees of the jobs that a stack has reported on.
+fn print_build_pages(lab: &Lab) {
+    for (uuid, job) in &lab.buildkite.lock().jobs {
+        let ended = job.detail.iter().map(|detail| {
+            let reason = job.signal_reason.as_deref().unwrap_or_default();
+            format!("{}, exit status {}, {reason}\n{detail}", job.state, job.exit_status.unwrap_or_default())
+        });
+        let reports: Vec<_> = job.notifications.iter().map(|(_, text)| text.clone()).chain(ended).collect();
+        if !reports.is_empty() {
+            println!("\nThe build page of job {uuid}:\n{}", textwrap::indent(&reports.join("\n"), "  "));
+        }
+    }
+}
+
 /// The jobs that have a Kubernetes Job now, by what the function logged: its answer to a batch names none.
 fn job_uuids(log: &[Value]) -> Vec<&str> {
     let made = log.iter().filter(|line| matches!(line["outcome"].as_str(), Some("created" | "already-exists")));
@@ -221,6 +241,7 @@ fn outcome(answer: &Value) -> String {
     }
     match answer["outcome"].as_str() {
         Some("ignored") => format!("The event was ignored: {}. No Job was made.", text("reason")),
+        Some("refused") => format!("The job was refused: {}. No Job was made.", text("reason")),
         Some(outcome) => format!("Job {} in namespace {}: {outcome}.", text("job"), text("namespace")),
         None => format!("The function answered {answer}."),
     }
