@@ -15,9 +15,6 @@ use crate::{buildkite::job::ScheduledJob, stack::Stack};
 /// The label, on Job and pod, that says which Buildkite job they are for.
 pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 
-/// The label, on Job and pod, that says which stack made them: its id.
-pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
-
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 

@@ -92,7 +92,7 @@ pub(super) fn jobs<'a>(seen: &'a Seen) -> Option<(Vec<Found<'a>>, Vec<Uuid>)> {
     }
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
     for job in jobs {
-        let Some(Identity { uuid, uid, created }) = Identity::of(job, seen.stack_id) else { continue };
+        let Some(Identity { uuid, uid, created }) = Identity::of(job, &seen.stack.id) else { continue };
         let pods = pods_of.remove(uid).unwrap_or_default();
         let Some(state) = states.get(&uuid) else {
             if end(job).is_none() && !agents(&pods).any(ContainerStatus::runs) {

@@ -27,10 +27,8 @@ pub enum Known<T> {
 /// Both sides at one time, and the settings that decide.
 #[derive(Clone, Debug)]
 pub struct Seen<'a> {
-    /// Which jobs are ours, and how long a Job may take.
+    /// Which jobs and which Jobs are ours, and how long a Job may take.
     pub stack: &'a Stack,
-    /// The stack's id, which its Jobs have as a label.
-    pub stack_id: &'a str,
     /// `POD_PENDING_SECONDS`: how long the Jobs of a Buildkite job may fail before it is finished.
     pub pod_pending: SignedDuration,
     /// The stack's queues.

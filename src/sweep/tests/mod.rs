@@ -24,7 +24,7 @@ fn check<const N: usize>(rows: [(&str, World, &str); N]) {
 fn lost(change: impl FnOnce(&mut Waiting)) -> World {
     let mut lost = waiting(1, 30);
     change(&mut lost);
-    World::default().waits("default", lost)
+    World::default().waits("kubernetes", lost)
 }
 
 fn rules(waiting: &mut Waiting, rules: &[&str]) {
@@ -43,16 +43,16 @@ fn a_job_that_waits_without_a_job_gets_one() {
         ("it has a Job", lost(|_| {}).job(job(1), "scheduled"), ""),
         ("its Job is being deleted", lost(|_| {}).job(job(1).deleted(), "scheduled"), ""),
         ("another has a Job", lost(|_| {}).job(job(2), "scheduled"), "create 1"),
-        ("its queue is paused", lost(|_| {}).paused("default"), ""),
+        ("its queue is paused", lost(|_| {}).paused("kubernetes"), ""),
         ("another queue is paused", lost(|_| {}).paused("gpu"), "create 1"),
         ("another queue is unknown", lost(|_| {}).unknown_queue("gpu"), "create 1"),
         (
             "a tag of ours",
-            lost(|lost| rules(lost, &["queue=default", "os=linux"]))
+            lost(|lost| rules(lost, &["queue=kubernetes", "os=linux"]))
                 .stack(|stack| stack.agent_tags = tags(&[("os", "linux")])),
             "create 1",
         ),
-        ("a tag that no agent has", lost(|lost| rules(lost, &["queue=default", "os=plan9"])), ""),
+        ("a tag that no agent has", lost(|lost| rules(lost, &["queue=kubernetes", "os=plan9"])), ""),
         ("another queue's", lost(|lost| rules(lost, &["queue=other"])), ""),
         ("no queue", lost(|lost| rules(lost, &[])), ""),
         (
@@ -82,9 +82,9 @@ fn the_highest_priority_comes_first_and_then_the_oldest() {
         Waiting { priority, runnable_at, ..waiting(number, scheduled) }
     };
     let world = World::default()
-        .waits("default", of(1, 0, 300, None))
-        .waits("default", of(2, -1, 900, None))
-        .waits("default", of(3, 0, 900, Some(200)))
+        .waits("kubernetes", of(1, 0, 300, None))
+        .waits("kubernetes", of(2, -1, 900, None))
+        .waits("kubernetes", of(3, 0, 900, Some(200)))
         .waits("gpu", of(4, 5, 31, None))
         .waits("gpu", of(5, 0, 299, None));
     check([("", world, "create 4, create 1, create 5, create 3, create 2")]);
@@ -154,10 +154,10 @@ fn the_queue_of_an_ended_job_must_be_open() {
     let finishable = World::default().job(kubernetes_job(1, 60).attempt(3, 2, POD_PENDING).failed(0), "scheduled");
     let without = || ended(Vec::clear).stack(|stack| stack.serve_jobs_without_queue = true);
     check([
-        ("paused: no replacement", ended(|_| {}).paused("default"), ""),
-        ("unknown: no replacement", ended(|_| {}).unknown_queue("default"), ""),
-        ("paused: no finish", finishable.clone().paused("default"), ""),
-        ("unknown: no finish", finishable.unknown_queue("default"), ""),
+        ("paused: no replacement", ended(|_| {}).paused("kubernetes"), ""),
+        ("unknown: no replacement", ended(|_| {}).unknown_queue("kubernetes"), ""),
+        ("paused: no finish", finishable.clone().paused("kubernetes"), ""),
+        ("unknown: no finish", finishable.unknown_queue("kubernetes"), ""),
         ("another is paused", ended(|_| {}).paused("gpu"), "replace 1 by 2"),
         ("no queue", without(), "replace 1 by 2"),
         ("no queue, and one is paused", without().paused("gpu"), ""),
@@ -178,7 +178,7 @@ fn a_job_that_is_over_loses_its_job_if_no_agent_ever_started() {
             ("its agent ran", of(state).pod(pod(1, &exited(0))).pod(pod(1, &never_started())), ""),
             ("its agent runs", of(state).pod(pod(1, &running())), "warn"),
             ("the agent of an earlier Job runs", of(state).pod(pod_of("uid-0", 1, &running())), "cancel 1"),
-            ("paused", of(state).paused("default"), "cancel 1"),
+            ("paused", of(state).paused("kubernetes"), "cancel 1"),
             ("being deleted", of(state).change(|job| job.metadata.deletion_timestamp = Some(ago(9))), ""),
             ("too young", of(state).change(|job| job.metadata.creation_timestamp = Some(ago(59))), ""),
         ]);
@@ -369,7 +369,7 @@ fn the_order_lets_jobs_run_first() {
         .job(kubernetes_job(4, 600), "")
         .job(kubernetes_job(5, 600), "canceled")
         .pod(pod(5, &running()))
-        .waits("default", waiting(6, 40));
+        .waits("kubernetes", waiting(6, 40));
     check([("", world, "create 6, replace 2 by 2, cancel 3, finish 1, warn, warn")]);
 }
 

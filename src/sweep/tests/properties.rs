@@ -56,7 +56,7 @@ prop_compose! {
         build in 1..4_u64,
         active in 0..2_u32,
         (deleted, foreign) in (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
-        queue in select(vec!["queue=default", "queue=gpu", "queue=other"]),
+        queue in select(vec!["queue=kubernetes", "queue=gpu", "queue=other"]),
     ) -> KubernetesJob {
         let mut scheduled = scheduled_job(number);
         scheduled.agent_query_rules = vec![queue.to_owned()];
@@ -106,7 +106,7 @@ fn any_world() -> impl Strategy<Value = World> {
         for (job, pods, state) in jobs.into_iter().flatten() {
             world = pods.into_iter().fold(world.job(job, state), World::pod);
         }
-        for (queue, (waiting, paused)) in ["default", "gpu"].into_iter().zip(lists) {
+        for (queue, (waiting, paused)) in ["kubernetes", "gpu"].into_iter().zip(lists) {
             world = waiting.into_iter().fold(world, |world, waiting| world.waits(queue, waiting));
             if paused {
                 world = world.paused(queue);
@@ -200,7 +200,7 @@ proptest! {
 
     #[test]
     fn nothing_is_created_or_finished_in_a_paused_queue(world in any_world()) {
-        let world = ["default", "gpu"].into_iter().fold(world, World::paused);
+        let world = ["kubernetes", "gpu"].into_iter().fold(world, World::paused);
         for step in effects(&world) {
             prop_assert!(matches!(step, Step::Cancel(_)), "{step:?}");
         }
@@ -218,7 +218,7 @@ proptest! {
         for list in [0, 2, 3] {
             prop_assert_eq!(without(list).plan().len(), creates(&world), "clock, pods or states");
         }
-        let no_queue = ["default", "gpu"].into_iter().fold(world, World::unknown_queue);
+        let no_queue = ["kubernetes", "gpu"].into_iter().fold(world, World::unknown_queue);
         prop_assert!(effects(&no_queue).iter().all(|step| matches!(step, Step::Cancel(_))));
     }
 

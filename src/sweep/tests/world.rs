@@ -48,7 +48,7 @@ pub(super) fn scheduled_job(number: u128) -> ScheduledJob {
         time: None,
         uuid: uuid(number),
         kind: "script".to_owned(),
-        agent_query_rules: vec!["queue=default".to_owned()],
+        agent_query_rules: vec!["queue=kubernetes".to_owned()],
         step_key: None,
         build_number: Some(u64::try_from(number).unwrap()),
         commit: None,
@@ -184,10 +184,10 @@ pub(super) struct World {
 
 impl Default for World {
     fn default() -> Self {
-        let queues = ["default", "gpu"].map(str::to_owned);
+        let queues = ["kubernetes", "gpu"].map(str::to_owned);
         let list = QueueList { now: buildkite_ago(0), ..QueueList::default() };
         Self {
-            stack: Stack { queues: queues.to_vec(), ..fixtures::stack() },
+            stack: Stack { id: STACK.to_owned(), queues: queues.to_vec(), ..fixtures::stack() },
             queues: queues.map(|queue| (queue, Some(list.clone()))).into(),
             jobs: Vec::new(),
             pods: Vec::new(),
@@ -258,7 +258,6 @@ impl World {
             .map(|(key, list)| Queue { key: key.clone(), list: list.clone().map_or(Known::Unknown, Known::Known) });
         plan(&Seen {
             stack: &self.stack,
-            stack_id: STACK,
             pod_pending: SignedDuration::from_secs(POD_PENDING),
             queues: queues.collect(),
             now: known(self.known[0], ago(0)),

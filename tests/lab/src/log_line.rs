@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn a_log_line_reads_as_its_message_and_its_fields() {
         let cases = [
-            (r#"{"level":"INFO","fields":{"message":"matched","queue":"kubernetes","n":2}}"#, "matched n=2 queue=kubernetes"),
+            (
+                r#"{"level":"INFO","fields":{"message":"matched","queue":"kubernetes","n":2}}"#,
+                "matched n=2 queue=kubernetes",
+            ),
             (
                 r#"{"level":"WARN","fields":{"message":"ignored","reason":"not ours"},"spans":[{"name":"x"}]}"#,
                 "WARN: ignored reason=\"not ours\"",

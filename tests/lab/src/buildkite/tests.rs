@@ -16,7 +16,8 @@ use crate::{Client, Event, Fault, Lab, When};
 
 /// `$1` and `$2` of a transcript.
 const JOBS: [&str; 2] = ["11111111-2222-4333-8444-555555555501", "11111111-2222-4333-8444-555555555509"];
-const REGISTER: &str = r#"POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {}}"#;
+const REGISTER: &str =
+    r#"POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {}}"#;
 const LIST: &str = "GET stacks/s/scheduled-jobs?queue_key=kubernetes";
 const RESERVE: &str =
     r#"PUT stacks/s/scheduled-jobs/batch-reserve {"job_uuids": ["$1"], "reservation_expiry_seconds": 60}"#;
