@@ -24,7 +24,7 @@ use crate::{
     definitions::Definitions,
     https::CertificateAuthority,
     kept::Kept,
-    kubernetes::{self, Cluster, FoundJob},
+    kubernetes::{self, Cluster},
     pod::{
         definition::{Access, refused_rule},
         job::{self, JOB_UUID_LABEL},
@@ -196,21 +196,19 @@ impl Scheduler {
 /// An earlier delivery of the same event created the Job, if that has our label for it.
 async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
     let name = job::name(uuid);
-    let FoundJob { metadata, status } = match cluster.job(&name, deadline).await {
+    let found = match cluster.job(&name, deadline).await {
         Ok(found) => found,
         Err(source) => return Err(Error::ReadJob { name, source }),
     };
-    let label = metadata.labels.get(JOB_UUID_LABEL);
+    let label = found.metadata.labels.get(JOB_UUID_LABEL);
     if label.is_none_or(|label| *label != uuid.to_string()) {
         let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
         return Err(Error::NameTaken { name, label });
     }
-    if metadata.deletion_timestamp.is_some() {
+    if found.metadata.deletion_timestamp.is_some() {
         return Err(Error::JobIsDeleted { name });
     }
-    if let Some(failed) =
-        status.conditions.iter().find(|condition| condition.type_ == "Failed" && condition.status == "True")
-    {
+    if let Some(failed) = found.condition("Failed") {
         tracing::warn!(
             job = %uuid,
             reason = failed.reason.as_deref(),
