@@ -154,7 +154,7 @@ fn looks_like_a_token(value: &str) -> bool {
 /// Unique in all of AWS, and so in a Buildkite organization; the same after an update of the stack.
 fn stack_id(stack_name: &str, cluster: &str, namespace: &str) -> String {
     let digest = Sha256::digest(format!("{stack_name}\n{cluster}\n{namespace}"));
-    digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(digest[..16].try_into().unwrap_or_default()))
 }
 
 fn stack_name(value: &str) -> Result<String, &'static str> {

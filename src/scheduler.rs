@@ -259,7 +259,7 @@ mod tests {
 
     fn job() -> ScheduledJob {
         let event: serde_json::Value = serde_json::from_str(lab::event::SCHEDULED).unwrap();
-        event::job_scheduled(&event["detail"].to_string(), None).unwrap().0
+        serde_json::from_str::<event::JobScheduled>(&event["detail"].to_string()).unwrap().job
     }
 
     async fn wait(time: Duration) {

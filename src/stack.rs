@@ -3,7 +3,7 @@
 /// The settings that decide about jobs; [`Config`](../agent_scheduler/config/struct.Config.html) reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Tells this stack's Jobs from those of others in the namespace: 32 hexadecimal digits, from `STACK`, cluster and namespace.
+    /// Which Jobs and pods of the namespace are this stack's, as their label: 32 hexadecimal digits, from `STACK`, cluster and namespace.
     pub id: String,
     /// `BUILDKITE_QUEUE`: the queues whose jobs are ours, at least one.
     pub queues: Vec<String>,

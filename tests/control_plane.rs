@@ -1084,6 +1084,10 @@ mod a_cluster_of_a_kubeconfig {
     #[tokio::test]
     async fn gives_its_errors_and_those_of_the_lab() {
         let namespace = Namespace::without_permissions().await;
+        let cluster = cluster(&namespace).await;
+        cluster.check(&namespace.name).await.unwrap();
+        let absent = cluster.check("absent").await.unwrap_err().to_string();
+        assert!(absent.contains(&format!("`kubectl --context {CLUSTER} create namespace absent`")), "{absent}");
         let lab = lab(&namespace).await;
         let absent = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", "absent").start();
         fails(absent, "RejectedByApiServer", &["\"absent\""]).await;

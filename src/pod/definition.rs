@@ -98,13 +98,35 @@ pub struct Unmet {
 impl PodDefinition {
     /// Checks a manifest. `origin` is the file that it comes from.
     pub fn parse(origin: &str, manifest: &Value) -> Result<Self, Invalid> {
-        check::kind(manifest).map_err(|problems| Invalid { origin: origin.to_owned(), problems })?;
-        Self::of_object(origin, manifest)
+        match check::kind(manifest) {
+            Some(problem) => Err(Invalid { origin: origin.to_owned(), problems: vec![problem] }),
+            None => Self::of_object(origin, manifest),
+        }
     }
 
     /// The same for an item of a list of `PodTemplates`, which does not repeat its kind.
     pub fn of_object(origin: &str, object: &Value) -> Result<Self, Invalid> {
-        check::check(object).map_err(|problems| Invalid { origin: origin.to_owned(), problems })
+        let problems = check::check(object);
+        if problems.is_empty() {
+            Ok(Self::checked(object.clone()))
+        } else {
+            Err(Invalid { origin: origin.to_owned(), problems })
+        }
+    }
+
+    /// Reads what has been checked before.
+    pub fn checked(mut object: Value) -> Self {
+        let metadata = &object["metadata"];
+        let annotation = |name| metadata["annotations"][name].as_str();
+        let quantity = |name| annotation(name)?.parse().ok();
+        Self {
+            name: metadata["name"].as_str().unwrap_or_default().to_owned(),
+            allow_pipelines: annotation(ALLOW_PIPELINES).map(|text| slugs(text).map(str::to_owned).collect()),
+            allow_image: annotation(ALLOW_IMAGE) != Some("false"),
+            max_cpu: quantity(MAX_CPU),
+            max_memory: quantity(MAX_MEMORY),
+            template: object["template"].take(),
+        }
     }
 
     /// What a step asks for.
@@ -198,6 +220,10 @@ fn one<'a>(rule: &'static str, choice: Choice<'a>) -> Result<Option<&'a str>, Un
             Err(Unmet { rule, value: first.to_owned(), problem })
         }
     }
+}
+
+pub(super) fn slugs(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
 }
 
 /// The variable of this name that a container sets.

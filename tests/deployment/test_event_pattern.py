@@ -42,7 +42,13 @@ EVENTS = SAMPLES | {
     "another account": sample("job-scheduled") | {"account": "444455556666"},
 }
 
-OUR_QUEUE = {"job-scheduled", "job-scheduled-2019", "job-unserved-tag", "our queue last of three rules"}
+OUR_QUEUE = {
+    "job-scheduled",
+    "job-scheduled-2019",
+    "job-unserved-tag",
+    "job-unknown-definition",
+    "our queue last of three rules",
+}
 STACKS = {
     "one-queue": ({"BuildkiteQueue": "kubernetes"}, OUR_QUEUE),
     "two-queues": ({"BuildkiteQueue": "linux,kubernetes"}, OUR_QUEUE | {"queue linux"}),

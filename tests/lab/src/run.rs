@@ -72,9 +72,7 @@ pub enum Problem {
     Function { path: PathBuf, source: io::Error },
     #[error(transparent)]
     ControlPlane(#[from] control_plane::Problem),
-    #[error(
-        "cannot use the cluster of context {context}: {source}\n`kubectl config get-contexts` lists what there is."
-    )]
+    #[error("cannot use the context {context}: {source}\nCheck it with `kubectl --context {context} get namespaces`.")]
     Context { context: String, source: kubeconfig::Problem },
     #[error(
         "a run in your own cluster requires the Buildkite agent token for its pod: `make run CONTEXT=… TOKEN=…`, \
@@ -93,7 +91,8 @@ impl Run {
         if self.context.is_some() && agent_token.is_none() {
             return Err(Problem::NoAgentToken);
         }
-        let setup = self.set_up().await?;
+        let namespace = self.namespace().to_owned();
+        let setup = self.set_up(&namespace).await?;
         let lab = &setup.lab;
         if let Some(token) = agent_token {
             lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&token));
@@ -106,11 +105,7 @@ impl Run {
         let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
         let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
         let mut function = function.env("AGENT_TOKEN_SECRET_NAME", secret);
-        let mut namespace = NAMESPACE.to_owned();
         for (name, value) in self.env {
-            if name == "KUBERNETES_NAMESPACE" {
-                namespace.clone_from(&value);
-            }
             function = function.env(name, value);
         }
         let function = function.try_start().map_err(|source| Problem::Function { path: self.function, source })?;
@@ -148,9 +143,16 @@ impl Run {
         Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    async fn set_up(&self) -> Result<Setup, Problem> {
+    /// Where the function makes its Jobs.
+    fn namespace(&self) -> &str {
+        let given = self.env.iter().rfind(|(name, _)| name == "KUBERNETES_NAMESPACE");
+        given.map_or(NAMESPACE, |(_, value)| value)
+    }
+
+    async fn set_up(&self, namespace: &str) -> Result<Setup, Problem> {
         if let Some(context) = &self.context {
             let cluster = open(context, None).await?;
+            cluster.check(namespace).await.map_err(|source| explain(context, source))?;
             let mut lab = Lab::start().await;
             lab.timeline.note(format!("context {context} is {}", cluster.url()));
             lab.forward_to(cluster.clone()).await;
@@ -166,8 +168,11 @@ impl Run {
 }
 
 async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {
-    let opened = Cluster::of_context(context, kubeconfig).await;
-    opened.map_err(|source| Problem::Context { context: context.to_owned(), source })
+    Cluster::of_context(context, kubeconfig).await.map_err(|source| explain(context, source))
+}
+
+fn explain(context: &str, source: kubeconfig::Problem) -> Problem {
+    Problem::Context { context: context.to_owned(), source }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
