@@ -8,6 +8,7 @@ pub mod buildkite {
     pub mod event;
     pub mod job;
     pub mod rules;
+    pub mod state;
     pub mod token;
 }
 pub mod json;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
+use crate::buildkite::job::ScheduledJob;
+
 /// The label that counts the Jobs for one Buildkite job. The first Job goes without it.
 pub const ATTEMPT_LABEL: &str = "agent-scheduler.buildkite.com/attempt";
 
@@ -16,6 +18,9 @@ pub const FIRST_CREATED_ANNOTATION: &str = "agent-scheduler.buildkite.com/first-
 
 /// The annotation that holds the Buildkite job as JSON, of which the next attempt is built.
 pub const JOB_ANNOTATION: &str = "agent-scheduler.buildkite.com/job";
+
+/// A larger job is left out of its Job, which then is not replaced: most of it is text that no rule needs, such as its branch.
+const MAX_JOB_BYTES: usize = 16 * 1024;
 
 /// One of the Jobs for a Buildkite job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +50,26 @@ impl Attempt {
     }
 }
 
+/// The labels of a Job, so that [`Attempt::of`] reads its attempt.
+pub(super) fn labels(attempt: Option<Attempt>) -> Vec<(&'static str, String)> {
+    attempt.map(|attempt| (ATTEMPT_LABEL, attempt.number.to_string())).into_iter().collect()
+}
+
+/// The annotations of a Job, so that the next attempt can be built.
+pub(super) fn annotations(job: &ScheduledJob, attempt: Option<Attempt>) -> Vec<(&'static str, String)> {
+    let job = serde_json::to_string(job).ok().filter(|job| job.len() <= MAX_JOB_BYTES);
+    let mut annotations: Vec<_> = job.map(|job| (JOB_ANNOTATION, job)).into_iter().collect();
+    if let Some(Attempt { failed, first_created, .. }) = attempt {
+        annotations.push((FAILED_ATTEMPTS_ANNOTATION, failed.to_string()));
+        annotations.push((FIRST_CREATED_ANNOTATION, first_created.to_string()));
+    }
+    annotations
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buildkite::event::fixtures::scheduled;
 
     fn strings(strings: &[(&str, &str)]) -> BTreeMap<String, String> {
         strings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -61,6 +83,30 @@ mod tests {
         let labels = strings(&[(ATTEMPT_LABEL, "0")]);
         let annotations = strings(&[(FAILED_ATTEMPTS_ANNOTATION, "7"), (FIRST_CREATED_ANNOTATION, "today")]);
         assert_eq!(Attempt::of(&labels, &annotations, created), first, "no sense in what others wrote");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let read = |attempt, created| {
+            let owned = |strings: Vec<(&str, String)>| {
+                strings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+            };
+            Attempt::of(&owned(labels(attempt)), &owned(annotations(&scheduled(), attempt)), created)
+        };
+        let (first, later): (Timestamp, _) =
+            ("2026-01-15T10:00:05Z".parse().unwrap(), "2026-01-15T11:00:00Z".parse().unwrap());
+        let attempt = Attempt { number: 3, failed: 1, first_created: first };
+        assert_eq!(read(Some(attempt), later), attempt);
+        assert_eq!(read(None, later), Attempt { number: 1, failed: 0, first_created: later });
+    }
+
+    #[test]
+    fn the_job_is_read_again_unless_it_is_huge() {
+        let [(JOB_ANNOTATION, text)] = &annotations(&scheduled(), None)[..] else { panic!() };
+        let again: ScheduledJob = serde_json::from_str(text).unwrap();
+        assert_eq!(again, ScheduledJob { time: None, ..scheduled() });
+        let huge = ScheduledJob { branch: Some("é".repeat(MAX_JOB_BYTES)), ..scheduled() };
+        assert_eq!(annotations(&huge, None), []);
     }
 
     #[test]

@@ -9,7 +9,10 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::definition::{AGENT, PodDefinition, variable};
+use super::{
+    attempt::{self, Attempt},
+    definition::{AGENT, PodDefinition, variable},
+};
 use crate::{buildkite::job::ScheduledJob, stack::Stack};
 
 /// The label, on Job and pod, that says which Buildkite job they are for.
@@ -134,25 +137,27 @@ impl Serialize for Object<'_> {
     }
 }
 
-/// Builds the Job whose pod takes `job`, on `queue` where the job names one.
+/// Builds the Job whose pod takes `job`, on `queue` where the job names one. `attempt` is absent for the first one.
 pub fn build<'a>(
     job: &'a ScheduledJob,
     queue: Option<&'a str>,
+    attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
     let text = |text: &'a str| Part::Text(text.into());
     let (labels, annotations) = (labels(job, queue, definition, stack), annotations(job, definition));
-    let of_job = |strings: &Strings<'a>| {
+    let of_job = |strings: &Strings<'a>, ours: Vec<(&'static str, String)>| {
         let mut strings = strings.clone();
         strings.retain(|name, _| !is_mark_of_a_controller(name));
+        strings.extend(ours.into_iter().map(|(name, value)| (name, value.into())));
         Part::Strings(strings)
     };
     let metadata = [
         ("name", Part::Text(name(job.uuid).into())),
         ("namespace", text(&stack.namespace)),
-        ("labels", of_job(&labels)),
-        ("annotations", of_job(&annotations)),
+        ("labels", of_job(&labels, attempt::labels(attempt))),
+        ("annotations", of_job(&annotations, attempt::annotations(job, attempt))),
     ];
     let template = definition.template();
     let agent = object(definition.agent(), [("env", Part::List(env(job, queue, definition, stack)))]);
@@ -284,7 +289,7 @@ mod tests {
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 
     fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-        serde_json::to_value(build(job, queue, definition, stack)).unwrap()
+        serde_json::to_value(build(job, queue, None, definition, stack)).unwrap()
     }
 
     fn built(template: &Value) -> Value {

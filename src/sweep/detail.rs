@@ -72,11 +72,6 @@ pub(super) fn finish(ended: &Ended, now: Timestamp, namespace: &str) -> String {
     lines.extend(found.job.condition("Failed").map(|failed| format!("Job {name}: {}", quoted(failed))));
     lines.extend(found.pods.iter().flat_map(|pod| report(pod)));
     lines.push(format!("More: kubectl describe job {name} --namespace {namespace}"));
-    lines.push(
-        "An automatic retry of the step meets the same. To exclude it, add to the step's automatic retries: exit_status: -1, \
-         signal_reason: stack_error, limit: 0"
-            .to_owned(),
-    );
     lines.join("\n")
 }
 

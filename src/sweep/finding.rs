@@ -2,14 +2,17 @@
 //!
 //! The sweep asks twice: for its plan, and with fresh values before it finishes a job or deletes a Job.
 
-use std::collections::HashMap;
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use super::seen::{Seen, State};
+use super::seen::Seen;
 use crate::{
-    buildkite::job::ScheduledJob,
+    buildkite::{job::ScheduledJob, state::State},
     kubernetes::objects::{ContainerStatus, Job, Pod},
     pod::{
         attempt::{Attempt, JOB_ANNOTATION},
@@ -57,6 +60,26 @@ pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(
         }
         _ => None,
     }
+}
+
+/// Whether it is still wrong with the same Job, with fresh values. `pods` may have others.
+pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, now: Timestamp) -> bool {
+    let (uid, finding) = found;
+    let pods: Vec<_> = pods.iter().filter(|pod| pod.owner() == Some(uid)).collect();
+    let is_same = job.metadata.uid.as_deref() == Some(uid);
+    is_same && find(job, &pods, state, now).is_some_and(|(again, _)| again == finding)
+}
+
+/// The jobs whose state matters: all but those whose agent is known to run. Of these the newest fill the last call of `per_call` jobs;
+/// they may prove that agents take jobs.
+pub fn jobs_to_ask(jobs: &[Job], pods: &[Pod], stack_id: &str, per_call: usize) -> Vec<Uuid> {
+    let runs = |pod: &&Pod| pod.container(AGENT).is_some_and(ContainerStatus::runs);
+    let run: HashSet<_> = pods.iter().filter(runs).filter_map(Pod::owner).collect();
+    let ours = jobs.iter().filter_map(|job| Identity::of(job, stack_id));
+    let (mut run, wait): (Vec<_>, Vec<_>) = ours.partition(|job| run.contains(job.uid));
+    run.sort_by_key(|job| Reverse(job.created));
+    let room = wait.len().next_multiple_of(per_call) - wait.len();
+    wait.iter().chain(run.iter().take(room)).map(|job| job.uuid).collect()
 }
 
 /// How the Job ended, and when, if the control plane says so.

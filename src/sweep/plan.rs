@@ -151,8 +151,11 @@ pub(super) struct Ended<'a> {
 
 impl<'a> Ended<'a> {
     fn of(found: &'a Found<'a>, finding: Finding, end: Timestamp, now: Timestamp, seen: &Seen) -> Option<Self> {
-        let job = found.scheduled_job().filter(|job| is_open(job, seen))?;
         let Attempt { number, failed, first_created } = found.attempt;
+        let job = ScheduledJob { time: Some(first_created.into()), ..found.scheduled_job()? };
+        if !is_open(&job, seen) {
+            return None;
+        }
         let (count, pauses, max) = match finding {
             Finding::Complete => {
                 let max = SignedDuration::from_secs(seen.stack.job_active_deadline_seconds.into());

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::{
-    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules, state::State},
     kubernetes::objects::{Job, Pod},
     stack::Stack,
 };
@@ -76,27 +76,6 @@ pub struct Waiting {
     pub runnable_at: Option<Timestamp>,
 }
 
-/// A job's state, in the words of Buildkite: <https://buildkite.com/docs/pipelines/configure/defining-steps#job-states>.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the words of Buildkite")]
-pub enum State {
-    Scheduled,
-    Reserved,
-    Assigned,
-    Accepted,
-    Running,
-    Canceling,
-    TimingOut,
-    Finished,
-    Canceled,
-    TimedOut,
-    Skipped,
-    Broken,
-    Expired,
-    /// A job with a state that is not named here is left alone.
-    Other(String),
-}
-
 impl<T> Known<T> {
     /// Its value, if it is known.
     pub fn get(&self) -> Option<&T> {
@@ -104,44 +83,6 @@ impl<T> Known<T> {
             Self::Known(value) => Some(value),
             Self::Unknown => None,
         }
-    }
-}
-
-impl From<&str> for State {
-    fn from(word: &str) -> Self {
-        match word {
-            "scheduled" => Self::Scheduled,
-            "reserved" => Self::Reserved,
-            "assigned" => Self::Assigned,
-            "accepted" => Self::Accepted,
-            "running" => Self::Running,
-            "canceling" => Self::Canceling,
-            "timing_out" => Self::TimingOut,
-            "finished" => Self::Finished,
-            "canceled" => Self::Canceled,
-            "timed_out" => Self::TimedOut,
-            "skipped" => Self::Skipped,
-            "broken" => Self::Broken,
-            "expired" => Self::Expired,
-            other => Self::Other(other.to_owned()),
-        }
-    }
-}
-
-impl State {
-    /// No agent has taken the job.
-    pub fn is_waiting(&self) -> bool {
-        matches!(self, Self::Scheduled | Self::Reserved)
-    }
-
-    /// An agent has the job.
-    pub fn is_held(&self) -> bool {
-        matches!(self, Self::Assigned | Self::Accepted | Self::Running | Self::Canceling | Self::TimingOut)
-    }
-
-    /// No agent needs to come any more.
-    pub fn is_over(&self) -> bool {
-        matches!(self, Self::Finished | Self::Canceled | Self::TimedOut | Self::Skipped | Self::Broken | Self::Expired)
     }
 }
 
@@ -162,29 +103,5 @@ impl QueueList {
             }
             Some((job, waiting))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_state_waits_or_is_held_or_is_over_and_an_unknown_one_is_none_of_them() {
-        let cases = [
-            ("scheduled reserved", (true, false, false)),
-            ("assigned accepted running canceling timing_out", (false, true, false)),
-            ("finished canceled timed_out skipped broken expired", (false, false, true)),
-            (
-                "pending waiting blocked limiting limited platform_limited unblocked Scheduled new",
-                (false, false, false),
-            ),
-        ];
-        for (words, expected) in cases {
-            for word in words.split(' ') {
-                let state = State::from(word);
-                assert_eq!((state.is_waiting(), state.is_held(), state.is_over()), expected, "{word}");
-            }
-        }
     }
 }

@@ -403,8 +403,6 @@ fn the_build_page_shows_what_ended_and_what_to_do() {
         "  container agent: exit code 137, OOMKilled: no memory",
         "  container web: waits, ImagePullBackOff: no image",
         &format!("More: kubectl describe job {name} --namespace buildkite"),
-        "An automatic retry of the step meets the same. To exclude it, add to the step's automatic retries: exit_status: -1, \
-         signal_reason: stack_error, limit: 0",
     ];
     assert_eq!(detail.lines().collect::<Vec<_>>(), expected);
 }

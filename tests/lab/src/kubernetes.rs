@@ -2,6 +2,7 @@
 
 mod api;
 mod apply;
+mod controllers;
 mod forwarder;
 mod list;
 mod status;

@@ -209,6 +209,8 @@ impl Lab {
             ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
             ("JOB_TTL_SECONDS", "600"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+            ("SWEEP_ENABLED", "true"),
+            ("POD_PENDING_SECONDS", "900"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
             ("STACKS_API", "true"),
