@@ -108,7 +108,7 @@ async fn a_failed_job_is_replaced_and_finished_in_the_end() {
     fixture.create(1).await;
     let created = lab.kubernetes.job(&name(1)).unwrap()["metadata"].clone();
     for next in 2..=8 {
-        lab.kubernetes.start_pod(&name(1), json!({"waiting": {}}));
+        lab.kubernetes.start_pod(&name(1), &json!({"waiting": {}}));
         fixture.pass(60);
         lab.kubernetes.end_job(&name(1), 1);
         fixture.sweep().await;

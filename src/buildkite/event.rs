@@ -19,7 +19,7 @@ pub const JOB_SCHEDULED: &str = "Job Scheduled";
 pub struct JobScheduled {
     /// Without its time, which the envelope has.
     pub job: ScheduledJob,
-    /// The other fields that are not as they should be.
+    /// What else is not as it should be: the build, the pipeline, the organization, or a field of the job.
     pub left_out: Vec<&'static str>,
 }
 
@@ -45,20 +45,18 @@ struct Job {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
 struct Build {
-    number: Optional<u64>,
-    commit: Optional<String>,
-    branch: Optional<String>,
+    number: Option<u64>,
+    commit: Option<String>,
+    branch: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
 struct Slug {
-    slug: Optional<String>,
+    slug: Option<String>,
 }
 
-/// A field that is not needed: an error if it is there and is not what it should be.
+/// What is not needed: an error if it is there and is not as it should be.
 struct Optional<T>(serde_json::Result<Option<T>>);
 
 impl<T> Default for Optional<T> {
@@ -95,11 +93,11 @@ impl From<Detail> for JobScheduled {
             kind: job.kind.read("detail.job.type", &mut left_out).unwrap_or_else(|| "script".to_owned()),
             agent_query_rules: job.agent_query_rules.unwrap_or_default(),
             step_key: job.step_key.read("detail.job.step_key", &mut left_out),
-            build_number: build.number.read("detail.build.number", &mut left_out),
-            commit: build.commit.read("detail.build.commit", &mut left_out),
-            branch: build.branch.read("detail.build.branch", &mut left_out),
-            pipeline: pipeline.slug.read("detail.pipeline.slug", &mut left_out),
-            organization: organization.slug.read("detail.organization.slug", &mut left_out),
+            build_number: build.number,
+            commit: build.commit,
+            branch: build.branch,
+            pipeline: pipeline.slug,
+            organization: organization.slug,
         };
         Self { job, left_out }
     }
@@ -200,14 +198,14 @@ mod tests {
         let event: Value = serde_json::from_str(TODAY).unwrap();
         let detail = event["detail"].to_string();
         let cases = [
-            (r#""number":1234"#, r#""number":"1234""#, "detail.build.number"),
-            (r#""number":1234"#, r#""number":12.5"#, "detail.build.number"),
-            (r#""number":1234"#, r#""number":-1"#, "detail.build.number"),
-            (r#""branch":"main""#, r#""branch":"\ud800""#, "detail.build.branch"),
-            (r#""branch":"main""#, r#""branch":{"name":"main"}"#, "detail.build.branch"),
+            (r#""number":1234"#, r#""number":"1234""#, "detail.build"),
+            (r#""number":1234"#, r#""number":12.5"#, "detail.build"),
+            (r#""number":1234"#, r#""number":-1"#, "detail.build"),
+            (r#""branch":"main""#, r#""branch":"\ud800""#, "detail.build"),
+            (r#""branch":"main""#, r#""branch":{"name":"main"}"#, "detail.build"),
             (r#""type":"script""#, r#""type":["script"]"#, "detail.job.type"),
             (r#""step_key":"unit_tests""#, r#""step_key":7"#, "detail.job.step_key"),
-            (r#""slug":"example-pipeline""#, r#""slug":false"#, "detail.pipeline.slug"),
+            (r#""slug":"example-pipeline""#, r#""slug":false"#, "detail.pipeline"),
         ];
         for (from, to, field) in cases {
             let changed = detail.replacen(from, to, 1);

@@ -22,12 +22,33 @@ pub(super) const ALLOW_IMAGE: &str = "agent-scheduler.buildkite.com/allow-image"
 pub(super) const MAX_CPU: &str = "agent-scheduler.buildkite.com/max-cpu";
 pub(super) const MAX_MEMORY: &str = "agent-scheduler.buildkite.com/max-memory";
 
+/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it: all of a domain, or one. The
+/// Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they leave such objects alone.
+pub(super) const MARKS_OF_CONTROLLERS: [&str; 14] = [
+    "addonmanager.kubernetes.io",
+    "app.kubernetes.io/instance",
+    "applyset.kubernetes.io",
+    "argocd.argoproj.io",
+    "cli-utils.sigs.k8s.io",
+    "config.k8s.io",
+    "configmanagement.gke.io",
+    "configsync.gke.io",
+    "helm.toolkit.fluxcd.io",
+    "kapp.k14s.io",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "kustomize.toolkit.fluxcd.io",
+    "meta.helm.sh",
+    "objectset.rio.cattle.io",
+];
+
 /// A pod definition that a job can run in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodDefinition {
     pub(super) name: String,
     /// The `PodTemplateSpec`. Its agent is the only container.
     pub(super) template: Value,
+    /// The labels and annotations of its `metadata`, as the Job gets them.
+    pub(super) metadata_of_job: Value,
     /// Their slugs. `None`: all.
     pub(super) allow_pipelines: Option<Vec<String>>,
     pub(super) allow_image: bool,
@@ -116,6 +137,12 @@ impl PodDefinition {
 
     /// Reads what has been checked before.
     pub fn checked(mut object: Value) -> Self {
+        let mut metadata_of_job = object["template"]["metadata"].clone();
+        for kind in ["labels", "annotations"] {
+            if let Some(Value::Object(own)) = metadata_of_job.get_mut(kind) {
+                own.retain(|name, _| !is_mark_of_a_controller(name));
+            }
+        }
         let metadata = &object["metadata"];
         let annotation = |name| metadata["annotations"][name].as_str();
         let quantity = |name| annotation(name)?.parse().ok();
@@ -125,6 +152,7 @@ impl PodDefinition {
             allow_image: annotation(ALLOW_IMAGE) != Some("false"),
             max_cpu: quantity(MAX_CPU),
             max_memory: quantity(MAX_MEMORY),
+            metadata_of_job,
             template: object["template"].take(),
         }
     }
@@ -137,12 +165,6 @@ impl PodDefinition {
     /// The `PodTemplateSpec`, as its author wrote it.
     pub fn template(&self) -> &Value {
         &self.template
-    }
-
-    /// The `labels` or `annotations` that its author gives the pod.
-    pub fn metadata(&self, kind: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        let entries = self.template["metadata"][kind].as_object().into_iter().flatten();
-        entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?.into())))
     }
 
     /// The one ordinary container.
@@ -224,6 +246,11 @@ fn one<'a>(rule: &'static str, choice: Choice<'a>) -> Result<Option<&'a str>, Un
 
 pub(super) fn slugs(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
+}
+
+fn is_mark_of_a_controller(name: &str) -> bool {
+    let domain = name.split_once('/').map(|(domain, _)| domain);
+    MARKS_OF_CONTROLLERS.iter().any(|mark| domain == Some(mark) || name == *mark)
 }
 
 /// The variable of this name that a container sets.
@@ -320,6 +347,28 @@ mod tests {
             panic!("it is not refused")
         };
         assert!(refused.to_string().len() < 1_000 && !refused.to_string().contains(char::is_control));
+    }
+
+    #[test]
+    fn a_field_that_the_api_server_refuses_is_of_the_rule_that_set_it() {
+        let rules = ["image=node", "cpu=3", "memory=1Gi"].map(str::to_owned);
+        let cases = [
+            ("containers[0].image", "Required value", Some("image")),
+            ("containers[0].resources.requests", "must be less than or equal to cpu limit of 2", Some("cpu")),
+            ("containers[0].resources.limits[memory]", "Invalid value", Some("memory")),
+            ("containers[0].resources.requests", "must be less than or equal to nvidia.com/gpu limit of 1", None),
+            ("containers[0].imagePullPolicy", "Unsupported value", None),
+            ("containers[0].env[0].name", "the image has one", None),
+            ("initContainers[0].image", "Required value", None),
+            ("serviceAccountName", "cpu", None),
+        ];
+        for (field, problem, rule) in cases {
+            let field = format!("spec.template.spec.{field}");
+            let unmet = refused_rule(&AgentQueryRules::parse(&rules), &field, problem);
+            assert_eq!(unmet.as_ref().map(|unmet| unmet.rule), rule, "{field}");
+            assert!(unmet.is_none_or(|unmet| unmet.problem.ends_with(problem)));
+            assert_eq!(refused_rule(&AgentQueryRules::default(), &field, problem), None, "the step set nothing");
+        }
     }
 
     #[test]

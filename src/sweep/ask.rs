@@ -114,13 +114,18 @@ fn time(text: &str) -> Option<Timestamp> {
 
 impl Sweep<'_> {
     /// The cluster's side, and the states of its jobs.
-    pub(super) async fn look(&self, queues: Vec<Queue>, report: &mut report::Sweep) -> Result<Seen<'_>, Unavailable> {
+    pub(super) async fn look(
+        &self,
+        queues: Vec<Queue>,
+        report: &mut report::Sweep,
+        deadline: Deadline,
+    ) -> Result<Seen<'_>, Unavailable> {
         let config = &self.scheduler.config;
-        let (jobs, now) = match report.of_cluster(self.cluster.jobs(self.deadline).await) {
+        let (jobs, now) = match report.of_cluster(self.cluster.jobs(deadline).await) {
             Known::Known(listed) => (Known::Known(listed.items), listed.now.map_or(Known::Unknown, Known::Known)),
             Known::Unknown => (Known::Unknown, Known::Unknown),
         };
-        let pods = match report.of_cluster(self.cluster.pods(self.deadline).await) {
+        let pods = match report.of_cluster(self.cluster.pods(deadline).await) {
             Known::Known(listed) => Known::Known(listed.items),
             Known::Unknown => Known::Unknown,
         };
@@ -128,7 +133,7 @@ impl Sweep<'_> {
             (Some(jobs), Some(pods)) => {
                 report.jobs = jobs.len();
                 let uuids = finding::jobs_to_ask(jobs, pods, &config.stack.id, MAX_UUIDS);
-                report.of_buildkite(self.stacks_api.states(&uuids, &self.token, self.deadline).await)?
+                report.of_buildkite(self.stacks_api.states(&uuids, &self.token, deadline).await)?
             }
             _ => Known::Unknown,
         };

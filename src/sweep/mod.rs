@@ -36,6 +36,9 @@ const MAX_TIME: Duration = Duration::from_secs(45);
 /// A sweep that is older has waited in Lambda's queue, and others have been due since.
 const MAX_AGE: Duration = Duration::from_secs(90);
 
+/// How long a sweep looks at both sides, if it has as much again for its steps.
+const MAX_LOOK: Duration = Duration::from_secs(25);
+
 /// How many reasons the log line of a sweep that failed has.
 const MAX_REASONS: usize = 5;
 
@@ -83,8 +86,9 @@ async fn sweep(
             return Ok(());
         }
     };
-    let queues = ask::queues(scheduler, stacks_api, &token, report, deadline).await?;
-    let cluster = match scheduler.cluster(deadline).await {
+    let look = deadline.within(deadline.attempt(MAX_LOOK));
+    let queues = ask::queues(scheduler, stacks_api, &token, report, look).await?;
+    let cluster = match scheduler.cluster(look).await {
         Ok((cluster, applied)) => {
             report.failures.extend(applied.err().map(|error| chain(&error)));
             cluster
@@ -95,7 +99,7 @@ async fn sweep(
         }
     };
     let sweep = Sweep { scheduler, stacks_api, token, cluster, deadline };
-    let seen = sweep.look(queues, report).await?;
+    let seen = sweep.look(queues, report, look).await?;
     // Where the clock is unknown, no step needs it.
     let now = seen.now.get().copied().unwrap_or_default();
     sweep.act(plan::plan(&seen), now, report).await

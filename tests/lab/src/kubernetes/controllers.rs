@@ -7,7 +7,7 @@ use super::Kubernetes;
 
 impl Kubernetes {
     /// Gives a Job a pod, whose agent has this state, such as `{"waiting": {}}`; null is no container status at all.
-    pub fn start_pod(&self, job: &str, agent: Value) {
+    pub fn start_pod(&self, job: &str, agent: &Value) {
         let owner = self.job(job).unwrap_or_else(|| panic!("there is no Job {job}"));
         let metadata = &owner["metadata"];
         let number = self.pods().len();
