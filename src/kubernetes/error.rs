@@ -100,9 +100,14 @@ impl Error {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
     }
 
-    /// There is no such object, or another one has its name by now.
-    pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Rejected(status) if status.code == 404 || is_other_uid(status))
+    /// There is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.code == 404)
+    }
+
+    /// The object that was to be deleted is gone, and another one has its name.
+    pub fn is_other_uid(&self) -> bool {
+        matches!(self, Self::Rejected(status) if is_other_uid(status))
     }
 
     /// Another field manager owns a field that was to be applied: in the words of the API server, which name it.

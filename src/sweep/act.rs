@@ -195,7 +195,7 @@ impl Sweep<'_> {
     ) -> Result<bool, kubernetes::Error> {
         let Some(state) = state else { return Ok(false) };
         let job = match self.cluster.job(&job::name(target.uuid), self.deadline).await {
-            Err(error) if error.is_gone() => return Ok(false),
+            Err(error) if error.is_not_found() => return Ok(false),
             job => job?,
         };
         let pods = self.cluster.pods_for(target.uuid, self.deadline).await?;
@@ -203,10 +203,11 @@ impl Sweep<'_> {
         Ok(is_same && job.metadata.deletion_timestamp.is_some() == is_deleted)
     }
 
-    /// `false` if it is gone already.
+    /// `false` if another Job has its name by now. An attempt whose answer was lost may have deleted it already.
     async fn delete(&self, target: &Target) -> Result<bool, kubernetes::Error> {
         match self.cluster.delete_job(&job::name(target.uuid), &target.uid, self.deadline).await {
-            Err(error) if error.is_gone() => Ok(false),
+            Err(error) if error.is_other_uid() => Ok(false),
+            Err(error) if error.is_not_found() => Ok(true),
             deleted => deleted.map(|()| true),
         }
     }
