@@ -1,0 +1,99 @@
+//! What a sweep found and did: its log line and its metrics.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::metrics::{self, BY_QUEUE, Metric};
+use crate::{buildkite::state::State, clock, text::message};
+
+/// What waits in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueReport {
+    /// Its key.
+    pub queue: String,
+    /// How many jobs wait there for this stack.
+    pub waiting: usize,
+    /// Since how many seconds the oldest of them could run. `None` if none waits, or if the queue is paused.
+    pub oldest: Option<u64>,
+}
+
+/// What a sweep found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// The queues that Buildkite has listed.
+    pub queues: Vec<QueueReport>,
+    /// The stack's Kubernetes Jobs.
+    pub jobs: usize,
+    /// Jobs that got a Kubernetes Job.
+    pub repaired: usize,
+    /// Jobs whose Kubernetes Job was replaced.
+    pub replaced: usize,
+    /// Kubernetes Jobs that were deleted, since no agent has to come any more.
+    pub cancelled: usize,
+    /// Jobs that were finished, since no agent can start.
+    pub finished: usize,
+    /// Steps that the next sweep must do.
+    pub left: usize,
+    /// Permissions that the function lacks.
+    pub forbidden: Vec<String>,
+    /// What else failed.
+    pub failures: Vec<String>,
+}
+
+impl Sweep {
+    /// Writes the log lines and the metrics.
+    pub fn write(&self, function_name: &str) {
+        let Self { queues, jobs, repaired, replaced, cancelled, finished, left, forbidden, failures } = self;
+        let now = clock::wall();
+        let waiting: usize = queues.iter().map(|queue| queue.waiting).sum();
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(waiting, jobs, repaired, replaced, cancelled, finished, left, "sweep done")
+            };
+        }
+        let is_idle = repaired + replaced + cancelled + finished + left == 0;
+        if is_idle {
+            line!(debug);
+        } else {
+            line!(info);
+        }
+        if !forbidden.is_empty() {
+            tracing::warn!(error = forbidden.join("; "), "the sweep lacks a permission, and leaves what needs it");
+        }
+        if !failures.is_empty() {
+            tracing::error!(error = failures.join("; "), "sweep failed");
+        }
+        for QueueReport { queue, waiting, oldest } in queues {
+            let mut metrics = vec![Metric { value: *waiting as u128, ..Metric::one("JobsWaiting") }];
+            metrics.extend(oldest.map(|seconds| Metric {
+                name: "OldestJobSeconds",
+                unit: "Seconds",
+                value: seconds.into(),
+                dimensions: BY_QUEUE,
+            }));
+            metrics::write(&metrics, Some(queue), function_name, now);
+        }
+        let ended = if forbidden.is_empty() && failures.is_empty() { "Sweeps" } else { "SweepsFailed" };
+        let counts = [(ended, 1), ("JobsCancelled", *cancelled), ("JobsFinished", *finished)];
+        let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+        let metrics: Vec<_> = counts.map(|(name, count)| Metric::of_function(name, count as u128)).collect();
+        metrics::write(&metrics, None, function_name, now);
+    }
+
+    /// Logs and counts a sweep that came too late, and did nothing.
+    pub fn skipped(age: Duration, function_name: &str) {
+        tracing::info!(age = age.as_secs(), "sweep skipped: others were due since");
+        metrics::write(&[Metric::of_function("SweepsSkipped", 1)], None, function_name, clock::wall());
+    }
+}
+
+/// Logs that a job that is over has no Kubernetes Job any more.
+pub fn job_cancelled(job: Uuid, state: &State) {
+    tracing::info!(%job, %state, "Kubernetes Job deleted: no agent has to come any more");
+}
+
+/// Logs that a job is finished at Buildkite.
+pub fn job_finished(job: Uuid, detail: &str) {
+    tracing::warn!(%job, detail = &*message(detail), "job finished: no agent can start");
+}

@@ -1,0 +1,1 @@
+//! Every failure mode at every call of a sweep.
