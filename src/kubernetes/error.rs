@@ -45,9 +45,9 @@ pub enum Error {
     Overloaded { code: u16, message: String },
     /// 401, also with a new token.
     #[error(
-        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
-         {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is the cluster's name and \
-         that the clock is right"
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role with \
+         `connect STACK`, or by hand to {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is \
+         the cluster's name and that the clock is right"
     )]
     Unauthorized { cluster: String },
     /// 401, and the function's clock, which dates the token, is wrong.
@@ -58,7 +58,7 @@ pub enum Error {
     WrongClock { cluster: String, skew: String },
     /// 403 by RBAC.
     #[error(
-        "the function lacks a permission in the cluster: {message}; grant it with \
+        "the function lacks a permission in the cluster: {message}; grant it with `connect STACK`, or with \
          `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
@@ -177,6 +177,18 @@ mod tests {
     use serde_json::json;
 
     use crate::{deadline::Deadline, kubernetes::fake::ApiServer, text::chain};
+
+    #[tokio::test]
+    async fn the_fields_of_an_invalid_object_are_named_and_those_of_another_refusal_are_not() {
+        for (code, expected) in [(422, 1), (400, 1), (403, 0), (409, 0)] {
+            let causes = json!([{"reason": "FieldValueInvalid", "message": "Invalid value", "field": "spec.a"}]);
+            let status = json!({"kind": "Status", "status": "Failure", "code": code, "details": {"causes": causes}});
+            let cluster = ApiServer::answering(StatusCode::from_u16(code).unwrap(), status).cluster();
+            let error = cluster.pod_templates(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+            let fields: Vec<_> = error.refused_fields().collect();
+            assert_eq!(fields, vec![("spec.a", "Invalid value"); expected], "{error}");
+        }
+    }
 
     /// The answer of a proxy before the API server.
     #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     agent_options,
@@ -33,6 +33,8 @@ const ANNOTATIONS: [(&str, Test, &str); 4] = [
     (MAX_CPU, is_quantity, QUANTITY),
     (MAX_MEMORY, is_quantity, QUANTITY),
 ];
+
+const OUR_ANNOTATIONS: &str = "agent-scheduler.buildkite.com/";
 
 const QUANTITY: &str = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
 
@@ -73,9 +75,24 @@ pub(super) fn check(manifest: &Value) -> Vec<Problem> {
     }
     problems.extend(fargate::check(&template));
     problems.extend(may_be(&annotations, Value::is_object, "a map"));
+    problems.extend(annotations_without_effect(&annotations, &template.get("metadata").get("annotations")));
     for (name, is_right, what) in ANNOTATIONS {
         // One without a value is not absent: its author wanted a limit.
         problems.extend(annotations.value.get(name).and_then(|_| must_be(&annotations.get(name), is_right, what)));
+    }
+    problems
+}
+
+/// Their author believes in a limit that does not exist: a misspelt one, or one on the pod in place of the definition.
+fn annotations_without_effect(of_definition: &Field, of_pod: &Field) -> Vec<Problem> {
+    let known = ANNOTATIONS.map(|(name, ..)| name);
+    let unknown = format!("is unknown, so it limits nothing; the known ones are {}", known.join(", "));
+    let misplaced = "has no effect on a pod; move it to metadata.annotations of the PodTemplate";
+    let mut problems = Vec::new();
+    for (annotations, allowed, text) in [(of_definition, &known[..], &*unknown), (of_pod, &[], misplaced)] {
+        let names = annotations.value.as_object().into_iter().flat_map(Map::keys);
+        let ours = names.filter(|name| name.starts_with(OUR_ANNOTATIONS) && !allowed.contains(&&***name));
+        problems.extend(ours.map(|name| annotations.get(name).problem(text)));
     }
     problems
 }
@@ -361,6 +378,20 @@ mod tests {
             refused(&[("/metadata/annotations", annotations)], &expected);
         }
         refused(&[("/metadata/annotations", json!([]))], "metadata.annotations must be a map, is []");
+        refused(
+            &[(
+                "/metadata/annotations",
+                json!({"agent-scheduler.buildkite.com/allow-pipeline": "deploy", "note": "kept"}),
+            )],
+            "metadata.annotations[agent-scheduler.buildkite.com/allow-pipeline] is unknown, so it limits nothing; the known ones \
+             are agent-scheduler.buildkite.com/allow-pipelines, agent-scheduler.buildkite.com/allow-image, \
+             agent-scheduler.buildkite.com/max-cpu, agent-scheduler.buildkite.com/max-memory",
+        );
+        refused(
+            &[("/template/metadata/annotations", json!({MAX_CPU: "4", "note": "kept"}))],
+            "template.metadata.annotations[agent-scheduler.buildkite.com/max-cpu] has no effect on a pod; move it to \
+             metadata.annotations of the PodTemplate",
+        );
     }
 
     #[test]

@@ -350,6 +350,28 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_the_api_server_refuses_is_of_the_rule_that_set_it() {
+        let rules = ["image=node", "cpu=3", "memory=1Gi"].map(str::to_owned);
+        let cases = [
+            ("containers[0].image", "Required value", Some("image")),
+            ("containers[0].resources.requests", "must be less than or equal to cpu limit of 2", Some("cpu")),
+            ("containers[0].resources.limits[memory]", "Invalid value", Some("memory")),
+            ("containers[0].resources.requests", "must be less than or equal to nvidia.com/gpu limit of 1", None),
+            ("containers[0].imagePullPolicy", "Unsupported value", None),
+            ("containers[0].env[0].name", "the image has one", None),
+            ("initContainers[0].image", "Required value", None),
+            ("serviceAccountName", "cpu", None),
+        ];
+        for (field, problem, rule) in cases {
+            let field = format!("spec.template.spec.{field}");
+            let unmet = refused_rule(&AgentQueryRules::parse(&rules), &field, problem);
+            assert_eq!(unmet.as_ref().map(|unmet| unmet.rule), rule, "{field}");
+            assert!(unmet.is_none_or(|unmet| unmet.problem.ends_with(problem)));
+            assert_eq!(refused_rule(&AgentQueryRules::default(), &field, problem), None, "the step set nothing");
+        }
+    }
+
+    #[test]
     fn a_step_that_chooses_nothing_or_anything_gets_the_definition_itself() {
         let definition = annotated(&template(), &json!({ALLOW_IMAGE: "false", MAX_CPU: "1"}));
         for rules in [&[][..], &["queue=kubernetes", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {

@@ -127,7 +127,11 @@ impl Status {
         };
         let code = StatusCode::from_u16(error.code).expect("a fault has an HTTP status");
         let message = error.message.as_deref().unwrap_or(message);
-        let details = error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()}));
+        // The message of an invalid object repeats its cause: `Job.batch "a" is invalid: spec.b: Required value`.
+        let cause = message.split_once(" is invalid: ").and_then(|(_, cause)| cause.split_once(": "));
+        let causes = cause.map(|(field, problem)| json!({"causes": [{"field": field, "message": problem}]}));
+        let pause = error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()}));
+        let details = causes.or(pause);
         Self::new(code, error.reason.unwrap_or(reason), message, details)
     }
 }
