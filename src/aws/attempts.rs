@@ -74,14 +74,11 @@ impl Attempts {
         match timeout_at(self.deadline.instant(), sent).await {
             Ok(answer) => answer.map_err(|error| {
                 let code = error.code().map(str::to_owned);
-                let message = error.raw_response().and_then(message);
-                let source = error.into_source().unwrap_or_else(Into::into);
-                match (&code, message) {
-                    (Some(code), Some(message)) => {
-                        Failure { source: format!("{code}: {message}").into(), code: Some(code.clone()) }
-                    }
-                    _ => Failure { code, source },
-                }
+                let source = match (&code, error.raw_response().and_then(message)) {
+                    (Some(code), Some(message)) => format!("{code}: {message}").into(),
+                    _ => error.into_source().unwrap_or_else(Into::into),
+                };
+                Failure { code, source }
             }),
             Err(late) => {
                 let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).take();

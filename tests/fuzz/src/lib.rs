@@ -67,7 +67,9 @@ static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
 
 /// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    const REQUIRED: [(&str, &str); 10] = [
+    const REQUIRED: [(&str, &str); 12] = [
+        ("STACK", "111122223333:us-east-1:agent-scheduler"),
+        ("STACKS_API", "false"),
         ("BUILDKITE_QUEUE", "kubernetes"),
         ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent-token"),
         ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
