@@ -5,7 +5,7 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
-use std::{borrow::Cow, collections::HashMap, time::SystemTime};
+use std::{collections::HashMap, time::SystemTime};
 
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
@@ -116,7 +116,7 @@ impl Trigger {
             Err(InvalidEvent::Envelope(malformed)) => malformed,
             event => return event.map(Self::Event),
         };
-        match serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(payload) {
+        match serde_json::from_str::<HashMap<String, &RawValue>>(payload) {
             Ok(fields) if fields.contains_key("Records") => messages(payload).map(Self::Redrive),
             Ok(fields) if fields.contains_key("detail-type") => Err(InvalidEvent::Envelope(malformed)),
             _ => Err(InvalidEvent::Unknown(json::parse::<IgnoredAny>(payload, "").err())),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::metrics::{BY_QUEUE, Metric};
+use self::metrics::{BY_BOTH, BY_QUEUE, Metric};
 pub use self::sweep::{QueueReport, Sweep, job_cancelled, job_finished};
 
 use crate::{
@@ -249,10 +249,10 @@ fn age(time: SystemTime, now: SystemTime) -> Option<Duration> {
 fn metrics(result: Result<&Outcome, &Failure>, occasion: Occasion, age: Option<Duration>) -> Vec<Metric> {
     let of_event = !occasion.is_of_sweep();
     let count = match (result, occasion) {
-        (Ok(Outcome::Created), Occasion::Repair) => Metric::one("JobsRepaired"),
+        (Ok(Outcome::Created), Occasion::Repair) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsRepaired") },
         (Ok(Outcome::Created), Occasion::Replacement(_)) => Metric::of_function("JobsReplaced", 1),
         (Ok(Outcome::AlreadyExists | Outcome::Ignored(_)), _) if !of_event => return Vec::new(),
-        (Ok(Outcome::Created), _) => Metric::one("JobsCreated"),
+        (Ok(Outcome::Created), _) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsCreated") },
         (Ok(Outcome::AlreadyExists), _) => Metric::one("JobsExisting"),
         (Ok(Outcome::Ignored(_)), _) => Metric::one("JobsIgnored"),
         (Ok(Outcome::Refused(_)), _) => Metric::one("JobsRefused"),
@@ -289,8 +289,9 @@ mod tests {
     fn a_line_is_as_cloudwatch_specifies_it() {
         let expected = concat!(
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
-            r#""Dimensions":[["FunctionName","Queue"]],"#,
-            r#""Metrics":[{"Name":"JobsCreated","Unit":"Count"},{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
+            r#""Dimensions":[["FunctionName","Queue"],["FunctionName"]],"Metrics":[{"Name":"JobsCreated","Unit":"Count"}]},"#,
+            r#"{"Namespace":"AgentScheduler","#,
+            r#""Dimensions":[["FunctionName","Queue"]],"Metrics":[{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
             r#""FunctionName":"agent-scheduler","Queue":"kubernetes","JobsCreated":1,"TimeToJob":81}"#,
             "\n"
         );

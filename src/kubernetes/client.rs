@@ -104,8 +104,8 @@ where
     let (mut parts, body) = request.into_parts();
     let body = body.collect_bytes().await?;
     parts.headers.insert(USER_AGENT, HeaderValue::from_static(https::AGENT));
-    let may_have_moved = parts.extensions.get::<MayHaveMoved>().is_some();
-    let headers = parts.extensions.get::<Headers>().cloned();
+    let may_have_moved = parts.extensions.remove::<MayHaveMoved>().is_some();
+    let headers = parts.extensions.remove::<Headers>();
     let mut token_is_new = false;
     loop {
         let attempt = |time| {

@@ -175,7 +175,9 @@ impl Cluster {
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
         let headers = Headers::default();
         let request = request.header(header::CONTENT_TYPE, "application/json").extension(headers.clone());
-        let body = serde_json::to_vec(job).map_err(|error| Error::Client(error.into()))?;
+        // Room for any Job of usual length.
+        let mut body = Vec::with_capacity(8 * 1024);
+        serde_json::to_writer(&mut body, job).map_err(|error| Error::Client(error.into()))?;
         let answer = self.send(metadata_only(request.body(body)), deadline).await?;
         Ok(Created { answer, warnings: headers.warnings() })
     }

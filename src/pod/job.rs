@@ -6,7 +6,10 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::Value;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use uuid::Uuid;
 
 use super::{
@@ -39,7 +42,7 @@ const BACKOFF_LIMIT: u32 = 3;
 
 /// What becomes of the Job when its pod fails. The first rule that matches counts. A pod that matches none is replaced: the kubelet
 /// refused it, or an init container failed, and its agent never ran.
-static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
+static POD_FAILURE_POLICY: LazyLock<Box<RawValue>> = LazyLock::new(|| {
     let agent_exits = |operator: &str, code| batch::PodFailurePolicyRule {
         action: "FailJob".to_owned(),
         on_exit_codes: Some(batch::PodFailurePolicyOnExitCodesRequirement {
@@ -60,7 +63,8 @@ static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| 
     };
     // An agent that ran is not replaced.
     let ended = agent_exits("NotIn", 0);
-    batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] }
+    to_raw_value(&batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] })
+        .expect("texts and numbers are JSON")
 });
 
 /// Name of the Kubernetes Job that runs a Buildkite job.
@@ -74,22 +78,22 @@ pub fn name(job: Uuid) -> String {
 /// The Job of one Buildkite job, ready to be sent: serialised in one pass from what it is built of.
 #[derive(Debug)]
 pub struct Job<'a> {
-    job: &'a ScheduledJob,
+    scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
     attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 }
 
-/// Builds the Job whose pod takes `job`, on `queue` where the job names one. `attempt` is absent for the first one.
+/// Builds the Job whose pod takes the scheduled job, on `queue` where the job names one. `attempt` is absent for the first one.
 pub fn build<'a>(
-    job: &'a ScheduledJob,
+    scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
     attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
-    Job { job, queue, attempt, definition, stack }
+    Job { scheduled, queue, attempt, definition, stack }
 }
 
 /// A part of the Job's JSON.
@@ -98,7 +102,7 @@ pub fn build<'a>(
 enum Part<'a> {
     Theirs(&'a Value),
     Variable(&'a core::EnvVar),
-    Policy(&'a batch::PodFailurePolicy),
+    Policy(&'a RawValue),
     Number(u32),
     Text(Cow<'a, str>),
     List(&'a [Part<'a>]),
@@ -128,7 +132,7 @@ fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Resul
 
 impl Serialize for Job<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { job, queue, attempt, definition, stack } = *self;
+        let Self { scheduled: job, queue, attempt, definition, stack } = *self;
         let template = definition.template();
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
         let mut labels = labels(job, queue, stack, &of_pod["labels"]);

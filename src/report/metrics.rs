@@ -19,11 +19,16 @@ pub(super) struct Metric {
     #[serde(skip)]
     pub(super) value: u128,
     #[serde(skip)]
-    pub(super) dimensions: &'static [&'static str],
+    pub(super) dimensions: Dimensions,
 }
 
-pub(super) const BY_QUEUE: &[&str] = &["FunctionName", "Queue"];
-pub(super) const BY_FUNCTION: &[&str] = &["FunctionName"];
+/// Sets of dimensions: the metric has a value for each.
+type Dimensions = &'static [&'static [&'static str]];
+
+pub(super) const BY_QUEUE: Dimensions = &[&["FunctionName", "Queue"]];
+const BY_FUNCTION: Dimensions = &[&["FunctionName"]];
+/// Of all queues, too, for the alarms.
+pub(super) const BY_BOTH: Dimensions = &[&["FunctionName", "Queue"], &["FunctionName"]];
 
 impl Metric {
     pub(super) const fn one(name: &'static str) -> Self {
@@ -58,7 +63,7 @@ struct Metadata<'a> {
 #[serde(rename_all = "PascalCase")]
 struct Directive<'a> {
     namespace: &'static str,
-    dimensions: [&'static [&'static str]; 1],
+    dimensions: Dimensions,
     metrics: &'a [Metric],
 }
 
@@ -69,7 +74,7 @@ fn values<S: Serializer>(metrics: &&[Metric], serializer: S) -> Result<S::Ok, S:
 pub(super) fn line(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) -> Vec<u8> {
     let directives = metrics.chunk_by(|one, other| one.dimensions == other.dimensions).map(|metrics| Directive {
         namespace: "AgentScheduler",
-        dimensions: [metrics[0].dimensions],
+        dimensions: metrics[0].dimensions,
         metrics,
     });
     let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();

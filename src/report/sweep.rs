@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::metrics::{self, BY_QUEUE, Metric};
+use super::metrics::{self, BY_BOTH, BY_QUEUE, Metric};
 use crate::{buildkite::state::State, clock, text::message};
 
 /// What waits in a queue.
@@ -65,13 +65,20 @@ impl Sweep {
             tracing::error!(error = failures.join("; "), "sweep failed");
         }
         for QueueReport { queue, waiting, oldest } in queues {
-            let mut metrics = vec![Metric { value: *waiting as u128, ..Metric::one("JobsWaiting") }];
-            metrics.extend(oldest.map(|seconds| Metric {
+            // A metric costs money for each hour with a value.
+            let waiting = (*waiting > 0).then_some(Metric {
+                name: "JobsWaiting",
+                unit: "Count",
+                value: *waiting as u128,
+                dimensions: BY_QUEUE,
+            });
+            let oldest = oldest.map(|seconds| Metric {
                 name: "OldestJobSeconds",
                 unit: "Seconds",
                 value: seconds.into(),
-                dimensions: BY_QUEUE,
-            }));
+                dimensions: BY_BOTH,
+            });
+            let metrics: Vec<_> = waiting.into_iter().chain(oldest).collect();
             metrics::write(&metrics, Some(queue), function_name, now);
         }
         let ended = if forbidden.is_empty() && failures.is_empty() { "Sweeps" } else { "SweepsFailed" };

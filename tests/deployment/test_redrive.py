@@ -21,8 +21,11 @@ STACK = "redrive"
 @pytest.fixture
 def failure_queue(account):
     """The failure queue of a new stack."""
-    # Not switched on: else moto itself takes the messages, to a function in a container that it fetches from somewhere.
-    account.create_stack(ROOT / "template.yml", STACK, RedriveEnabled="false")
+    account.create_stack(ROOT / "template.yml", STACK)
+    # Else moto itself takes the messages, to a function in a container that it fetches from somewhere.
+    functions = account.client("lambda")
+    [mapping] = functions.list_event_source_mappings()["EventSourceMappings"]
+    functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
     yield FailureQueue(account)
     account.delete_stack(STACK)
 
