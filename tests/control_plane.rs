@@ -8,6 +8,8 @@ mod common;
 
 #[path = "control_plane/pod_security.rs"]
 mod pod_security;
+#[path = "control_plane/sweep.rs"]
+mod the_sweep;
 
 use std::{
     sync::{Arc, LazyLock},
@@ -43,6 +45,9 @@ const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci
 const PERMISSIONS: [(&str, &str); 5] =
     [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
 
+/// Those of the sweep.
+const SWEEP_PERMISSIONS: [(&str, &str); 3] = [("jobs", "list"), ("jobs", "delete"), ("pods", "list")];
+
 /// A namespace, and a lab whose functions use it.
 struct Namespace {
     control_plane: &'static ControlPlane,
@@ -56,7 +61,7 @@ impl Namespace {
     async fn new() -> Self {
         let namespace = Self::without_permissions().await;
         namespace.apply_role_file().await;
-        for (resource, verb) in PERMISSIONS {
+        for (resource, verb) in PERMISSIONS.into_iter().chain(SWEEP_PERMISSIONS) {
             namespace.until_permitted(resource, verb, true).await;
         }
         namespace
@@ -91,6 +96,19 @@ impl Namespace {
             (answer["status"]["allowed"] == permitted).then_some(())
         })
         .await;
+    }
+
+    /// Removes a verb from a role, and waits until that has its effect.
+    async fn remove_verb(&mut self, role: &str, resource: &str, verb: &str) {
+        let path = self.path(&format!("roles/{role}"));
+        let mut role = ok(self.admin.get(&path).await);
+        let rules = role["rules"].as_array_mut().unwrap();
+        let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
+        of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
+        // Kubernetes refuses a rule without a verb.
+        rules.retain(|rule| rule["verbs"] != json!([]));
+        ok(self.admin.put(&path, &role).await);
+        self.until_permitted(resource, verb, false).await;
     }
 
     fn function(&self) -> Function {
@@ -364,8 +382,14 @@ mod with_the_role_file {
             ),
             (function.post(&path("secrets"), &secret).await, "cannot create resource \"secrets\""),
             (function.post(&path("pods"), &pod).await, "cannot create resource \"pods\""),
-            (function.delete(&path(&format!("jobs/{job}"))).await, "cannot delete resource \"jobs\""),
+            (function.get(&path("pods/none")).await, "cannot get resource \"pods\""),
+            (function.delete(&path("pods/none")).await, "cannot delete resource \"pods\""),
+            (
+                function.apply(&path(&format!("jobs/{job}?fieldManager=lab")), &pod).await,
+                "cannot patch resource \"jobs\"",
+            ),
             (function.get(&other.path("jobs/none")).await, "cannot get resource \"jobs\""),
+            (function.get(&other.path("pods")).await, "cannot list resource \"pods\""),
         ];
         for ((status, answer), words) in answers {
             assert_eq!((status, &answer["reason"]), (403, &json!("Forbidden")), "{answer}");
@@ -403,15 +427,7 @@ mod with_the_role_file {
         if matches!((resource, verb), ("jobs", "get") | ("secrets", "patch")) {
             namespace.create(&event).await;
         }
-        let path = namespace.path(&format!("roles/{SUBJECT}"));
-        let mut role = ok(namespace.admin.get(&path).await);
-        let rules = role["rules"].as_array_mut().unwrap();
-        let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
-        of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
-        // Kubernetes refuses a rule without a verb.
-        rules.retain(|rule| rule["verbs"] != json!([]));
-        ok(namespace.admin.put(&path, &role).await);
-        namespace.until_permitted(resource, verb, false).await;
+        namespace.remove_verb(SUBJECT, resource, verb).await;
 
         let permission = format!("User \"{SUBJECT}\" cannot {verb} resource \"{resource}\"");
         let fix = format!("kubectl apply -f buildkite-role.yaml --namespace {}", namespace.name);
@@ -909,8 +925,9 @@ mod the_job_controller {
     #[tokio::test]
     async fn removes_job_and_pod_after_their_time_and_leaves_the_secret() {
         let mut namespace = Namespace::new().await;
-        let job = create(&namespace.builder().env("JOB_TTL_SECONDS", "1").start(), &event()).await;
-        let pod = namespace.pod(&job).await;
+        let (job, pod) = namespace.job_and_pod().await;
+        assert_eq!(namespace.get(&format!("jobs/{job}")).await["spec"]["ttlSecondsAfterFinished"], 600);
+        namespace.patch(&format!("jobs/{job}"), &json!({"spec": {"ttlSecondsAfterFinished": 1}})).await;
         namespace.end_pod(&pod, "Succeeded", 0, &json!([])).await;
         eventually("Job and Pod are still there", async || {
             (namespace.count("jobs").await == 0 && namespace.count("pods").await == 0).then_some(())
