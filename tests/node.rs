@@ -1,0 +1,246 @@
+//! The function's Jobs in real pods, with the real agent, on a real node. `make test-node` runs them.
+//!
+//! All tests share one node, and each has its own namespace, its own function, and its own stand-in for Buildkite.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod common;
+#[path = "common/namespace.rs"]
+mod namespace;
+
+use std::{thread::panicking, time::Duration};
+
+use futures_util::future::join_all;
+use lab::{
+    Buildkite, Call, Event, Fault, Function, Kind, Lab, Node, Timeline, When, buildkite, control_plane::eventually,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use namespace::{Namespace, compiled, event_with, name};
+
+/// The state of a Job whose agent ended with 0.
+const COMPLETE: &str = "Complete CompletionsReached";
+/// The state of a Job that the pod failure policy ended.
+const FAILED: &str = "Failed PodFailurePolicy";
+
+/// A namespace on the node with the definitions that we ship, and a warm function.
+struct Scene {
+    namespace: Namespace,
+    function: Function,
+    _watch: JoinSet<()>,
+}
+
+/// A job of Buildkite, and what became of it.
+struct Run {
+    event: Event,
+    buildkite: Buildkite,
+    timeline: Timeline,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let node = Node::shared().await;
+        let namespace = Namespace::on(node).await;
+        let function = namespace.function();
+        let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
+        let mut scene = Self { namespace, function, _watch: watch };
+        scene.define("default", |_| {}).await;
+        scene
+    }
+
+    /// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
+    /// 3's names of the settings that version 4 renamed.
+    async fn define(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut manifest = compiled().into_iter().find(|manifest| namespace::name(manifest) == "default").unwrap();
+        manifest["metadata"]["name"] = name.into();
+        let spec = &mut manifest["template"]["spec"];
+        let env = spec["containers"][0]["env"].as_array_mut().unwrap();
+        let endpoint = self.namespace.lab.buildkite.url();
+        let variables = [
+            ("BUILDKITE_AGENT_ENDPOINT", &*endpoint),
+            ("BUILDKITE_SIGNAL_GRACE_PERIOD_SECONDS", "30"),
+            ("BUILDKITE_CANCEL_GRACE_PERIOD", "45"),
+        ];
+        env.extend(variables.map(|(name, value)| json!({"name": name, "value": value})));
+        change(spec);
+        self.namespace.apply(&manifest).await;
+    }
+
+    /// Schedules a job without a checkout, and hands its event to the function, which must create its Job. The job asks for little, so
+    /// that many have room.
+    async fn send(&self, command: &str, rules: &[&str]) -> Run {
+        let rules: Vec<_> = ["cpu=10m", "memory=128Mi"].iter().chain(rules).copied().collect();
+        let event = event_with(&rules).now().detail(|detail| detail["job"]["command"] = command.into());
+        {
+            let mut organization = self.namespace.lab.buildkite.lock();
+            let job = organization.schedule(&event, buildkite::CLUSTER);
+            job.env.insert("BUILDKITE_SKIP_CHECKOUT".to_owned(), "true".to_owned());
+        }
+        assert_eq!(self.function.succeed(&event).await["outcome"], "created");
+        let Lab { buildkite, timeline, .. } = &self.namespace.lab;
+        Run { event, buildkite: buildkite.clone(), timeline: timeline.clone() }
+    }
+}
+
+/// What happened, for a person who reads why a test failed.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if panicking() {
+            eprintln!("{}", self.namespace.lab.timeline);
+            for (uuid, job) in &self.namespace.lab.buildkite.lock().jobs {
+                eprintln!("{uuid} {}\n{}", job.state, String::from_utf8_lossy(&job.log));
+            }
+        }
+    }
+}
+
+impl Run {
+    fn job(&self) -> buildkite::Job {
+        self.buildkite.lock().jobs[self.event.job_uuid()].clone()
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&self.job().log).into_owned()
+    }
+
+    /// Waits until the Job, or one of its Pods, gets a state.
+    async fn until(&self, state: &str) -> Duration {
+        eventually(state, async || self.states().into_iter().find(|(_, seen)| seen == state)).await.0
+    }
+
+    async fn until_running(&self) {
+        eventually("the job does not run", async || (self.job().state == "running").then_some(())).await;
+    }
+
+    /// Waits for the end of a Job whose command must have ended with 0, in one run.
+    async fn until_passed(&self) {
+        self.until(COMPLETE).await;
+        let job = self.job();
+        assert_eq!((job.state, job.exit_status), ("finished", Some(0)), "{}", self.log());
+        assert_eq!(self.answers("acquire"), [200]);
+    }
+
+    /// The states of the Job and its Pods so far.
+    fn states(&self) -> Vec<(Duration, String)> {
+        let entries = self.timeline.entries().into_iter();
+        let states = entries.filter_map(|entry| match entry.kind {
+            Kind::Became { name, state } if name.starts_with(&self.event.job_name()) => Some((entry.at, state)),
+            _ => None,
+        });
+        states.collect()
+    }
+
+    fn has_been(&self, state: &str) -> bool {
+        self.states().iter().any(|(_, seen)| seen == state)
+    }
+
+    /// The statuses of the answers to this call of an agent.
+    fn answers(&self, call: &str) -> Vec<u16> {
+        let path = format!("/v3/jobs/{}/{call}", self.event.job_uuid());
+        let entries = self.timeline.entries().into_iter();
+        let calls = entries.filter(|entry| entry.call().is_some_and(|Call { target, .. }| *target == path));
+        calls.filter_map(|entry| entry.status).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_in_its_pod() {
+    let scene = Scene::new().await;
+    let run = scene.send("echo in queue $BUILDKITE_AGENT_META_DATA_QUEUE", &[]).await;
+    run.until_passed().await;
+    assert!(run.log().contains("in queue default"), "{}", run.log());
+}
+
+/// The Job's end when Buildkite answers the agent's acquire call with this status; only 422 has an exit code of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_not_get_its_job_ends_the_job() {
+    let cases = [
+        (422, "agent terminated 27", FAILED),
+        (404, "agent terminated 0", COMPLETE),
+        (403, "agent terminated 0", COMPLETE),
+    ];
+    join_all(cases.map(async |(status, exit, end)| {
+        let scene = Scene::new().await;
+        scene.namespace.lab.buildkite.inject(When::request("PUT", "/acquire"), Fault::status(status), 100);
+        let run = scene.send("true", &[]).await;
+        run.until(end).await;
+        assert!(run.has_been(exit), "{status}: {:?}", run.states());
+        assert_eq!((run.job().state, run.answers("acquire")), ("scheduled", vec![status]));
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_wrong_token_fails_the_job() {
+    let scene = Scene::new().await;
+    scene.namespace.lab.buildkite.lock().tokens.clear();
+    let run = scene.send("true", &[]).await;
+    run.until(FAILED).await;
+    assert!(run.has_been("agent terminated 1"), "{:?}", run.states());
+    assert_eq!(run.job().state, "scheduled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_cancelled_gets_sigterm() {
+    let scene = Scene::new().await;
+    let run = scene.send("trap 'echo got SIGTERM; exit 9' TERM; for i in $(seq 600); do sleep 0.1; done", &[]).await;
+    run.until_running().await;
+    scene.namespace.lab.buildkite.lock().cancel(run.event.job_uuid());
+    run.until(COMPLETE).await;
+    assert_eq!(run.job().state, "canceled");
+    assert!(run.log().contains("got SIGTERM"), "{}", run.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_deleted_before_it_has_a_node_is_replaced() {
+    let mut scene = Scene::new().await;
+    scene.define("gated", |spec| spec["schedulingGates"] = json!([{"name": "example.com/later"}])).await;
+    let run = scene.send("true", &["pod-definition=gated"]).await;
+    let first = scene.namespace.pod(&run.event.job_name()).await;
+    scene.namespace.delete(&format!("pods/{}", name(&first))).await;
+    let second = eventually("there is no second pod", async || {
+        scene.namespace.list("pods").await.into_iter().find(|pod| name(pod) != name(&first))
+    })
+    .await;
+    let open = json!({"spec": {"schedulingGates": null}});
+    scene.namespace.patch(&format!("pods/{}", name(&second)), &open).await;
+    run.until_passed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_for_its_secret() {
+    let mut scene = Scene::new().await;
+    scene.send("true", &[]).await;
+    scene.namespace.delete("secrets/buildkite-agent-token").await;
+    let run = scene.send("true", &[]).await;
+    run.until("agent waiting CreateContainerConfigError").await;
+    // A new function applies the Secret before its first Job.
+    scene.function = scene.namespace.function();
+    scene.send("true", &[]).await;
+    run.until_passed().await;
+}
+
+/// Images of steps as they are: with and without bash, with and without git.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_a_step_gets_the_agent() {
+    let scene = Scene::new().await;
+    join_all(["bash-git", "bash", "git", "busybox"].map(async |image| {
+        let run = scene.send("echo tools: $(command -v bash git)", &[&format!("image=lab/{image}:1")]).await;
+        run.until_passed().await;
+        for tool in ["bash", "git"] {
+            assert_eq!(run.log().contains(&format!("/usr/bin/{tool}")), image.contains(tool), "{image}: {}", run.log());
+        }
+    }))
+    .await;
+}
+
+/// Each job runs once, though most wait for room.
+#[tokio::test(flavor = "multi_thread")]
+async fn forty_jobs_share_the_room_of_four() {
+    let mut scene = Scene::new().await;
+    Node::shared().await.offer("example.com/rooms", 4).await;
+    scene.define("room", |spec| spec["containers"][0]["resources"]["limits"]["example.com/rooms"] = json!(1)).await;
+    let runs = join_all((0..40).map(|_| scene.send("true", &["pod-definition=room"]))).await;
+    join_all(runs.iter().map(Run::until_passed)).await;
+}
