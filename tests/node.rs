@@ -26,6 +26,7 @@ const FAILED: &str = "Failed PodFailurePolicy";
 
 /// A namespace on the node with the definitions that we ship, and a warm function.
 struct Scene {
+    node: &'static Node,
     namespace: Namespace,
     function: Function,
     _watch: JoinSet<()>,
@@ -44,7 +45,7 @@ impl Scene {
         let namespace = Namespace::on(node).await;
         let function = namespace.function();
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
-        let mut scene = Self { namespace, function, _watch: watch };
+        let mut scene = Self { node, namespace, function, _watch: watch };
         scene.define("default", |_| {}).await;
         scene
     }
@@ -91,6 +92,7 @@ impl Drop for Scene {
             for (uuid, job) in &self.namespace.lab.buildkite.lock().jobs {
                 eprintln!("{uuid} {}\n{}", job.state, String::from_utf8_lossy(&job.log));
             }
+            eprintln!("{}", self.node.logs(&self.namespace.name));
         }
     }
 }
@@ -226,7 +228,8 @@ async fn a_pod_waits_for_its_secret() {
 async fn an_image_of_a_step_gets_the_agent() {
     let scene = Scene::new().await;
     join_all(["bash-git", "bash", "git", "busybox"].map(async |image| {
-        let run = scene.send("echo tools: $(command -v bash git)", &[&format!("image=lab/{image}:1")]).await;
+        let run =
+            scene.send("command -v bash || true; command -v git || true", &[&format!("image=lab/{image}:1")]).await;
         run.until_passed().await;
         for tool in ["bash", "git"] {
             assert_eq!(run.log().contains(&format!("/usr/bin/{tool}")), image.contains(tool), "{image}: {}", run.log());
@@ -239,7 +242,7 @@ async fn an_image_of_a_step_gets_the_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_jobs_share_the_room_of_four() {
     let mut scene = Scene::new().await;
-    Node::shared().await.offer("example.com/rooms", 4).await;
+    scene.node.offer("example.com/rooms", 4).await;
     scene.define("room", |spec| spec["containers"][0]["resources"]["limits"]["example.com/rooms"] = json!(1)).await;
     let runs = join_all((0..40).map(|_| scene.send("true", &["pod-definition=room"]))).await;
     join_all(runs.iter().map(Run::until_passed)).await;

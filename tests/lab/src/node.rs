@@ -55,6 +55,7 @@ pub struct Node {
     // In the order of the drops: the node, then what it uses and leaves.
     _node: Vec<Running>,
     control_plane: ControlPlane,
+    folder: PathBuf,
     _cgroups: Supervisor,
     _folder: Supervisor,
 }
@@ -87,7 +88,7 @@ impl Node {
         let mut admin = control_plane.admin().await;
         wait_for("the node was not ready", &mut node, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
             .await?;
-        Ok(Self { _node: node, control_plane, _cgroups: cgroups, _folder: folder_supervisor })
+        Ok(Self { _node: node, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
     }
 
     /// The node that all tests of a process share.
@@ -104,6 +105,19 @@ impl Node {
         let capacity = json!({"status": {"capacity": {resource: amount.to_string()}}});
         let (status, answer) = self.admin().await.patch("/api/v1/nodes/node/status", &capacity).await;
         assert_eq!(status, 200, "{answer}");
+    }
+
+    /// What the containers of a namespace printed, as far as the node still has it; each line with its time.
+    pub fn logs(&self, namespace: &str) -> String {
+        let files = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let pods = files(&self.folder.join("pod-logs"));
+        let pods = pods.filter(|pod| pod.file_name().is_some_and(|name| name.to_string_lossy().starts_with(namespace)));
+        let logs = pods
+            .flat_map(|pod| files(&pod).collect::<Vec<_>>())
+            .flat_map(|container| files(&container).collect::<Vec<_>>());
+        logs.fold(String::new(), |text, log| {
+            text + &format!("{}:\n{}", log.display(), fs::read_to_string(&log).unwrap_or_default())
+        })
     }
 
     /// Records what happens to the Jobs and Pods of a namespace, until the set is dropped.
