@@ -72,7 +72,7 @@ release:
 
 ## Draws docs/dashboard.svg: the dashboard of template.yml, with sample metrics.
 dashboard: deployment-tools
-	PATH="$$(tests/deployment/tools):$$PATH"; tests/deployment/dashboard.py >docs/dashboard.svg
+	PATH="$$(tests/deployment/tools):$$PATH"; AWS_DEFAULT_REGION=us-east-1 tests/deployment/dashboard.py >docs/dashboard.svg
 
 ## Every test, the quick ones first; installs what it needs, and prints the stages with their times.
 test:

@@ -31,21 +31,21 @@ fn main() -> ExitCode {
 
 /// Writes the definitions, or returns what is wrong with them.
 fn compile() -> Result<Vec<String>, Box<dyn Error>> {
-    let (mut files, mut names, mut problems) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let (mut definitions, mut names, mut problems) = (Vec::new(), BTreeMap::new(), Vec::new());
     for path in paths()? {
         let file = path.display().to_string();
         match read(&path, &file) {
             Ok((name, json)) => {
+                definitions.push(format!("({name:?}, LazyLock::new(|| checked({json:?})))"));
                 if let Some(other) = names.insert(name.clone(), file.clone()) {
                     problems.push(format!("{file}: metadata.name is {name}, as in {other}; rename one of them"));
                 }
-                files.push((file, json));
             }
             Err(found) => problems.extend(found.into_iter().map(|problem| format!("{file}: {problem}"))),
         }
     }
     let out = PathBuf::from(env::var("OUT_DIR")?).join("pod_definitions.rs");
-    fs::write(out, format!("&{files:?}"))?;
+    fs::write(out, format!("vec![{}]", definitions.join(", ")))?;
     Ok(problems)
 }
 

@@ -98,9 +98,10 @@ impl AgentToken {
         }
     }
 
-    /// Reads the value, while there is no connection to the cluster yet.
-    pub async fn read_ahead(&self, deadline: Deadline) -> Result<(), Arc<Error>> {
-        self.value.get(deadline, async |deadline| self.read(deadline).await).await.map(drop)
+    /// The value, for the Stacks API, and ahead of the Secret while there is no connection to the cluster yet.
+    pub async fn value(&self, deadline: Deadline) -> Result<Arc<SecretString>, Arc<Error>> {
+        let token = self.value.get(deadline, async |deadline| self.read(deadline).await).await;
+        token.map(|token| token.value)
     }
 
     /// The cluster has no Secret yet.
@@ -120,8 +121,11 @@ impl AgentToken {
         deadline: Deadline,
     ) -> Result<(), Arc<Error>> {
         let apply = async |deadline| {
-            let token =
-                self.value.fresh(|time| time.elapsed() < MAX_AGE, deadline, async |deadline| self.read(deadline).await);
+            let token = self.value.fresh(
+                |_, time| time.elapsed() < MAX_AGE,
+                deadline,
+                async |deadline| self.read(deadline).await,
+            );
             self.write(&token.await.map_err(Error::Value)?, cluster, deadline).await
         };
         applied.0.get(deadline, apply).await
@@ -205,6 +209,7 @@ mod tests {
     use crate::{
         aws,
         config::fixtures::config,
+        https::CertificateAuthority,
         kept::{REFRESH_PAUSE, REFRESH_TIMEOUT},
         kubernetes::fake::ApiServer,
         text::chain,
@@ -254,7 +259,9 @@ mod tests {
             let ssm = FakeSsm::default();
             let connector = SharedHttpConnector::new(ssm.clone());
             let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
-            let sdk = aws::sdk_config("us-east-1", credentials, |_| None).unwrap().into_builder();
+            let sdk = aws::sdk_config("us-east-1", credentials, CertificateAuthority(Vec::new()), |_| None)
+                .unwrap()
+                .into_builder();
             let sdk = sdk.http_client(http_client_fn(move |_, _| connector.clone())).build();
             let agent_token = AgentToken::new(&config(&[]), Ssm::new(&sdk));
             let api_server = ApiServer::answering(StatusCode::OK, json!({"kind": "PartialObjectMetadata"}));
@@ -291,7 +298,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_secret_is_applied_once() {
         let scene = Scene::holding("bkct_1\n");
-        scene.agent_token.read_ahead(Deadline::after(Duration::from_secs(5))).await.unwrap();
+        scene.agent_token.value(Deadline::after(Duration::from_secs(5))).await.unwrap();
         for _ in 0..3 {
             scene.apply().await.unwrap();
         }
@@ -305,7 +312,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_that_was_read_ahead_long_ago_is_read_again() {
         let scene = Scene::holding("bkct_1");
-        scene.agent_token.read_ahead(Deadline::after(Duration::from_secs(5))).await.unwrap();
+        scene.agent_token.value(Deadline::after(Duration::from_secs(5))).await.unwrap();
         scene.ssm_answers(Some(Ok("bkct_2")));
         advance(MAX_AGE).await;
         scene.apply().await.unwrap();

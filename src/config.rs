@@ -4,7 +4,10 @@
 //! optional. An empty value counts as absent, since a blank SAM parameter arrives as an empty string. Every problem is
 //! reported, not only the first one.
 
+use std::net::IpAddr;
+
 use http::Uri;
+use sha2::{Digest, Sha256};
 
 use crate::{
     https::CertificateAuthority,
@@ -12,11 +15,18 @@ use crate::{
     text::excerpt,
 };
 
+/// The Stacks API, where `BUILDKITE_STACKS_ENDPOINT` names no other one.
+const STACKS_ENDPOINT: &str = "https://agent.buildkite.com/v3";
+
 /// The settings of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What decides about jobs.
     pub stack: Stack,
+    /// `STACK`: which stack of which account and region this is, `ACCOUNT:REGION:STACKNAME`.
+    pub stack_name: String,
+    /// `BUILDKITE_STACKS_ENDPOINT`: the Stacks API; `None` where `STACKS_API` is false.
+    pub stacks_endpoint: Option<String>,
     /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token.
     pub agent_token_parameter: String,
     /// `KUBERNETES_CLUSTER_IDENTIFIER`: the EKS cluster's name.
@@ -35,10 +45,13 @@ impl Config {
     /// Reads every variable through `var`, which answers `None` for one that is not set.
     pub fn read(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader { var, problems: Vec::new() };
+        let stack_name = reader.required("STACK", stack_name);
         let queues = reader.required("BUILDKITE_QUEUE", queues);
         let agent_token_parameter = reader.required("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", parameter_name);
         let agent_tags = reader.optional("BUILDKITE_AGENT_TAGS", tags);
         let serve_jobs_without_queue = reader.required("SERVE_JOBS_WITHOUT_QUEUE", boolean);
+        let stacks_api = reader.required("STACKS_API", boolean);
+        let stacks_endpoint = reader.optional("BUILDKITE_STACKS_ENDPOINT", stacks_endpoint);
         let cluster = reader.required("KUBERNETES_CLUSTER_IDENTIFIER", cluster_name);
         let namespace = reader.required("KUBERNETES_NAMESPACE", namespace);
         let api_server_endpoint = reader.optional("KUBERNETES_API_SERVER_ENDPOINT", endpoint);
@@ -51,18 +64,23 @@ impl Config {
 
         // A required value is absent only together with a problem.
         let read = || {
+            let (stack_name, cluster, namespace) = (stack_name?, cluster?, namespace?);
+            let stacks_endpoint = stacks_endpoint.unwrap_or_else(|| STACKS_ENDPOINT.to_owned());
             Some(Self {
                 stack: Stack {
+                    id: stack_id(&stack_name, &cluster, &namespace),
                     queues: queues?,
                     agent_tags: agent_tags.unwrap_or_default(),
                     serve_jobs_without_queue: serve_jobs_without_queue?,
-                    namespace: namespace?,
+                    namespace,
                     agent_token_secret: agent_token_secret?,
                     job_ttl_seconds: job_ttl_seconds?,
                     job_active_deadline_seconds: job_active_deadline_seconds?,
                 },
+                stack_name,
+                stacks_endpoint: stacks_api?.then_some(stacks_endpoint),
                 agent_token_parameter: agent_token_parameter?,
-                cluster: cluster?,
+                cluster,
                 api_server_endpoint,
                 certificate_authority,
                 region: region?,
@@ -114,9 +132,9 @@ impl<V: Fn(&str) -> Option<String>> Reader<V> {
     }
 }
 
-/// How an operator knows the setting: `JobTtlSeconds (JOB_TTL_SECONDS)`. What Lambda sets has no parameter.
+/// How an operator knows the setting: `JobTtlSeconds (JOB_TTL_SECONDS)`. What Lambda and the template set has no parameter.
 fn setting(variable: &str) -> String {
-    if variable.starts_with("AWS_") {
+    if variable.starts_with("AWS_") || matches!(variable, "STACK" | "BUILDKITE_STACKS_ENDPOINT") {
         return variable.to_owned();
     }
     let words = variable.split('_').map(|word| format!("{}{}", &word[..1], word[1..].to_ascii_lowercase()));
@@ -131,6 +149,30 @@ fn looks_like_a_token(value: &str) -> bool {
         Some((kind, rest)) => KINDS.contains(&kind) && !rest.is_empty(),
         None => word.len() >= 40 && word.bytes().all(|byte| byte.is_ascii_hexdigit()),
     })
+}
+
+/// Unique in all of AWS, and so in a Buildkite organization; the same after an update of the stack.
+fn stack_id(stack_name: &str, cluster: &str, namespace: &str) -> String {
+    let digest = Sha256::digest(format!("{stack_name}\n{cluster}\n{namespace}"));
+    format!("{:032x}", u128::from_be_bytes(digest[..16].try_into().unwrap_or_default()))
+}
+
+fn stack_name(value: &str) -> Result<String, &'static str> {
+    let ok = is_word(value, 250, b"-_:") && value.split(':').count() == 3;
+    ok.then(|| value.to_owned()).ok_or("ACCOUNT:REGION:STACKNAME, as template.yml sets it")
+}
+
+/// Without TLS only on this machine: the agent token goes there.
+fn stacks_endpoint(value: &str) -> Result<String, &'static str> {
+    const EXPECTED: &str =
+        "an https:// address such as https://agent.buildkite.com/v3 (http:// for a loopback address only)";
+    let uri: Uri = value.parse().map_err(|_| EXPECTED)?;
+    let host = uri.host().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
+    let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let ok = uri.query().is_none()
+        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        && (uri.scheme_str() == Some("https") || uri.scheme_str() == Some("http") && is_loopback);
+    ok.then(|| value.trim_end_matches('/').to_owned()).ok_or(EXPECTED)
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
@@ -243,8 +285,13 @@ pub(crate) mod fixtures {
     pub(crate) fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let template: Value = serde_saphyr::from_str(include_str!("../template.yml")).unwrap();
         let properties = &template["Resources"]["AgentScheduler"]["Properties"];
-        let without_default = [("BuildkiteQueue", "default"), ("KubernetesClusterIdentifier", "example-cluster")];
-        let by_lambda = [("AWS_REGION", "us-east-1"), ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler")];
+        let without_default = [("BuildkiteQueue", "kubernetes"), ("KubernetesClusterIdentifier", "example-cluster")];
+        let by_lambda = [
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
+            // The template's is a `!Sub`.
+            ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
+        ];
         Config::read(|name| {
             let given = |values: &[(&str, &str)], name| {
                 values.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
@@ -257,7 +304,7 @@ pub(crate) mod fixtures {
                     number => Some(number.to_string()),
                 })
             };
-            given(variables, name).or_else(default).or_else(|| given(&by_lambda, name))
+            given(variables, name).or_else(|| given(&by_lambda, name)).or_else(default)
         })
     }
 
@@ -296,15 +343,38 @@ mod tests {
     }
 
     #[test]
+    fn the_stacks_api_is_buildkites_own_unless_another_is_named_or_it_is_off() {
+        let endpoint = |variables: &[(&str, &str)]| read(variables).unwrap().stacks_endpoint;
+        assert_eq!(endpoint(&[]).unwrap(), "https://agent.buildkite.com/v3");
+        assert_eq!(endpoint(&[("STACKS_API", "false")]), None);
+        for own in ["http://127.0.0.1:8080/v3", "http://[::1]:8080/v3", "http://localhost/v3", "https://example.com/v3"]
+        {
+            assert_eq!(endpoint(&[("BUILDKITE_STACKS_ENDPOINT", &format!("{own}/"))]).unwrap(), own);
+        }
+    }
+
+    #[test]
+    fn the_id_of_the_stack_is_that_of_its_account_region_and_name_with_cluster_and_namespace() {
+        let id = |variables: &[(&str, &str)]| read(variables).unwrap().stack.id;
+        // printf '111122223333:us-east-1:buildkite-agent-scheduler\nexample-cluster\nbuildkite' | sha256sum
+        assert_eq!(id(&[]), "97c9b09ee71719d0b37152c5f59ea8dc");
+        let others =
+            [("STACK", "1:us-east-1:other"), ("KUBERNETES_NAMESPACE", "ci"), ("KUBERNETES_CLUSTER_IDENTIFIER", "b")];
+        assert!(others.into_iter().all(|other| id(&[other]) != id(&[])));
+    }
+
+    #[test]
     fn all_problems_are_reported_together() {
         let problems =
             Config::read(|name| (name == "JOB_TTL_SECONDS").then(|| "ten minutes".to_owned())).unwrap_err().problems;
         let expected = [
+            "STACK must be ACCOUNT:REGION:STACKNAME, as template.yml sets it, but is not set",
             "BuildkiteQueue (BUILDKITE_QUEUE) must be one queue key or several, comma separated, each of 1 to 100 letters, \
              digits, - and _, but is not set",
             "BuildkiteAgentTokenParameterPath (BUILDKITE_AGENT_TOKEN_PARAMETER_PATH) must be the name of an SSM parameter, with \
              a leading / if it is a path, such as /buildkite/agent-token, but is not set",
             "ServeJobsWithoutQueue (SERVE_JOBS_WITHOUT_QUEUE) must be true or false, but is not set",
+            "StacksApi (STACKS_API) must be true or false, but is not set",
             "KubernetesClusterIdentifier (KUBERNETES_CLUSTER_IDENTIFIER) must be the name of an EKS cluster: 1 to 100 letters, \
              digits, - and _, not its ARN, but is not set",
             "KubernetesNamespace (KUBERNETES_NAMESPACE) must be a Kubernetes namespace: at most 63 lower-case letters, digits \
@@ -324,12 +394,12 @@ mod tests {
         let nonsense = BASE64_STANDARD.encode("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----");
         let cases = [
             ("BUILDKITE_QUEUE", "a,,b"),
-            ("BUILDKITE_QUEUE", "queue=default"),
+            ("BUILDKITE_QUEUE", "queue=kubernetes"),
             ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "buildkite/agent-token"),
             ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent token"),
             ("BUILDKITE_AGENT_TAGS", "linux"),
             ("BUILDKITE_AGENT_TAGS", "=linux"),
-            ("BUILDKITE_AGENT_TAGS", "queue=default"),
+            ("BUILDKITE_AGENT_TAGS", "queue=kubernetes"),
             ("BUILDKITE_AGENT_TAGS", "os=linux,pod-definition=node"),
             ("BUILDKITE_AGENT_TAGS", "pod-template=node"),
             ("BUILDKITE_AGENT_TAGS", "image=node"),
@@ -337,6 +407,12 @@ mod tests {
             ("BUILDKITE_AGENT_TAGS", "memory=1Gi"),
             ("BUILDKITE_AGENT_TAGS", "os =linux"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "yes"),
+            ("STACKS_API", "on"),
+            ("STACK", "buildkite-agent-scheduler"),
+            ("BUILDKITE_STACKS_ENDPOINT", "http://agent.buildkite.com/v3"),
+            ("BUILDKITE_STACKS_ENDPOINT", "http://localhost.example.com/v3"),
+            ("BUILDKITE_STACKS_ENDPOINT", "https://user@agent.buildkite.com/v3"),
+            ("BUILDKITE_STACKS_ENDPOINT", "agent.buildkite.com/v3"),
             ("KUBERNETES_CLUSTER_IDENTIFIER", "arn:aws:eks:us-east-1:111122223333:cluster/example"),
             ("KUBERNETES_NAMESPACE", "Buildkite"),
             ("KUBERNETES_API_SERVER_ENDPOINT", "http://127.0.0.1:6443"),
@@ -353,7 +429,7 @@ mod tests {
         for (name, value) in cases {
             let error = read(&[(name, value)]).expect_err(name);
             assert_eq!(error.problems.len(), 1, "{name}={value}");
-            assert!(error.problems[0].contains(&format!("{name}) must be ")), "{error}");
+            assert!(error.problems[0].contains(name) && error.problems[0].contains(" must be "), "{error}");
             assert!(error.problems[0].ends_with(&format!("got \"{}\"", excerpt(value))), "{error}");
         }
     }

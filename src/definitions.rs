@@ -2,12 +2,16 @@
 //!
 //! A `PodTemplate` wins over the compiled definition of its name, so that a team can add or change one with `kubectl apply`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
+    buildkite::rules::DEFAULT_DEFINITION,
     clock,
     deadline::Deadline,
     kept::Kept,
@@ -19,16 +23,18 @@ use crate::{
 /// How old the list of the cluster may be. For this long a job may still run in a definition that was replaced.
 pub const MAX_AGE: Duration = Duration::from_mins(1);
 
-/// The definitions of `pod-definitions/`, each with its path, as JSON.
-const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+/// The definitions of `pod-definitions/`, each with its name, read when the first job asks for it.
+static COMPILED: LazyLock<Vec<(&str, LazyLock<Arc<PodDefinition>>)>> =
+    LazyLock::new(|| include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs")));
 
-/// Each with its name. A broken one fails only the jobs that ask for it.
-type ByName = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
+/// Those of the cluster, each with its name. A broken one fails only the jobs that ask for it.
+type Listed = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
 
 /// All definitions.
 pub struct Definitions {
-    compiled: ByName,
-    listed: Kept<Arc<ByName>, kubernetes::Error>,
+    listed: Kept<Arc<Listed>, kubernetes::Error>,
+    /// The names of all that the cluster ever had.
+    seen: Mutex<BTreeSet<String>>,
 }
 
 /// Why a step has no pod definition to run in.
@@ -46,6 +52,12 @@ pub enum Error {
         }
     )]
     Unknown { name: String, compiled: Vec<String>, cluster: Vec<String>, namespace: String },
+    /// The cluster had it.
+    #[error(
+        "PodTemplate \"{name}\" is gone from namespace {namespace}; `kubectl apply` it again, or have the step choose another pod \
+         definition", name = excerpt(.name)
+    )]
+    Gone { name: String, namespace: String },
     /// It is there, and no job can run in it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -64,7 +76,7 @@ impl Error {
     /// The type of the failure: [`crate::scheduler::Error::kind`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } => "UnknownPodDefinition",
+            Self::Unknown { .. } | Self::Gone { .. } => "UnknownPodDefinition",
             Self::Invalid(_) | Self::Placeholder { .. } => "InvalidPodDefinition",
             Self::List { source, .. } => source.kind(),
         }
@@ -74,12 +86,7 @@ impl Error {
 impl Definitions {
     /// The compiled ones, and no list yet of those in the cluster.
     pub fn compiled() -> Self {
-        let compiled = COMPILED.iter().map(|(origin, json)| {
-            // The build has checked each, and that no two have one name.
-            let manifest: Value = serde_json::from_str(json).unwrap_or_default();
-            (name(&manifest), PodDefinition::parse(origin, &manifest).map(Arc::new))
-        });
-        Self { compiled: compiled.collect(), listed: Kept::new("the pod definitions of the cluster", MAX_AGE) }
+        Self { listed: Kept::new("the pod definitions of the cluster", MAX_AGE), seen: Mutex::default() }
     }
 
     /// Lists those of the cluster, if the last list is too old.
@@ -87,39 +94,63 @@ impl Definitions {
         self.list(None, cluster, deadline).await.map(drop)
     }
 
+    /// Lists those of the cluster, however old the last list is.
+    pub async fn list_again(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        self.list(Some(clock::monotonic()), cluster, deadline).await.map(drop)
+    }
+
+    /// One that is compiled in, to see whether the cluster takes any Job at all.
+    pub fn any_compiled(&self) -> Option<&'static PodDefinition> {
+        let is_default = |(name, _): &&(&str, _)| *name == DEFAULT_DEFINITION;
+        COMPILED.iter().find(is_default).or(COMPILED.first()).map(|(_, definition)| &***definition)
+    }
+
     /// The definition of that name.
     pub async fn get(&self, name: &str, cluster: &Cluster, deadline: Deadline) -> Result<Arc<PodDefinition>, Error> {
         let asked = clock::monotonic();
         let mut listed = self.list(None, cluster, deadline).await?;
-        if !listed.contains_key(name) && !self.compiled.contains_key(name) {
+        let compiled = COMPILED.iter().find(|(compiled, _)| *compiled == name);
+        if !listed.contains_key(name) && compiled.is_none() {
             listed = self.list(Some(asked), cluster, deadline).await?;
         }
-        match listed.get(name).or_else(|| self.compiled.get(name)) {
-            Some(definition) => {
-                let definition = Arc::clone(definition.as_ref().map_err(Clone::clone)?);
-                match placeholder(&definition) {
-                    Some(image) => Err(Error::Placeholder { name: name.to_owned(), image: image.to_owned() }),
-                    None => Ok(definition),
-                }
+        let definition = match (listed.get(name), compiled) {
+            (Some(listed), _) => listed.clone()?,
+            (None, Some((_, compiled))) => Arc::clone(compiled),
+            (None, None) if self.seen().contains(name) => {
+                return Err(Error::Gone { name: name.to_owned(), namespace: cluster.namespace().to_owned() });
             }
-            None => Err(Error::Unknown {
-                name: name.to_owned(),
-                compiled: usable(&self.compiled),
-                cluster: listed.keys().cloned().collect(),
-                namespace: cluster.namespace().to_owned(),
-            }),
+            (None, None) => {
+                return Err(Error::Unknown {
+                    name: name.to_owned(),
+                    compiled: usable(),
+                    cluster: listed.keys().cloned().collect(),
+                    namespace: cluster.namespace().to_owned(),
+                });
+            }
+        };
+        match placeholder(&definition) {
+            Some(image) => Err(Error::Placeholder { name: name.to_owned(), image: image.to_owned() }),
+            None => Ok(definition),
         }
     }
 
     /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
     /// who ask for a known name do not wait meanwhile.
-    async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, Error> {
-        let list = async |deadline| list(cluster, deadline).await;
+    async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, Error> {
+        let list = async |deadline| {
+            let listed = list(cluster, deadline).await?;
+            self.seen().extend(listed.keys().cloned());
+            Ok(listed)
+        };
         let listed = match since {
             None => self.listed.get(deadline, list).await,
-            Some(since) => self.listed.fresh(|time| time >= since, deadline, list).await,
+            Some(since) => self.listed.fresh(|_, time| time >= since, deadline, list).await,
         };
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,10 +160,10 @@ fn placeholder(definition: &PodDefinition) -> Option<&str> {
     image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
 }
 
-fn usable(definitions: &ByName) -> Vec<String> {
-    let is_usable = |definition: &Arc<PodDefinition>| placeholder(definition).is_none();
-    let usable = definitions.iter().filter(|(_, definition)| definition.as_ref().is_ok_and(is_usable));
-    usable.map(|(name, _)| name.clone()).collect()
+/// The names of the compiled ones that a step may ask for.
+fn usable() -> Vec<String> {
+    let usable = COMPILED.iter().filter(|(_, definition)| placeholder(definition).is_none());
+    usable.map(|(name, _)| (*name).to_owned()).collect()
 }
 
 /// The first names of many.
@@ -143,11 +174,11 @@ fn first_of(names: &[String]) -> String {
     shown.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
 }
 
-async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, kubernetes::Error> {
+async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, kubernetes::Error> {
     // On the heap, since it is rare: every event's future would have room for it.
     let templates = Box::pin(cluster.pod_templates(deadline)).await?;
     let definitions = templates.iter().map(|template| {
-        let name = name(template);
+        let name = template["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let origin = format!("PodTemplate {} in namespace {}", excerpt(&name), cluster.namespace());
         let definition = PodDefinition::of_object(&origin, template);
         (name, definition.map(Arc::new))
@@ -155,18 +186,19 @@ async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Arc<ByName>, kube
     Ok(Arc::new(definitions.collect()))
 }
 
-fn name(manifest: &Value) -> String {
-    manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+fn checked(json: &str) -> Arc<PodDefinition> {
+    let manifest = serde_json::from_str(json).expect("the build wrote it");
+    Arc::new(PodDefinition::checked(manifest))
 }
 
 #[cfg(test)]
 mod tests {
     use http::StatusCode;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::time::advance;
 
     use super::*;
-    use crate::{buildkite::rules::DEFAULT_DEFINITION, kubernetes::fake::ApiServer, text::chain};
+    use crate::{kubernetes::fake::ApiServer, text::chain};
 
     /// An item of a list; the image is the difference.
     fn template(name: &str, image: &str) -> Value {
@@ -191,8 +223,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_definitions_of_the_folder_are_compiled_and_usable() {
         let (definitions, api_server) = (Definitions::compiled(), ApiServer::holding(&[]));
-        for (name, definition) in &definitions.compiled {
-            assert!(definition.is_ok(), "{name}: {definition:?}");
+        for (name, definition) in &*COMPILED {
+            assert_eq!(definition.name(), *name);
         }
         for name in [DEFAULT_DEFINITION, "fargate"] {
             assert_eq!(get(&definitions, name, &api_server).await.unwrap().name(), name);
@@ -236,6 +268,18 @@ mod tests {
         advance(MAX_AGE).await;
         assert!(get(&definitions, "go", &api_server).await.is_err());
         assert_eq!(api_server.requests().len(), 3, "the first list of this question is young enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_definition_that_the_cluster_had_is_gone_and_not_unknown() {
+        let api_server = ApiServer::holding(&[template("node", "node:1")]);
+        let definitions = Definitions::compiled();
+        definitions.refresh(&api_server.cluster(), deadline()).await.unwrap();
+        api_server.hold(&[]);
+        advance(MAX_AGE).await;
+        let gone = get(&definitions, "node", &api_server).await.unwrap_err();
+        assert!(matches!(&gone, Error::Gone { name, .. } if name == "node"), "{gone}");
+        assert!(matches!(get(&definitions, "go", &api_server).await, Err(Error::Unknown { .. })));
     }
 
     #[tokio::test(start_paused = true)]

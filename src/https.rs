@@ -4,7 +4,7 @@
 //! a cold start. kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
 //! cluster, a tenth of the binary.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{fs, str::FromStr, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -40,6 +40,9 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// The function's name in the logs of the APIs, such as the cluster's audit log.
 pub const AGENT: &str = concat!("agent-scheduler/", env!("CARGO_PKG_VERSION"));
 
+/// The variables that name a file of roots to trust instead, for a network whose proxy decrypts TLS.
+const ROOTS_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
+
 /// A client that keeps its connections.
 pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
 
@@ -60,6 +63,15 @@ pub struct CertificateAuthority(pub Vec<TrustAnchor<'static>>);
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {} ms", .0.as_millis())]
 pub struct NoAnswer(Duration);
+
+/// Roots that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{variable} must name a file of certificates in PEM, got {path:?}")]
+pub struct RootsError {
+    variable: &'static str,
+    path: String,
+    source: BoxError,
+}
 
 /// No connection.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +103,16 @@ impl FromStr for CertificateAuthority {
         let pem = BASE64_STANDARD.decode(value).map_err(|_| EXPECTED)?;
         Self::from_pem(&pem).map_err(|_| EXPECTED)
     }
+}
+
+/// The roots that are trusted outside the cluster: Mozilla's, or those of the file that a variable names.
+pub fn roots(var: impl Fn(&str) -> Option<String>) -> Result<CertificateAuthority, RootsError> {
+    let named = |variable| Some((variable, var(variable).filter(|path| !path.is_empty())?));
+    let Some((variable, path)) = ROOTS_VARIABLES.into_iter().find_map(named) else {
+        return Ok(CertificateAuthority(webpki_roots::TLS_SERVER_ROOTS.to_vec()));
+    };
+    let read = fs::read(&path).map_err(BoxError::from).and_then(|pem| CertificateAuthority::from_pem(&pem));
+    read.map_err(|source| RootsError { variable, path, source })
 }
 
 /// A client that trusts `authority` alone.
@@ -149,4 +171,31 @@ where
 /// Whether no connection came about: another server may have the place by now.
 pub fn is_connect(error: &BoxError) -> bool {
     error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn mozillas_roots_are_trusted_unless_a_file_is_named() {
+        let roots = |variable: &'static str, path: &str| roots(|name| (name == variable).then(|| path.to_owned()));
+        assert!(roots("UNRELATED", "").unwrap().0.len() > 100);
+
+        let file = env::temp_dir().join(format!("agent-scheduler-roots-{}.pem", std::process::id()));
+        fs::write(&file, lab::Lab::start().await.certificates.ca_pem()).unwrap();
+        for variable in ROOTS_VARIABLES {
+            assert_eq!(roots(variable, file.to_str().unwrap()).unwrap().0.len(), 1);
+        }
+        fs::write(&file, "no certificate").unwrap();
+        let error = roots("SSL_CERT_FILE", file.to_str().unwrap()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("SSL_CERT_FILE must name a file of certificates in PEM, got "),
+            "{error}"
+        );
+        fs::remove_file(&file).unwrap();
+        assert!(roots("AWS_CA_BUNDLE", file.to_str().unwrap()).is_err());
+    }
 }

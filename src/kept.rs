@@ -58,15 +58,15 @@ impl<T: Clone, E: Error> Kept<T, E> {
     pub async fn get(&self, deadline: Deadline, read: impl AsyncFnOnce(Deadline) -> Result<T, E>) -> Result<T, Arc<E>> {
         let has_value = self.state().value.is_some();
         let deadline = if has_value { deadline.within(REFRESH_TIMEOUT) } else { deadline };
-        let is_fresh = |time: Instant| time.elapsed() < self.max_age;
+        let is_fresh = |_: &T, time: Instant| time.elapsed() < self.max_age;
         self.fresh(is_fresh, deadline, read).await.or_else(|error| self.state().old().ok_or(error))
     }
 
-    /// The value, if the time of its read is fresh enough for the caller; else a new one. Here a failed refresh is an error: the
+    /// The value, if it and the time of its read are fresh enough for the caller; else a new one. Here a failed refresh is an error: the
     /// old value cannot answer the caller's question.
     pub async fn fresh(
         &self,
-        is_fresh: impl FnOnce(Instant) -> bool,
+        is_fresh: impl FnOnce(&T, Instant) -> bool,
         deadline: Deadline,
         read: impl AsyncFnOnce(Deadline) -> Result<T, E>,
     ) -> Result<T, Arc<E>> {
@@ -106,9 +106,9 @@ impl<T: Clone, E: Error> Kept<T, E> {
 
 impl<T: Clone, E> State<T, E> {
     /// The answer without a read; where a read is needed, the number of those that have ended.
-    fn answer(&self, is_fresh: impl FnOnce(Instant) -> bool) -> Result<Result<T, Arc<E>>, u64> {
+    fn answer(&self, is_fresh: impl FnOnce(&T, Instant) -> bool) -> Result<Result<T, Arc<E>>, u64> {
         let (value, read) = self.value.as_ref().ok_or(self.reads)?;
-        if is_fresh(*read) {
+        if is_fresh(value, *read) {
             return Ok(Ok(value.clone()));
         }
         let recent = self.failure.as_ref().filter(|(_, failed)| failed.elapsed() < REFRESH_PAUSE);
@@ -181,7 +181,7 @@ mod tests {
 
         async fn fresh(&self, max_age: Duration, outcome: Result<(), Failure>) -> Result<usize, Failure> {
             let read = self.kept.fresh(
-                |time| time.elapsed() < max_age,
+                |_, time| time.elapsed() < max_age,
                 ten_seconds(),
                 async |deadline| self.read(Duration::ZERO, outcome, deadline).await,
             );
@@ -286,7 +286,7 @@ mod tests {
         let source = Source::new();
         source.get(NOW, Ok(())).await.unwrap();
         let younger = source.kept.fresh(
-            |_| false,
+            |_, _| false,
             ten_seconds(),
             async |_| {
                 sleep(Duration::from_secs(1)).await;

@@ -5,23 +5,20 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashMap};
 
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
     sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage},
 };
 use futures_util::future::join_all;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tracing::Instrument;
 
 use crate::{
     buildkite::{
-        event::{self, JOB_SCHEDULED},
+        event::{JOB_SCHEDULED, JobScheduled},
         job::ScheduledJob,
     },
     deadline::Deadline,
@@ -106,79 +103,42 @@ pub enum Answer {
     Batch(SqsBatchResponse),
 }
 
-/// What a payload is, by the first field that only one kind has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// It has `detail-type`.
-    Event,
-    /// It has `Records`.
-    Batch,
-}
-
-impl Kind {
-    /// Reads no further than that field: most payloads are events, and have it near their beginning.
-    fn of(payload: &str) -> Result<Self, InvalidEvent> {
-        struct Fields<'a>(&'a mut Option<Kind>);
-
-        impl<'de> Visitor<'de> for Fields<'_> {
-            type Value = ();
-
-            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-                while let Some(field) = fields.next_key::<Cow<str>>()? {
-                    *self.0 = match &*field {
-                        "detail-type" => Some(Kind::Event),
-                        "Records" => Some(Kind::Batch),
-                        _ => {
-                            fields.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    return Ok(());
-                }
-                Ok(())
-            }
-        }
-
-        let mut kind = None;
-        let read = serde_json::Deserializer::from_str(payload).deserialize_map(Fields(&mut kind));
-        // Where it was found, the rest of the payload is not read, which the deserializer calls an error.
-        match (kind, read) {
-            (Some(kind), _) => Ok(kind),
-            (None, Ok(())) => Err(InvalidEvent::Unknown(None)),
-            (None, Err(_)) => {
-                let problem = json::parse::<IgnoredAny>(payload, "").err();
-                Err(InvalidEvent::Unknown(problem))
-            }
-        }
-    }
-}
-
 impl Trigger {
-    /// Reads a payload.
+    /// Reads a payload, in one pass if it is the event of a job, as most are. A batch has `Records`.
     pub fn parse(payload: &str) -> Result<Self, InvalidEvent> {
-        match Kind::of(payload)? {
-            Kind::Event => Event::parse(payload).map(Self::Event),
-            Kind::Batch => messages(payload).map(Self::Redrive),
+        let malformed = match Event::parse(payload) {
+            Err(InvalidEvent::Envelope(malformed)) => malformed,
+            event => return event.map(Self::Event),
+        };
+        match serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(payload) {
+            Ok(fields) if fields.contains_key("Records") => messages(payload).map(Self::Redrive),
+            Ok(fields) if fields.contains_key("detail-type") => Err(InvalidEvent::Envelope(malformed)),
+            _ => Err(InvalidEvent::Unknown(json::parse::<IgnoredAny>(payload, "").err())),
         }
     }
 }
 
 impl Event {
     fn parse(payload: &str) -> Result<Self, InvalidEvent> {
-        let event: EventBridgeEvent<Box<RawValue>> = json::parse(payload, "").map_err(InvalidEvent::Envelope)?;
-        if event.detail_type != JOB_SCHEDULED {
-            return Ok(Self::Other { detail_type: event.detail_type });
+        match json::parse::<EventBridgeEvent<JobScheduled>>(payload, "") {
+            Ok(EventBridgeEvent { detail_type, time, detail, .. }) if detail_type == JOB_SCHEDULED => {
+                let job = ScheduledJob { time: time.map(Into::into), ..detail.job };
+                if !detail.left_out.is_empty() {
+                    let fields = detail.left_out.join(", ");
+                    tracing::debug!(job = %job.uuid, fields, "fields that cannot be read are left out");
+                }
+                Ok(Self::JobScheduled(Box::new(job)))
+            }
+            Ok(EventBridgeEvent { detail_type, .. }) => Ok(Self::Other { detail_type }),
+            Err(malformed) => {
+                // With any detail.
+                let event = json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "");
+                match event.map_err(InvalidEvent::Envelope)?.detail_type {
+                    detail_type if detail_type == JOB_SCHEDULED => Err(InvalidEvent::JobScheduled(malformed)),
+                    detail_type => Ok(Self::Other { detail_type }),
+                }
+            }
         }
-        let time = event.time.map(Into::into);
-        let (job, left_out) = event::job_scheduled(event.detail.get(), time).map_err(InvalidEvent::JobScheduled)?;
-        if !left_out.is_empty() {
-            tracing::debug!(job = %job.uuid, fields = left_out.join(", "), "fields that cannot be read are left out");
-        }
-        Ok(Self::JobScheduled(Box::new(job)))
     }
 
     /// Reads a message of the failure queue.

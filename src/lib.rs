@@ -19,7 +19,7 @@
 //! | [`lambda`] | payload to [`lambda::Trigger`], and its answer |
 //! | [`scheduler`] | one job: match, build, create |
 //! | [`report`] | what became of a job: answer, log line, metrics |
-//! | [`definitions`], [`agent_token`] | the compiled definitions and the cluster's; the token and how a pod gets it |
+//! | [`definitions`], [`agent_token`], [`stacks_api`] | the compiled definitions and the cluster's; the token and how a pod gets it; this stack at Buildkite |
 //! | [`kubernetes`] | the API server: one function per request, the client, what a refusal means |
 //! | [`aws`] | SSM, EKS, the EKS token |
 //! | [`kept`], [`retry`], [`https`] | a value with an age; the one retry policy; the one TLS stack |
@@ -39,6 +39,7 @@ pub mod lambda;
 pub mod report;
 pub mod retry;
 pub mod scheduler;
+pub mod stacks_api;
 
 use std::{error::Error, io};
 
@@ -47,6 +48,7 @@ pub use agent_scheduler_core::{json, pod, stack, text};
 pub mod buildkite {
     //! Buildkite: what it says of a job, and its Stacks API.
 
+    mod client;
     pub mod stacks;
 
     pub use agent_scheduler_core::buildkite::*;

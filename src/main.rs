@@ -6,7 +6,7 @@ use agent_scheduler::{
     aws,
     config::Config,
     deadline::{Deadline, START_TIMEOUT},
-    lambda,
+    https, lambda,
     scheduler::Scheduler,
     text::chain,
 };
@@ -57,8 +57,10 @@ async fn main() -> ExitCode {
 async fn scheduler() -> Result<Scheduler, BoxError> {
     let config = Config::read(|name| env::var(name).ok())?;
     let credentials = aws::credentials().await?;
-    let sdk = aws::sdk_config(&config.region, credentials.clone(), |name| env::var(name).ok())?;
-    Ok(Scheduler::new(config, credentials, &sdk))
+    let var = |name: &str| env::var(name).ok();
+    let roots = https::roots(var)?;
+    let sdk = aws::sdk_config(&config.region, credentials.clone(), roots.clone(), var)?;
+    Ok(Scheduler::new(config, credentials, &sdk, roots))
 }
 
 async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {

@@ -29,6 +29,8 @@ pub enum Outcome {
     AlreadyExists,
     /// Nothing to do here.
     Ignored(Reason),
+    /// The step or its pod definition must change first, and the build page says so.
+    Refused(Failure),
 }
 
 /// Why a job is left alone.
@@ -48,10 +50,18 @@ pub enum Reason {
         /// The definition.
         definition: String,
     },
+    /// It can never start here, and is not ours to finish.
+    #[error(
+        "{refused}; not finished, since Buildkite does not reserve it: another stack or an agent has it, or it is over"
+    )]
+    NotReserved {
+        /// Why it cannot start.
+        refused: String,
+    },
 }
 
 /// A failure, as alarms and operators see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// One of the table in docs/troubleshooting.md; it never changes its spelling.
     pub error_type: &'static str,
@@ -62,7 +72,7 @@ pub struct Failure {
 /// The answer to Lambda; absent fields are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// `created`, `already-exists` or `ignored`.
+    /// `created`, `already-exists`, `ignored` or `refused`.
     pub outcome: &'static str,
     /// The name of the Kubernetes Job.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,6 +109,9 @@ impl Answer {
     pub fn of(outcome: &Outcome, job: &ScheduledJob, namespace: &str) -> Self {
         match outcome {
             Outcome::Ignored(reason) => Self::ignored(reason),
+            Outcome::Refused(Failure { text, .. }) => {
+                Self { outcome: outcome.name(), reason: Some(text.clone()), ..Self::default() }
+            }
             Outcome::Created | Outcome::AlreadyExists => Self {
                 outcome: outcome.name(),
                 job: Some(job::name(job.uuid)),
@@ -115,6 +128,7 @@ impl Outcome {
             Self::Created => "created",
             Self::AlreadyExists => "already-exists",
             Self::Ignored(_) => "ignored",
+            Self::Refused(_) => "refused",
         }
     }
 
@@ -154,6 +168,9 @@ impl Report<'_> {
                 line!(warn, "event handled", outcome = outcome.name(), %reason);
             }
             Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "event handled", outcome = outcome.name(), %reason),
+            Ok(outcome @ Outcome::Refused(Failure { error_type, text })) => {
+                line!(warn, "event handled", outcome = outcome.name(), error_type, reason = text);
+            }
             Ok(outcome) => line!(info, "event handled", outcome = outcome.name()),
             Err(Failure { error_type, text }) => line!(error, "event failed", error_type, error = text),
         }
@@ -164,6 +181,13 @@ impl Report<'_> {
 pub fn event_failed(Failure { error_type, text }: &Failure, function_name: &str) {
     tracing::error!(error_type, error = text, "event failed");
     write_metrics(&[Metric::one("JobsFailed")], None, function_name, clock::wall());
+}
+
+/// Logs and counts that Buildkite refuses the Stacks API to this stack.
+pub fn stacks_api_unavailable(reason: &str, function_name: &str) {
+    tracing::warn!(reason, "no build page says why a job cannot start: the Stacks API is not available");
+    let metric = Metric { dimensions: BY_FUNCTION, ..Metric::one("StacksApiUnavailable") };
+    write_metrics(&[metric], None, function_name, clock::wall());
 }
 
 /// Logs an event that announces something other than a job.
@@ -202,6 +226,7 @@ fn metrics(result: Result<&Outcome, &Failure>, age: Option<Duration>) -> Vec<Met
         Ok(Outcome::Created) => "JobsCreated",
         Ok(Outcome::AlreadyExists) => "JobsExisting",
         Ok(Outcome::Ignored(_)) => "JobsIgnored",
+        Ok(Outcome::Refused(_)) => "JobsRefused",
         Err(_) => "JobsFailed",
     };
     let mut metrics = vec![Metric::one(count)];
@@ -287,11 +312,11 @@ mod tests {
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
             r#""Dimensions":[["FunctionName","Queue"]],"#,
             r#""Metrics":[{"Name":"JobsCreated","Unit":"Count"},{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
-            r#""FunctionName":"agent-scheduler","Queue":"default","JobsCreated":1,"TimeToJob":81}"#,
+            r#""FunctionName":"agent-scheduler","Queue":"kubernetes","JobsCreated":1,"TimeToJob":81}"#,
             "\n"
         );
         let announced = now() - Duration::from_millis(81);
-        assert_eq!(text(Ok(&Outcome::Created), Some(announced), Some("default")), expected);
+        assert_eq!(text(Ok(&Outcome::Created), Some(announced), Some("kubernetes")), expected);
     }
 
     #[test]
@@ -320,6 +345,7 @@ mod tests {
             (Ok(&Outcome::Created), sample, r#""JobsCreated":1}"#),
             (Ok(&Outcome::AlreadyExists), None, r#""JobsExisting":1}"#),
             (Ok(&ignored), None, r#""JobsIgnored":1}"#),
+            (Ok(&Outcome::Refused(failure.clone())), None, r#""JobsRefused":1}"#),
             (Err(&failure), None, r#""JobsFailed":1}"#),
         ];
         for (result, time, end) in cases {

@@ -1,5 +1,8 @@
 //! One job: is it for us, what does it run in, create the Job, name the result.
 
+mod error;
+mod refusal;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, PoisonError},
@@ -12,22 +15,26 @@ use tokio::{time::Instant, try_join};
 use uuid::Uuid;
 
 use crate::{
-    agent_token::{self, AgentToken, AppliedSecret},
+    agent_token::{AgentToken, AppliedSecret},
     aws::{eks::Eks, ssm::Ssm},
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
-    cause, clock,
+    clock,
     config::Config,
     deadline::Deadline,
-    definitions::{self, Definitions},
+    definitions::Definitions,
+    https::CertificateAuthority,
     kept::Kept,
     kubernetes::{self, Cluster, FoundJob},
     pod::{
-        definition::{Access, OtherPipelines, Unmet},
+        definition::{Access, refused_rule},
         job::{self, JOB_UUID_LABEL},
     },
-    report::{Failure, Outcome, Reason, Report},
+    report::{Outcome, Reason, Report},
+    stacks_api::StacksApi,
     text::{chain, excerpt, message},
 };
+
+pub use self::error::Error;
 
 /// A warning of the API server is logged again after this time.
 const WARNING_PAUSE: Duration = Duration::from_hours(1);
@@ -39,8 +46,18 @@ pub struct Scheduler {
     credentials: Credentials,
     eks: Eks,
     agent_token: AgentToken,
+    /// `None` where the settings say so.
+    stacks_api: Option<StacksApi>,
     target: Kept<Arc<Target>, kubernetes::Error>,
     warned: Warned,
+}
+
+/// A job that is for us.
+struct Matched<'a> {
+    job: &'a ScheduledJob,
+    /// `None` for a job without a queue.
+    queue: Option<&'a str>,
+    rules: &'a AgentQueryRules<'a>,
 }
 
 /// The cluster and all that is kept of it. A cluster that was created again is another target.
@@ -50,77 +67,14 @@ struct Target {
     secret: AppliedSecret,
 }
 
-/// Why a job has no Kubernetes Job.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the text shows what the fields are")]
-pub enum Error {
-    /// There is no client for the cluster.
-    #[error(transparent)]
-    Cluster(Arc<kubernetes::Error>),
-    /// The step has no pod definition to run in.
-    #[error(transparent)]
-    Definition(#[from] definitions::Error),
-    /// The step's pipeline may not use the pod definition.
-    #[error(transparent)]
-    Pipeline(#[from] OtherPipelines),
-    /// The step asks for what its pod definition does not allow.
-    #[error(transparent)]
-    Unmet(#[from] Unmet),
-    /// The agent would have no token.
-    #[error(transparent)]
-    AgentToken(Arc<agent_token::Error>),
-    /// The API server did not take the Job.
-    #[error("cannot create Job {name}")]
-    CreateJob { name: String, source: kubernetes::Error },
-    /// The API server may have created the Job, but did not say so.
-    #[error("the API server did not confirm Job {name}; the next delivery of the event creates it, or finds it")]
-    Uncertain { name: String, source: kubernetes::Error },
-    /// The API server has a Job of that name, which could not be looked at.
-    #[error("Job {name} exists already, and cannot be read to see whether it is ours")]
-    ReadJob { name: String, source: kubernetes::Error },
-    /// The Job of an earlier delivery is on its way out. The name becomes free.
-    #[error("Job {name} exists already and is being deleted; the next delivery of the event creates it")]
-    JobIsDeleted { name: String },
-    /// The API server has a Job of that name, which is not ours.
-    #[error(
-        "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
-    )]
-    NameTaken { name: String, label: String },
-}
-
-impl Error {
-    /// The type of the failure, for alarms and for the table in docs/troubleshooting.md; it never changes its spelling.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Cluster(error) => error.kind(),
-            Self::Definition(error) => error.kind(),
-            Self::Pipeline(_) | Self::Unmet(_) => "InvalidAgentQueryRule",
-            Self::AgentToken(error) => error.kind(),
-            Self::CreateJob { source, .. } | Self::Uncertain { source, .. } | Self::ReadJob { source, .. } => {
-                source.kind()
-            }
-            Self::JobIsDeleted { .. } => "JobIsDeleted",
-            Self::NameTaken { .. } => "RejectedByApiServer",
-        }
-    }
-
-    fn is_wrong_endpoint(&self) -> bool {
-        cause::<kubernetes::Error>(self).is_some_and(kubernetes::Error::is_wrong_endpoint)
-    }
-
-    /// For the report.
-    pub fn failure(&self) -> Failure {
-        Failure { error_type: self.kind(), text: chain(self) }
-    }
-}
-
 impl Scheduler {
     /// No request yet.
-    pub fn new(config: Config, credentials: Credentials, sdk: &SdkConfig) -> Self {
+    pub fn new(config: Config, credentials: Credentials, sdk: &SdkConfig, roots: CertificateAuthority) -> Self {
         Self {
             credentials,
             eks: Eks::new(sdk),
             agent_token: AgentToken::new(&config, Ssm::new(sdk)),
+            stacks_api: StacksApi::new(&config, roots),
             target: Kept::new("the cluster's endpoint", Duration::MAX),
             warned: Warned::default(),
             config,
@@ -135,8 +89,8 @@ impl Scheduler {
             target.definitions.refresh(&target.cluster, deadline).await?;
             Ok(target)
         };
-        let read_token = async { self.agent_token.read_ahead(deadline).await.map_err(Error::AgentToken) };
-        let (target, ()) = try_join!(connect, read_token)?;
+        let read_token = async { self.agent_token.value(deadline).await.map_err(Error::AgentToken) };
+        let (target, _) = try_join!(connect, read_token)?;
         self.agent_token.apply(&target.secret, &target.cluster, deadline).await.map_err(Error::AgentToken)
     }
 
@@ -150,7 +104,15 @@ impl Scheduler {
             Err(Reason::NoScript(job.kind.clone()))
         };
         let (queue, result) = match matched {
-            Ok(queue) => (queue, self.create(job, queue, &rules, deadline).await),
+            Ok(queue) => {
+                let matched = Matched { job, queue, rules: &rules };
+                let result = match self.create(&matched, deadline).await {
+                    // On the heap, since it is rare: every event's future would have room for it.
+                    Err(error) => Box::pin(self.explain(&matched, error, deadline)).await,
+                    created => created,
+                };
+                (queue, result)
+            }
             Err(reason) => (rules.queue(&self.config.stack).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         let (definition, function_name) = (rules.definition(), &*self.config.function_name);
@@ -160,22 +122,16 @@ impl Scheduler {
     }
 
     /// If the cluster may have been created again, EKS is asked where it is now.
-    async fn create(
-        &self,
-        job: &ScheduledJob,
-        queue: Option<&str>,
-        rules: &AgentQueryRules<'_>,
-        deadline: Deadline,
-    ) -> Result<Outcome, Error> {
-        tracing::debug!(queue, definition = &*excerpt(rules.definition()), "job matched");
+    async fn create(&self, job: &Matched<'_>, deadline: Deadline) -> Result<Outcome, Error> {
+        tracing::debug!(queue = job.queue, definition = &*excerpt(job.rules.definition()), "job matched");
         let target = self.target(deadline).await?;
-        let error = match self.create_in(&target, job, queue, rules, deadline).await {
+        let error = match self.create_in(&target, job, deadline).await {
             Err(error) if error.is_wrong_endpoint() && target.cluster.may_have_moved() => error,
             result => return result,
         };
         tracing::warn!(error = chain(&error), "the cluster may have been created again; EKS is asked for its endpoint");
-        match Box::pin(self.target.fresh(|_| false, deadline, self.find(Some(&target)))).await {
-            Ok(target) => self.create_in(&target, job, queue, rules, deadline).await,
+        match Box::pin(self.target.fresh(|_, _| false, deadline, self.find(Some(&target)))).await {
+            Ok(target) => self.create_in(&target, job, deadline).await,
             Err(_) => Err(error),
         }
     }
@@ -183,9 +139,7 @@ impl Scheduler {
     async fn create_in(
         &self,
         Target { cluster, definitions, secret }: &Target,
-        job: &ScheduledJob,
-        queue: Option<&str>,
-        rules: &AgentQueryRules<'_>,
+        &Matched { job, queue, rules }: &Matched<'_>,
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         let definition = definitions.get(rules.definition(), cluster, deadline).await?;
@@ -209,7 +163,10 @@ impl Scheduler {
             }
             Err(error) if error.is_already_exists() => already_exists(cluster, job.uuid, deadline).await,
             Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: name(), source }),
-            Err(source) => Err(Error::CreateJob { name: name(), source }),
+            Err(source) => {
+                let unmet = source.refused_fields().find_map(|(field, problem)| refused_rule(rules, field, problem));
+                Err(unmet.map_or_else(|| Error::CreateJob { name: name(), source }, Error::Unmet))
+            }
         }
     }
 
@@ -295,15 +252,16 @@ mod tests {
         let session_token = Some(keys.session_token.clone());
         let credentials = Credentials::new(&keys.access_key_id, &keys.secret_access_key, session_token, None, "lab");
         let var = |name: &str| (name == "AWS_ENDPOINT_URL").then(|| lab.aws.url());
-        let sdk = aws::sdk_config("us-east-1", credentials.clone(), var).unwrap();
-        let scheduler = Scheduler::new(config(&[]), credentials, &sdk);
+        let roots = CertificateAuthority(Vec::new());
+        let sdk = aws::sdk_config("us-east-1", credentials.clone(), roots.clone(), var).unwrap();
+        let scheduler = Scheduler::new(config(&[("STACKS_API", "false")]), credentials, &sdk, roots);
         scheduler.start(Deadline::after(Duration::from_secs(5))).await.unwrap();
         scheduler
     }
 
     fn job() -> ScheduledJob {
         let event: serde_json::Value = serde_json::from_str(lab::event::SCHEDULED).unwrap();
-        event::job_scheduled(&event["detail"].to_string(), None).unwrap().0
+        serde_json::from_str::<event::JobScheduled>(&event["detail"].to_string()).unwrap().job
     }
 
     async fn wait(time: Duration) {

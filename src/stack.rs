@@ -3,6 +3,8 @@
 /// The settings that decide about jobs; [`Config`](../agent_scheduler/config/struct.Config.html) reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
+    /// Which Jobs and pods of the namespace are this stack's, as their label: 32 hexadecimal digits, from `STACK`, cluster and namespace.
+    pub id: String,
     /// `BUILDKITE_QUEUE`: the queues whose jobs are ours, at least one.
     pub queues: Vec<String>,
     /// `BUILDKITE_AGENT_TAGS`: what a job may ask for beside its queue.
@@ -36,7 +38,8 @@ pub(crate) mod fixtures {
 
     pub(crate) fn stack() -> Stack {
         Stack {
-            queues: vec!["default".to_owned()],
+            id: "0123456789abcdef0123456789abcdef".to_owned(),
+            queues: vec!["kubernetes".to_owned()],
             agent_tags: Vec::new(),
             serve_jobs_without_queue: false,
             namespace: "buildkite".to_owned(),

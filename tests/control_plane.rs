@@ -592,7 +592,7 @@ mod the_job_controller {
         let labels = json!({
             "app.kubernetes.io/managed-by": "agent-scheduler",
             "buildkite.com/job-uuid": uuid,
-            "buildkite.com/queue": "default",
+            "buildkite.com/queue": "kubernetes",
             "batch.kubernetes.io/job-name": job,
         });
         for (label, value) in labels.as_object().unwrap() {
@@ -601,7 +601,7 @@ mod the_job_controller {
         let url = format!("https://buildkite.com/example-org/example-pipeline/builds/1234#{uuid}");
         assert_eq!(pod["metadata"]["annotations"]["buildkite.com/job-url"], url);
         assert_eq!(value(&pod, "BUILDKITE_AGENT_ACQUIRE_JOB"), Some(uuid));
-        assert_eq!(value(&pod, "BUILDKITE_AGENT_TAGS"), Some("os=linux,queue=default,pod-definition=default"));
+        assert_eq!(value(&pod, "BUILDKITE_AGENT_TAGS"), Some("os=linux,queue=kubernetes,pod-definition=default"));
         assert_eq!(pod["spec"]["restartPolicy"], "Never");
 
         let job = namespace.get(&format!("jobs/{job}")).await;
@@ -915,6 +915,10 @@ mod a_cluster_of_a_kubeconfig {
     #[tokio::test]
     async fn gives_its_errors_and_those_of_the_lab() {
         let namespace = Namespace::without_permissions().await;
+        let cluster = cluster(&namespace).await;
+        cluster.check(&namespace.name).await.unwrap();
+        let absent = cluster.check("absent").await.unwrap_err().to_string();
+        assert!(absent.contains(&format!("`kubectl --context {CLUSTER} create namespace absent`")), "{absent}");
         let lab = lab(&namespace).await;
         let absent = lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", "absent").start();
         fails(absent, "RejectedByApiServer", &["\"absent\""]).await;

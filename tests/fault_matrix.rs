@@ -28,7 +28,9 @@ use std::{
 
 use agent_scheduler::kept;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lab::{Answer, Certificate, Entry, Event, Fault, Function, Kind, Lab, When, fault::ErrorAnswer};
+use lab::{
+    Answer, Certificate, Entry, Event, Fault, Function, Kind, Lab, When, buildkite::CLUSTER, fault::ErrorAnswer,
+};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -83,7 +85,7 @@ use FailureMode::{
 };
 
 /// The rows.
-const MODES: [(&str, FailureMode); 23] = [
+const MODES: [(&str, FailureMode); 24] = [
     ("refused", Refused),
     ("TLS handshake cut", CutHandshake),
     ("expired certificate", ExpiredCertificate),
@@ -97,6 +99,7 @@ const MODES: [(&str, FailureMode); 23] = [
     ("empty body", Empty),
     ("401", Code(401)),
     ("403", Code(403)),
+    ("404", Code(404)),
     ("409 conflict", Code(409)),
     ("409 another's", NameTaken),
     ("422", Code(422)),
@@ -126,8 +129,8 @@ enum Retries {
     Success,
     /// The next answer would be the same.
     None,
-    /// The EKS token may be at fault: once, with a new one.
-    NewToken,
+    /// The EKS token, or the registration at Buildkite, may be at fault: once, with a new one.
+    Once,
     /// The failure may pass: until the deadline.
     UntilDeadline,
 }
@@ -137,9 +140,10 @@ impl FailureMode {
         match self {
             Slow => Retries::Success,
             // Of the answer to a write, only the status counts.
-            Garbage | Empty if matches!(call, Call::Job | Call::Secret) => Retries::Success,
-            Code(401) if !call.is_of_aws() => Retries::NewToken,
-            Code(401 | 403 | 422) | NameTaken | Garbage | Empty | ExpiredCertificate | RetryAfterDeadline => {
+            Garbage | Empty if call.is_write() => Retries::Success,
+            Code(404) if call == Call::Reserve => Retries::Once,
+            Code(401) if !call.is_of_aws() && !call.is_of_buildkite() => Retries::Once,
+            Code(401 | 403 | 404 | 422) | NameTaken | Garbage | Empty | ExpiredCertificate | RetryAfterDeadline => {
                 Retries::None
             }
             _ => Retries::UntilDeadline,
@@ -204,7 +208,8 @@ impl FailureMode {
     }
 }
 
-/// The function's calls, in their order; the first two run side by side.
+/// The function's calls, in their order; the first two run side by side. A job that can never start makes Buildkite's, and a failure
+/// that may pass the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Ssm,
@@ -212,13 +217,36 @@ enum Call {
     PodTemplates,
     Secret,
     Job,
+    Register,
+    Reserve,
+    Finish,
+    Notify,
 }
 
-const CALLS: [Call; 5] = [Call::Ssm, Call::DescribeCluster, Call::PodTemplates, Call::Secret, Call::Job];
+const CALLS: [Call; 9] = [
+    Call::Ssm,
+    Call::DescribeCluster,
+    Call::PodTemplates,
+    Call::Secret,
+    Call::Job,
+    Call::Register,
+    Call::Reserve,
+    Call::Finish,
+    Call::Notify,
+];
 
 impl Call {
     fn is_of_aws(self) -> bool {
         matches!(self, Self::Ssm | Self::DescribeCluster)
+    }
+
+    fn is_of_buildkite(self) -> bool {
+        matches!(self, Self::Register | Self::Reserve | Self::Finish | Self::Notify)
+    }
+
+    /// Nothing of its answer but the status is read.
+    fn is_write(self) -> bool {
+        matches!(self, Self::Job | Self::Secret | Self::Register | Self::Finish | Self::Notify)
     }
 
     fn requests(self) -> When {
@@ -228,15 +256,21 @@ impl Call {
             Self::PodTemplates => When::request("GET", "/podtemplates"),
             Self::Secret => When::request("PATCH", "/secrets"),
             Self::Job => When::request("POST", "/jobs"),
+            Self::Register => When::request("POST", "/register"),
+            Self::Reserve => When::request("PUT", "/batch-reserve"),
+            Self::Finish => When::request("POST", "/finish"),
+            Self::Notify => When::request("POST", "/notifications"),
         }
     }
 
     /// The call before it to the same server, if the function is cold.
     fn previous(self) -> When {
         match self {
-            Self::Ssm | Self::DescribeCluster | Self::PodTemplates => When::any(),
+            Self::Ssm | Self::DescribeCluster | Self::PodTemplates | Self::Register => When::any(),
             Self::Secret => Self::PodTemplates.requests(),
             Self::Job => Self::Secret.requests(),
+            Self::Reserve | Self::Notify => Self::Register.requests(),
+            Self::Finish => Self::Reserve.requests(),
         }
     }
 }
@@ -258,7 +292,14 @@ struct Verdict {
 
 impl Cell {
     fn exists(self) -> bool {
+        if self.call.is_of_buildkite() {
+            // A warm function is registered.
+            let is_made = self.call != Call::Register || !self.warm;
+            return is_made && self.times != 2 && !matches!(self.mode, Code(409) | NameTaken);
+        }
         match self.mode {
+            // Of a missing object, which is not a fault of the server.
+            Code(404) => false,
             // A Job is there or not, regardless of the number of requests.
             NameTaken => self.call == Call::Job && self.times == FOR_EVER,
             // A read has no conflict, and nothing to validate.
@@ -271,11 +312,12 @@ impl Cell {
 
     fn succeeds(self) -> bool {
         // The start-up makes all calls but the last.
-        let asked = if !self.warm && self.call != Call::Job { 2 } else { 1 };
+        let is_of_start_up = self.call != Call::Job && !self.call.is_of_buildkite();
+        let asked = if !self.warm && is_of_start_up { 2 } else { 1 };
         match self.mode.retries(self.call) {
             Retries::Success => true,
             Retries::None => self.times < asked,
-            Retries::NewToken => self.times < 2 * asked,
+            Retries::Once => self.times < 2 * asked,
             Retries::UntilDeadline => self.times != FOR_EVER,
         }
     }
@@ -283,6 +325,12 @@ impl Cell {
     /// As in README's table.
     fn error_type(self) -> &'static str {
         match (self.call, self.mode) {
+            (Call::Notify, _) => "Forbidden",
+            // As without the Stacks API.
+            (Call::Register, Code(401 | 403 | 404)) | (Call::Reserve | Call::Finish, Code(401 | 403)) => {
+                "InvalidAgentQueryRule"
+            }
+            (Call::Register | Call::Reserve | Call::Finish, _) => "BuildkiteUnavailable",
             (Call::Ssm, _) => "AgentTokenUnavailable",
             (Call::DescribeCluster, _) => "ClusterUnavailable",
             (_, TooSlow | TooSlowAfter) => "Timeout",
@@ -296,6 +344,11 @@ impl Cell {
     fn expected(self) -> &'static str {
         let is_retried = self.mode.retries(self.call) == Retries::UntilDeadline;
         match self.succeeds() {
+            _ if self.call == Call::Notify => "Forbidden",
+            // Buildkite refuses it: an agent has the job by now, or an attempt before has finished it.
+            false if self.call == Call::Finish && matches!(self.mode, Code(404 | 422)) => "ignored",
+            true if self.call == Call::Finish && self.mode.is_carried_out() && is_retried => "ignored",
+            true if self.call.is_of_buildkite() => "refused",
             true if self.call == Call::Job && self.mode.is_carried_out() && is_retried => "already-exists",
             true => "created",
             false => self.error_type(),
@@ -304,7 +357,12 @@ impl Cell {
 
     /// Whether our Job exists after the first delivery.
     fn makes_job(self) -> bool {
-        self.succeeds() || (self.call == Call::Job && self.mode.is_carried_out())
+        !self.call.is_of_buildkite() && (self.succeeds() || (self.call == Call::Job && self.mode.is_carried_out()))
+    }
+
+    /// A refusal of the registration is kept for ten minutes.
+    fn outlives_the_fault(self) -> bool {
+        self.call == Call::Register && self.error_type() == "InvalidAgentQueryRule"
     }
 
     fn timeout(self) -> Duration {
@@ -325,8 +383,15 @@ impl Cell {
     }
 
     fn event(self) -> Event {
+        self.event_of(UUID)
+    }
+
+    fn event_of(self, uuid: &str) -> Event {
+        if matches!(self.call, Call::Register | Call::Reserve | Call::Finish) {
+            return Event::scheduled().uuid(uuid).rules(["queue=kubernetes", "cpu=many"]);
+        }
         // A name that the warm function does not know makes it list the definitions at once.
-        event(UUID, if self.call == Call::PodTemplates && self.warm { "added" } else { "default" })
+        event(uuid, if self.call == Call::PodTemplates && self.warm { "added" } else { "default" })
     }
 
     /// Handles an event that leaves the call of the cell to the next one.
@@ -337,6 +402,12 @@ impl Cell {
             // An ignored event needs no cluster.
             Call::DescribeCluster => function.succeed(OTHER_QUEUE).await,
             Call::PodTemplates | Call::Job => function.succeed(event(EARLIER_UUID, "default")).await,
+            Call::Register | Call::Reserve | Call::Finish => function.succeed(self.event_of(EARLIER_UUID)).await,
+            Call::Notify => {
+                let answer = function.invoke(self.event_of(EARLIER_UUID)).await;
+                assert!(matches!(answer, Answer::Error { .. }), "{answer}");
+                Value::Null
+            }
         };
         lab.aws.clear_faults();
         lab.kubernetes.put_pod_template(definition("added", &json!([])));
@@ -369,6 +440,8 @@ impl Cell {
         };
         if call.is_of_aws() {
             lab.aws.inject(when, mode.fault(call), times);
+        } else if call.is_of_buildkite() {
+            lab.buildkite.inject(when, mode.fault(call), times);
         } else {
             lab.kubernetes.inject(when, mode.fault(call), times);
         }
@@ -384,6 +457,17 @@ impl Cell {
         if self.call.is_of_aws() {
             fs::write(&roots, lab.certificates.ca_pem()).unwrap();
             function = function.env("AWS_ENDPOINT_URL", lab.aws.https_url()).env("AWS_CA_BUNDLE", &roots);
+        }
+        if self.call.is_of_buildkite() {
+            fs::write(&roots, lab.certificates.ca_pem()).unwrap();
+            let endpoint = lab.buildkite.https_url();
+            function = function.env("BUILDKITE_STACKS_ENDPOINT", endpoint).env("AWS_CA_BUNDLE", &roots);
+        }
+        for uuid in [EARLIER_UUID, UUID] {
+            lab.buildkite.lock().schedule(&self.event_of(uuid), CLUSTER);
+        }
+        if self.call == Call::Notify {
+            lab.kubernetes.forbid("create", "jobs");
         }
         if self.call == Call::DescribeCluster {
             function = function.env_remove("KUBERNETES_API_SERVER_ENDPOINT");
@@ -421,12 +505,20 @@ impl Cell {
         }
         lab.aws.clear_faults();
         lab.kubernetes.clear_faults();
+        lab.buildkite.clear_faults();
         if self.mode == NameTaken {
             lab.kubernetes.remove_job(JOB);
         }
+        lab.kubernetes.allow("create", "jobs");
         let answer = function.invoke(self.event()).await;
-        check(matches!(answer, Answer::Success(_)), format!("the next delivery, without the fault: {answer}"));
-        check(our_jobs(&lab) == 1, format!("{} Jobs of ours after the next delivery", our_jobs(&lab)));
+        let is_right = matches!(answer, Answer::Success(_)) != self.outlives_the_fault();
+        check(is_right, format!("the next delivery, without the fault: {answer}"));
+        let is_refused = self.call.is_of_buildkite() && self.call != Call::Notify;
+        let jobs = our_jobs(&lab);
+        check(jobs == usize::from(!is_refused), format!("{jobs} Jobs of ours after the next delivery"));
+        let is_finished = lab.buildkite.lock().jobs[UUID].state == "finished";
+        let must_be = is_refused && !self.outlives_the_fault();
+        check(is_finished == must_be, format!("is it finished at Buildkite: {is_finished}"));
         let token = BASE64_STANDARD.encode(lab.agent_token());
         let secret = lab.kubernetes.secret("buildkite", "buildkite-agent-token");
         let is_right = secret.is_some_and(|secret| secret["data"]["token"] == token);
@@ -438,7 +530,7 @@ impl Cell {
         if !problems.is_empty() {
             problems.push(lab.timeline.to_string());
         }
-        if self.call.is_of_aws() {
+        if self.call.is_of_aws() || self.call.is_of_buildkite() {
             fs::remove_file(roots).unwrap();
         }
         Verdict { outcome, problems }
@@ -446,7 +538,7 @@ impl Cell {
 }
 
 fn event(uuid: &str, definition: &str) -> Event {
-    Event::scheduled().uuid(uuid).rules(["queue=default", &format!("pod-definition={definition}")])
+    Event::scheduled().uuid(uuid).rules(["queue=kubernetes", &format!("pod-definition={definition}")])
 }
 
 fn definition(name: &str, env: &Value) -> Value {
@@ -455,7 +547,7 @@ fn definition(name: &str, env: &Value) -> Value {
 }
 
 fn met(lab: &Lab) -> usize {
-    lab.aws.faults_met() + lab.kubernetes.faults_met()
+    lab.aws.faults_met() + lab.kubernetes.faults_met() + lab.buildkite.faults_met()
 }
 
 /// `created`, `already-exists`, or the type of an error.
@@ -486,7 +578,7 @@ fn late_requests(lab: &Lab, timeout: Duration) -> Vec<String> {
     });
     let ends: Vec<_> = ends.collect();
     let is_late = |at: Duration| ends.iter().rfind(|(begin, _)| *begin <= at).is_some_and(|(_, end)| at > *end);
-    let requests = lab.aws.requests().into_iter().chain(lab.kubernetes.requests());
+    let requests = lab.aws.requests().into_iter().chain(lab.kubernetes.requests()).chain(lab.buildkite.requests());
     let requests = requests.map(|request| (request.at, format!("{} {}", request.method, request.path)));
     let connections = entries.iter().filter(|entry| matches!(entry.kind, Kind::Connected));
     let connections = connections.map(|entry| (entry.at, entry.to_string()));
@@ -510,6 +602,8 @@ fn table(verdicts: &Verdicts) -> String {
                         "AgentTokenUnavailable" => "NoToken",
                         "ClusterUnavailable" => "Unavailable",
                         "RejectedByApiServer" => "Rejected",
+                        "InvalidAgentQueryRule" => "InvalidRule",
+                        "BuildkiteUnavailable" => "NoBuildkite",
                         other => other,
                     };
                     format!("{short}{}", if problems.is_empty() { "" } else { " !" })

@@ -151,7 +151,7 @@ async fn a_job_runs_in_its_pod() {
     let scene = Scene::new().await;
     let run = scene.send("echo in queue $BUILDKITE_AGENT_META_DATA_QUEUE", &[]).await;
     run.until_passed().await;
-    assert!(run.log().contains("in queue default"), "{}", run.log());
+    assert!(run.log().contains("in queue kubernetes"), "{}", run.log());
 }
 
 /// The Job's end when Buildkite answers the agent's acquire call with this status; only 422 has an exit code of its own.

@@ -25,8 +25,8 @@ use std::{
 };
 
 use agent_scheduler::{
-    agent_token, aws, config::Config, deadline::Deadline, definitions, kept::REFRESH_PAUSE, lambda,
-    scheduler::Scheduler, text::chain,
+    agent_token, aws, config::Config, deadline::Deadline, definitions, https::CertificateAuthority,
+    kept::REFRESH_PAUSE, lambda, scheduler::Scheduler, text::chain,
 };
 use aws_credential_types::Credentials;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -180,9 +180,9 @@ impl Payload {
         let event = Event::scheduled().uuid(uuid);
         match self {
             Self::ForUs("default") => event,
-            Self::ForUs(name) => event.rules(["queue=default", &format!("pod-definition={name}")]),
+            Self::ForUs(name) => event.rules(["queue=kubernetes", &format!("pod-definition={name}")]),
             Self::OtherQueue => event.rules(["queue=other"]),
-            Self::InvalidRule => event.rules(["queue=default", "cpu=1", "cpu=2"]),
+            Self::InvalidRule => event.rules(["queue=kubernetes", "cpu=1", "cpu=2"]),
         }
         .into()
     }
@@ -623,6 +623,8 @@ fn uuid(index: usize) -> Uuid {
 fn scheduler(lab: &Lab, described: bool) -> Scheduler {
     let mut variables = lab.variables();
     variables.insert("AWS_LAMBDA_FUNCTION_NAME".to_owned(), "agent-scheduler".to_owned());
+    // No job here is known to Buildkite.
+    variables.insert("STACKS_API".to_owned(), "false".to_owned());
     if described {
         variables.remove("KUBERNETES_API_SERVER_ENDPOINT");
         variables.remove("KUBERNETES_CERTIFICATE_AUTHORITY_DATA");
@@ -631,8 +633,10 @@ fn scheduler(lab: &Lab, described: bool) -> Scheduler {
     let keys = lab.credentials();
     let (id, secret, session) = (&keys.access_key_id, &keys.secret_access_key, &keys.session_token);
     let credentials = Credentials::new(id, secret, Some(session.clone()), None, "lab");
-    let sdk = aws::sdk_config(&config.region, credentials.clone(), |name| variables.get(name).cloned()).unwrap();
-    Scheduler::new(config, credentials, &sdk)
+    let roots = CertificateAuthority(Vec::new());
+    let var = |name: &str| variables.get(name).cloned();
+    let sdk = aws::sdk_config(&config.region, credentials.clone(), roots.clone(), var).unwrap();
+    Scheduler::new(config, credentials, &sdk, roots)
 }
 
 fn run(described: bool, steps: Vec<Step>) -> TestCaseResult {

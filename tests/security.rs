@@ -128,7 +128,7 @@ mod a_hostile_event {
         for trick in tricks() {
             let ignored = [
                 event().rules([format!("queue={trick}")]),
-                event().rules(["queue=default".to_owned(), format!("a{trick}=b")]),
+                event().rules(["queue=kubernetes".to_owned(), format!("a{trick}=b")]),
                 event().detail(|detail| detail["job"]["type"] = json!(trick)),
             ];
             for event in ignored {
@@ -153,7 +153,7 @@ mod a_hostile_event {
         let others = ["Default", "default ", "default\n", "./default", "defаult", "d\u{e9}fault", "default/"];
         let names = tricks().into_iter().chain(others.map(str::to_owned)).chain(["a".repeat(10_000)]);
         for name in names {
-            let rules = ["queue=default".to_owned(), format!("pod-definition={name}")];
+            let rules = ["queue=kubernetes".to_owned(), format!("pod-definition={name}")];
             let (error_type, text) = function.fail(event().rules(rules)).await;
             assert_eq!(error_type, "UnknownPodDefinition", "{text}");
             assert!(text.len() < 4_000 && !text.contains(char::is_control) && !text.contains('\u{202e}'), "{text:?}");

@@ -1,15 +1,16 @@
 //! EKS: where the API server of a cluster is, and which certificate authority signs for it.
 
 use aws_config::SdkConfig;
+use aws_sdk_eks::Client;
 use http::Uri;
 use tower::BoxError;
 
 use super::attempts::{Attempts, unlimited_retries};
 use crate::{deadline::Deadline, https::CertificateAuthority};
 
-/// The client.
+/// What a client is made of. It is made for each request: they are rare, and none is needed where the settings have the endpoint.
 #[derive(Clone, Debug)]
-pub struct Eks(aws_sdk_eks::Client);
+pub struct Eks(SdkConfig);
 
 /// Why endpoint and certificate authority are not known.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,7 @@ pub enum Error {
 impl Eks {
     /// No request yet.
     pub fn new(config: &SdkConfig) -> Self {
-        let config = aws_sdk_eks::config::Builder::from(config).retry_partition(unlimited_retries());
-        Self(aws_sdk_eks::Client::from_conf(config.build()))
+        Self(config.clone())
     }
 
     /// Endpoint and certificate authority of a cluster.
@@ -39,9 +39,9 @@ impl Eks {
         deadline: Deadline,
     ) -> Result<(Uri, CertificateAuthority), Error> {
         let attempts = Attempts::until(deadline, "EKS DescribeCluster");
-        let config =
-            aws_sdk_eks::config::Builder::new().timeout_config(attempts.timeouts()).interceptor(attempts.clone());
-        let request = self.0.describe_cluster().name(cluster).customize().config_override(config);
+        let config = aws_sdk_eks::config::Builder::from(&self.0).retry_partition(unlimited_retries());
+        let config = config.timeout_config(attempts.timeouts()).interceptor(attempts.clone());
+        let request = Client::from_conf(config.build()).describe_cluster().name(cluster);
         let described = attempts.answer(request.send()).await.map_err(|failure| Error::Describe {
             cluster: cluster.to_owned(),
             hint: match failure.code.as_deref() {

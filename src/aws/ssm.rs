@@ -1,14 +1,15 @@
 //! SSM: the parameter that holds the agent token.
 
 use aws_config::SdkConfig;
+use aws_sdk_ssm::Client;
 use secrecy::SecretString;
 
 use super::attempts::{Attempts, Failure, unlimited_retries};
 use crate::deadline::Deadline;
 
-/// The client.
+/// What a client is made of. It is made for each request: they are rare, and each has a deadline of its own.
 #[derive(Clone, Debug)]
-pub struct Ssm(aws_sdk_ssm::Client);
+pub struct Ssm(SdkConfig);
 
 /// What a parameter holds.
 pub struct Parameter {
@@ -21,17 +22,16 @@ pub struct Parameter {
 impl Ssm {
     /// No request yet.
     pub fn new(config: &SdkConfig) -> Self {
-        let config = aws_sdk_ssm::config::Builder::from(config).retry_partition(unlimited_retries());
-        Self(aws_sdk_ssm::Client::from_conf(config.build()))
+        Self(config.clone())
     }
 
     /// Reads a parameter, decrypted.
     pub async fn parameter(&self, name: &str, deadline: Deadline) -> Result<Parameter, Failure> {
         let attempts = Attempts::until(deadline, "SSM GetParameter");
-        let config =
-            aws_sdk_ssm::config::Builder::new().timeout_config(attempts.timeouts()).interceptor(attempts.clone());
-        let request = self.0.get_parameter().name(name).with_decryption(true);
-        let answer = attempts.answer(request.customize().config_override(config).send()).await?;
+        let config = aws_sdk_ssm::config::Builder::from(&self.0).retry_partition(unlimited_retries());
+        let config = config.timeout_config(attempts.timeouts()).interceptor(attempts.clone());
+        let request = Client::from_conf(config.build()).get_parameter().name(name).with_decryption(true);
+        let answer = attempts.answer(request.send()).await?;
         let found = answer.parameter();
         // A line break at the end is a remainder of `echo token | …`, and not part of it.
         let value = found.and_then(|parameter| parameter.value()).map(str::trim).filter(|value| !value.is_empty());

@@ -4,37 +4,44 @@
 //! Fields that this crate does not read are left out, so Buildkite can add more; those that it does not need may be null. Its
 //! `state` is not read either: the event says `assigned`, which no page of the job lifecycle names.
 
-use std::{borrow::Cow, collections::BTreeMap, time::SystemTime};
-
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::job::ScheduledJob;
-use crate::json::{self, Malformed};
 
 /// The envelope's `detail-type`.
 pub const JOB_SCHEDULED: &str = "Job Scheduled";
 
+/// The `detail` of a [`JOB_SCHEDULED`] event. Only `uuid` and the rules must be readable.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(from = "Detail")]
+pub struct JobScheduled {
+    /// Without its time, which the envelope has.
+    pub job: ScheduledJob,
+    /// What else is not as it should be: the build, the pipeline, the organization, or a field of the job.
+    pub left_out: Vec<&'static str>,
+}
+
 #[derive(Deserialize)]
 struct Detail {
     job: Job,
-    #[serde(default, deserialize_with = "null_as_default")]
-    build: Build,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pipeline: Slug,
-    #[serde(default, deserialize_with = "null_as_default")]
-    organization: Slug,
+    #[serde(default)]
+    build: Optional<Build>,
+    #[serde(default)]
+    pipeline: Optional<Slug>,
+    #[serde(default)]
+    organization: Optional<Slug>,
 }
 
 #[derive(Deserialize)]
 struct Job {
     uuid: Uuid,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    agent_query_rules: Vec<String>,
-    step_key: Option<String>,
+    #[serde(rename = "type", default)]
+    kind: Optional<String>,
+    agent_query_rules: Option<Vec<String>>,
+    #[serde(default)]
+    step_key: Optional<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -49,85 +56,51 @@ struct Slug {
     slug: Option<String>,
 }
 
-fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(value)?.unwrap_or_default())
-}
+/// What is not needed: an error if it is there and is not as it should be.
+struct Optional<T>(serde_json::Result<Option<T>>);
 
-/// Reads the `detail` of a [`JOB_SCHEDULED`] event that was sent at `time`: the job, and the fields that are not as they should be
-/// and were left out. Only `uuid` and the rules must be readable.
-pub fn job_scheduled(detail: &str, time: Option<SystemTime>) -> Result<(ScheduledJob, Vec<String>), Malformed> {
-    let (Detail { job, build, pipeline, organization }, left_out) = match serde_json::from_str(detail) {
-        Ok(detail) => (detail, Vec::new()),
-        Err(_) => lenient(detail)?,
-    };
-    let job = ScheduledJob {
-        time,
-        uuid: job.uuid,
-        kind: job.kind.unwrap_or_else(|| "script".to_owned()),
-        agent_query_rules: job.agent_query_rules,
-        step_key: job.step_key,
-        build_number: build.number,
-        commit: build.commit,
-        branch: build.branch,
-        pipeline: pipeline.slug,
-        organization: organization.slug,
-    };
-    Ok((job, left_out))
-}
-
-/// Reads field by field.
-fn lenient(detail: &str) -> Result<(Detail, Vec<String>), Malformed> {
-    #[derive(Deserialize)]
-    struct Required {
-        job: RequiredOfJob,
+impl<T> Default for Optional<T> {
+    fn default() -> Self {
+        Self(Ok(None))
     }
-    #[derive(Deserialize)]
-    struct RequiredOfJob {
-        uuid: Uuid,
-        #[serde(default, deserialize_with = "null_as_default")]
-        agent_query_rules: Vec<String>,
-    }
-    let Required { job: RequiredOfJob { uuid, agent_query_rules } } = json::parse(detail, "detail")?;
-    let objects: Object = serde_json::from_str(detail).unwrap_or_default();
-    let mut left_out = Vec::new();
-    let detail = Detail {
-        job: Job {
-            uuid,
-            agent_query_rules,
-            kind: field(&objects, "job", "type", &mut left_out),
-            step_key: field(&objects, "job", "step_key", &mut left_out),
-        },
-        build: Build {
-            number: field(&objects, "build", "number", &mut left_out),
-            commit: field(&objects, "build", "commit", &mut left_out),
-            branch: field(&objects, "build", "branch", &mut left_out),
-        },
-        pipeline: Slug { slug: field(&objects, "pipeline", "slug", &mut left_out) },
-        organization: Slug { slug: field(&objects, "organization", "slug", &mut left_out) },
-    };
-    Ok((detail, left_out))
 }
 
-type Object<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Optional<T> {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        Ok(Self(serde_json::from_str(<&RawValue>::deserialize(value)?.get())))
+    }
+}
 
-/// `None`, and a note in `left_out`, for a field that is there and is not what it should be.
-fn field<T: DeserializeOwned>(
-    objects: &Object,
-    object: &'static str,
-    name: &'static str,
-    left_out: &mut Vec<String>,
-) -> Option<T> {
-    let value = objects.get(object)?;
-    let read = serde_json::from_str::<Option<Object>>(value.get()).and_then(|object| {
-        match object.unwrap_or_default().get(name) {
-            Some(value) => serde_json::from_str(value.get()),
-            None => Ok(None),
-        }
-    });
-    read.unwrap_or_else(|_| {
-        left_out.push(format!("detail.{object}.{name}"));
-        None
-    })
+impl<T> Optional<T> {
+    /// The value; notes the name of a field that cannot be read.
+    fn read(self, name: &'static str, left_out: &mut Vec<&'static str>) -> Option<T> {
+        self.0.unwrap_or_else(|_| {
+            left_out.push(name);
+            None
+        })
+    }
+}
+
+impl From<Detail> for JobScheduled {
+    fn from(Detail { job, build, pipeline, organization }: Detail) -> Self {
+        let mut left_out = Vec::new();
+        let build = build.read("detail.build", &mut left_out).unwrap_or_default();
+        let pipeline = pipeline.read("detail.pipeline", &mut left_out).unwrap_or_default();
+        let organization = organization.read("detail.organization", &mut left_out).unwrap_or_default();
+        let job = ScheduledJob {
+            time: None,
+            uuid: job.uuid,
+            kind: job.kind.read("detail.job.type", &mut left_out).unwrap_or_else(|| "script".to_owned()),
+            agent_query_rules: job.agent_query_rules.unwrap_or_default(),
+            step_key: job.step_key.read("detail.job.step_key", &mut left_out),
+            build_number: build.number,
+            commit: build.commit,
+            branch: build.branch,
+            pipeline: pipeline.slug,
+            organization: organization.slug,
+        };
+        Self { job, left_out }
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +110,7 @@ pub(crate) mod fixtures {
     use serde_json::Value;
 
     use super::*;
+    use crate::json;
 
     /// The published events, of today and of 2019.
     pub(crate) const TODAY: &str = include_str!("../../events/job-scheduled.json");
@@ -146,9 +120,9 @@ pub(crate) mod fixtures {
     pub(crate) fn changed(event: &str, change: impl FnOnce(&mut Value)) -> Result<ScheduledJob, String> {
         let mut event: Value = serde_json::from_str(event).unwrap();
         change(&mut event["detail"]);
-        let time = UNIX_EPOCH + Duration::from_secs(1_768_471_205);
-        let job = job_scheduled(&event["detail"].to_string(), Some(time));
-        job.map(|(job, _)| job).map_err(|malformed| malformed.to_string())
+        let time = Some(UNIX_EPOCH + Duration::from_secs(1_768_471_205));
+        let read = json::parse::<JobScheduled>(&event["detail"].to_string(), "detail");
+        read.map(|JobScheduled { job, .. }| ScheduledJob { time, ..job }).map_err(|malformed| malformed.to_string())
     }
 
     pub(crate) fn scheduled() -> ScheduledJob {
@@ -171,7 +145,7 @@ mod tests {
             time: scheduled().time,
             uuid: "11111111-2222-4333-8444-555555555501".parse().unwrap(),
             kind: "script".to_owned(),
-            agent_query_rules: vec!["queue=default".to_owned()],
+            agent_query_rules: vec!["queue=kubernetes".to_owned()],
             step_key: Some("unit_tests".to_owned()),
             build_number: Some(1234),
             commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()),
@@ -188,8 +162,9 @@ mod tests {
         let minimal = r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501"}}"#;
         let nulls = r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501","type":null,"agent_query_rules":null,"step_key":null},
             "build":null,"pipeline":{"slug":null},"organization":null}"#;
-        let (job, left_out) = job_scheduled(minimal, None).unwrap();
-        assert_eq!((job.clone(), left_out), job_scheduled(nulls, None).unwrap());
+        let JobScheduled { job, left_out } = serde_json::from_str(minimal).unwrap();
+        let of_nulls: JobScheduled = serde_json::from_str(nulls).unwrap();
+        assert_eq!((&job, &left_out), (&of_nulls.job, &of_nulls.left_out));
         assert_eq!((&*job.kind, job.agent_query_rules.len()), ("script", 0));
     }
 
@@ -223,27 +198,24 @@ mod tests {
         let event: Value = serde_json::from_str(TODAY).unwrap();
         let detail = event["detail"].to_string();
         let cases = [
-            (r#""number":1234"#, r#""number":"1234""#, "detail.build.number"),
-            (r#""number":1234"#, r#""number":12.5"#, "detail.build.number"),
-            (r#""number":1234"#, r#""number":-1"#, "detail.build.number"),
-            (r#""branch":"main""#, r#""branch":"\ud800""#, "detail.build.branch"),
-            (r#""branch":"main""#, r#""branch":{"name":"main"}"#, "detail.build.branch"),
+            (r#""number":1234"#, r#""number":"1234""#, "detail.build"),
+            (r#""number":1234"#, r#""number":12.5"#, "detail.build"),
+            (r#""number":1234"#, r#""number":-1"#, "detail.build"),
+            (r#""branch":"main""#, r#""branch":"\ud800""#, "detail.build"),
+            (r#""branch":"main""#, r#""branch":{"name":"main"}"#, "detail.build"),
             (r#""type":"script""#, r#""type":["script"]"#, "detail.job.type"),
             (r#""step_key":"unit_tests""#, r#""step_key":7"#, "detail.job.step_key"),
-            (r#""slug":"example-pipeline""#, r#""slug":false"#, "detail.pipeline.slug"),
+            (r#""slug":"example-pipeline""#, r#""slug":false"#, "detail.pipeline"),
         ];
         for (from, to, field) in cases {
             let changed = detail.replacen(from, to, 1);
             assert_ne!(changed, detail, "{from} is not in the event");
-            let (job, left_out) = job_scheduled(&changed, None).unwrap();
-            assert_eq!((job.uuid, left_out), (scheduled().uuid, vec![field.to_owned()]), "{to}");
+            let JobScheduled { job, left_out } = serde_json::from_str(&changed).unwrap();
+            assert_eq!((job.uuid, left_out), (scheduled().uuid, vec![field]), "{to}");
         }
-        let (job, left_out) = job_scheduled(
-            r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501","agent_query_rules":["queue=a"]},"build":[],"pipeline":7}"#,
-            None,
-        )
-        .unwrap();
-        assert_eq!((&*job.agent_query_rules[0], left_out.len()), ("queue=a", 4));
+        let objects = r#"{"job":{"uuid":"11111111-2222-4333-8444-555555555501","agent_query_rules":["queue=a"]},"build":"","pipeline":7}"#;
+        let JobScheduled { job, left_out } = serde_json::from_str(objects).unwrap();
+        assert_eq!((&*job.agent_query_rules[0], left_out), ("queue=a", vec!["detail.build", "detail.pipeline"]));
     }
 
     #[test]

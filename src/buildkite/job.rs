@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
+use serde::Serialize;
 use uuid::Uuid;
 
 /// One job that waits for an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduledJob {
     /// When it was announced, to the second: the `time` of its event.
     pub time: Option<SystemTime>,
@@ -13,7 +14,7 @@ pub struct ScheduledJob {
     pub uuid: Uuid,
     /// Only a `script` needs an agent; `manual`, `waiter` and `trigger` do not.
     pub kind: String,
-    /// The step's `agents:`, each as `key=value`, such as `queue=default`.
+    /// The step's `agents:`, each as `key=value`, such as `queue=kubernetes`.
     pub agent_query_rules: Vec<String>,
     /// The step's `key:`.
     pub step_key: Option<String>,

@@ -1,4 +1,4 @@
-//! A step's `agents:`, which arrive as agent query rules: `queue=default`, `os=linux`, `pod-definition=node`.
+//! A step's `agents:`, which arrive as agent query rules: `queue=kubernetes`, `os=linux`, `pod-definition=node`.
 //!
 //! An agent in acquire mode takes its job whatever the job's tags are, so we match, by Buildkite's rule: an agent must have
 //! every tag that a step asks for, and may have more. The official matcher splits at the first `=`, compares exactly, and
@@ -142,19 +142,19 @@ mod tests {
         matched.map(|queue| queue.map(str::to_owned)).map_err(|mismatch| mismatch.to_string())
     }
 
-    /// Serves the queues default and gpu.
+    /// Serves the queues kubernetes and gpu.
     fn two_queues(agent_tags: &[(&str, &str)]) -> Stack {
-        Stack { queues: owned(&["default", "gpu"]), agent_tags: tags(agent_tags), ..stack() }
+        Stack { queues: owned(&["kubernetes", "gpu"]), agent_tags: tags(agent_tags), ..stack() }
     }
 
     #[test]
     fn a_job_is_matched_as_buildkite_matches_agents() {
         let ours = two_queues(&[("os", "linux"), ("os", "ubuntu"), ("flags", "a=b")]);
         let cases: [(&[&str], Option<&str>, &str); 15] = [
-            (&["queue=default"], Some("default"), "exact"),
+            (&["queue=kubernetes"], Some("kubernetes"), "exact"),
             (&["queue=gpu"], Some("gpu"), "any of our queues"),
-            (&["queue=*"], Some("default"), "any queue"),
-            (&["queue="], Some("default"), "an empty value is any"),
+            (&["queue=*"], Some("kubernetes"), "any queue"),
+            (&["queue="], Some("kubernetes"), "an empty value is any"),
             (&["queue=gpu", "queue=gpu"], Some("gpu"), "twice the same"),
             (&["queue=gpu", "queue=*"], Some("gpu"), "both rules hold"),
             (&["queue=gpu", "os=linux", "os=ubuntu"], Some("gpu"), "two tags of one key"),
@@ -165,7 +165,7 @@ mod tests {
             (&["queue=gpu", "pod-template=node"], Some("gpu"), "in another spelling"),
             (&["queue=gpu", "pod-template=node", "pod-definition=node"], Some("gpu"), "in both"),
             (&["queue=gpu", "image=node:24", "cpu=2", "memory=4Gi"], Some("gpu"), "fields of the pod"),
-            (&["os=linux", "queue=default"], Some("default"), "in any order"),
+            (&["os=linux", "queue=kubernetes"], Some("kubernetes"), "in any order"),
         ];
         for (rules, queue, case) in cases {
             assert_eq!(matched(rules, &ours), Ok(queue.map(str::to_owned)), "{case}");
@@ -176,15 +176,15 @@ mod tests {
     fn a_job_that_is_not_ours_says_why() {
         let ours = two_queues(&[("os", "linux")]);
         let cases: [(&[&str], &str); 11] = [
-            (&["queue=windows"], "queue=windows is not served here (BuildkiteQueue is default,gpu)"),
-            (&["queue=Default"], "queue=Default is not served"),
+            (&["queue=windows"], "queue=windows is not served here (BuildkiteQueue is kubernetes,gpu)"),
+            (&["queue=Kubernetes"], "queue=Kubernetes is not served"),
             (&["queue=def*"], "queue=def* is not served"),
-            (&["queue=default", "queue=gpu"], "queue=default is not served"),
-            (&["queue=default", "os=mac"], "the tag os=mac "),
-            (&["queue=default", "arch=*"], "the tag arch=* "),
-            (&["queue=default", "os=lin*"], "the tag os=lin* "),
-            (&["queue=default", "pod-definition=node", "pod-definition=go"], "the tag pod-definition=go "),
-            (&["queue=default", "pod-definition=node", "pod-template=go"], "the tag pod-template=go "),
+            (&["queue=kubernetes", "queue=gpu"], "queue=kubernetes is not served"),
+            (&["queue=kubernetes", "os=mac"], "the tag os=mac "),
+            (&["queue=kubernetes", "arch=*"], "the tag arch=* "),
+            (&["queue=kubernetes", "os=lin*"], "the tag os=lin* "),
+            (&["queue=kubernetes", "pod-definition=node", "pod-definition=go"], "the tag pod-definition=go "),
+            (&["queue=kubernetes", "pod-definition=node", "pod-template=go"], "the tag pod-template=go "),
             (&[], "names no queue"),
             (&["os=linux"], "names no queue"),
         ];
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_reason_is_one_short_line_whatever_the_step_asks_for() {
         let long = "a".repeat(100_000);
-        for rules in [&[&*format!("queue=a\n{long}")], &["queue=default", &format!("a\u{202e}\0={long}")][..]] {
+        for rules in [&[&*format!("queue=a\n{long}")], &["queue=kubernetes", &format!("a\u{202e}\0={long}")][..]] {
             let reason = matched(rules, &stack()).unwrap_err();
             assert!(
                 reason.len() < 1_000 && !reason.contains(char::is_control) && !reason.contains('\u{202e}'),
@@ -218,10 +218,10 @@ mod tests {
     #[test]
     fn the_step_chooses_its_pod_definition() {
         let cases: [(&[&str], &str); 6] = [
-            (&["queue=default", "pod-definition=node"], "node"),
-            (&["queue=default", "pod-template=node"], "node"),
+            (&["queue=kubernetes", "pod-definition=node"], "node"),
+            (&["queue=kubernetes", "pod-template=node"], "node"),
             (&["pod-definition=*", "pod-template=node"], "node"),
-            (&["queue=default"], "default"),
+            (&["queue=kubernetes"], "default"),
             (&["pod-definition=*", "pod-definition="], "default"),
             (&["pod-definition=*", "pod-definition=node"], "node"),
         ];

@@ -1,35 +1,19 @@
 //! Buildkite's Stacks API, one function per call: <https://buildkite.com/docs/apis/agent-api/stacks>.
 //!
-//! Strict in what is sent, lenient in what is read: unknown fields are accepted, and optional ones may be absent. The function
-//! does not call it yet.
+//! Strict in what is sent, lenient in what is read: unknown fields are accepted, and optional ones may be absent.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
-};
-use http_body_util::Full;
+use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tower::BoxError;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    deadline::Deadline,
-    https::{self, CertificateAuthority, Plain},
-    retry::{self, Api, Final},
-    text::message,
-};
+use super::client::{Call, Client};
+use crate::{deadline::Deadline, https::CertificateAuthority};
 
-/// One attempt takes five seconds at most.
-const API: Api<Bytes> = Api {
-    name: "Buildkite",
-    max_attempt: Duration::from_secs(5),
-    may_pass: |response| retry::is_overload(response.status()) || response.status().is_server_error(),
-};
+pub use super::client::Error;
 
 /// The limit of a `detail`, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4_096;
@@ -42,53 +26,18 @@ pub const MAX_UUIDS: usize = 1_000;
 
 /// The client of one stack.
 pub struct Stacks {
-    http: https::Client<Full<Bytes>>,
-    /// Without a slash at its end.
-    endpoint: String,
+    client: Client,
     key: String,
 }
 
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the text shows what the fields are")]
-pub enum Error {
-    /// A status other than 2xx, in all attempts if it may pass.
-    #[error("Buildkite answers {call} with {status}: {message}")]
-    Refused { call: &'static str, status: StatusCode, message: String },
-    /// No answer, in all attempts.
-    #[error("cannot reach Buildkite for {call}")]
-    Unreachable { call: &'static str, source: BoxError },
-    /// An answer without what it must have.
-    #[error("the answer of Buildkite to {call} cannot be read")]
-    Garbage { call: &'static str, source: serde_json::Error },
-}
-
-impl Error {
-    /// The status that refuses the call.
-    pub fn status(&self) -> Option<StatusCode> {
-        match self {
-            Self::Refused { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
-}
-
 /// How a stack registers.
-#[derive(Clone, Debug, Serialize)]
-pub struct Registration<'a> {
+#[derive(Serialize)]
+struct Registration<'a> {
     key: &'a str,
     #[serde(rename = "type")]
     kind: &'static str,
     queue_key: &'a str,
     metadata: &'a BTreeMap<&'static str, String>,
-}
-
-/// A stack that is registered.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Registered {
-    /// The key of the queue that the stack was registered with.
-    #[serde(default)]
-    pub cluster_queue_key: Option<String>,
 }
 
 /// One page of the jobs that wait in a queue.
@@ -178,9 +127,9 @@ pub struct TokenInfo {
 
 impl Stacks {
     /// No request yet.
-    pub fn new(endpoint: &str, key: String, roots: CertificateAuthority) -> Result<Self, BoxError> {
-        let http = https::client(roots, Plain::Allowed)?;
-        Ok(Self { http, endpoint: endpoint.trim_end_matches('/').to_owned(), key })
+    pub fn new(endpoint: &str, key: String, roots: CertificateAuthority) -> Result<Self, Error> {
+        let client = Client::new(endpoint.to_owned(), roots);
+        Ok(Self { client: client.map_err(|source| Error::Unreachable { call: "register", source })?, key })
     }
 
     /// Makes the stack known, or finds it known already.
@@ -190,10 +139,10 @@ impl Stacks {
         metadata: &BTreeMap<&'static str, String>,
         token: &SecretString,
         deadline: Deadline,
-    ) -> Result<Registered, Error> {
+    ) -> Result<(), Error> {
         let registration = Registration { key: &self.key, kind: "custom", queue_key, metadata };
         let call = Call { name: "register", method: Method::POST, path: "stacks/register".to_owned() };
-        self.read(call, Some(&registration), token, deadline).await
+        self.client.send(call, Some(&registration), token, deadline).await.map(drop)
     }
 
     /// One page of the jobs that wait in a queue, from the beginning or after a cursor.
@@ -207,7 +156,7 @@ impl Stacks {
         let after = after.map(|cursor| format!("&after={}", encoded(cursor))).unwrap_or_default();
         let query = format!("queue_key={}&limit={MAX_UUIDS}{after}", encoded(queue_key));
         let path = format!("{}/scheduled-jobs?{query}", self.stack());
-        self.read(Call { name: "scheduled-jobs", method: Method::GET, path }, NOTHING, token, deadline).await
+        self.client.read(Call { name: "scheduled-jobs", method: Method::GET, path }, NOTHING, token, deadline).await
     }
 
     /// Reserves jobs for this stack. One that it has already is reserved for longer.
@@ -225,7 +174,7 @@ impl Stacks {
         }
         let body = Reserve { job_uuids, reservation_expiry_seconds: expiry.as_secs() };
         let path = format!("{}/scheduled-jobs/batch-reserve", self.stack());
-        self.read(Call { name: "batch-reserve", method: Method::PUT, path }, Some(&body), token, deadline).await
+        self.client.read(Call { name: "batch-reserve", method: Method::PUT, path }, Some(&body), token, deadline).await
     }
 
     /// The states of jobs, such as `scheduled`; one that Buildkite does not know is left out.
@@ -245,7 +194,7 @@ impl Stacks {
         }
         let path = format!("{}/jobs/get-states", self.stack());
         let call = Call { name: "get-states", method: Method::POST, path };
-        self.read(call, Some(&GetStates { job_uuids }), token, deadline).await.map(|States { states }| states)
+        self.client.read(call, Some(&GetStates { job_uuids }), token, deadline).await.map(|States { states }| states)
     }
 
     /// Ends a reserved job that no agent has taken, with exit status -1 and a text for the build page.
@@ -258,7 +207,7 @@ impl Stacks {
         let detail = &detail[..detail.floor_char_boundary(MAX_DETAIL_BYTES)];
         let path = format!("{}/jobs/{job}/finish", self.stack());
         let call = Call { name: "finish", method: Method::POST, path };
-        self.send(call, Some(&Finish { detail, exit_status: -1 }), token, deadline).await.map(drop)
+        self.client.send(call, Some(&Finish { detail, exit_status: -1 }), token, deadline).await.map(drop)
     }
 
     /// Puts lines on the build pages of jobs.
@@ -274,89 +223,21 @@ impl Stacks {
         }
         let path = format!("{}/notifications", self.stack());
         let call = Call { name: "notifications", method: Method::POST, path };
-        self.send(call, Some(&Notifications { notifications }), token, deadline).await.map(drop)
+        self.client.send(call, Some(&Notifications { notifications }), token, deadline).await.map(drop)
     }
 
     /// What Buildkite knows of the token.
     pub async fn token(&self, token: &SecretString, deadline: Deadline) -> Result<TokenInfo, Error> {
         let call = Call { name: "token", method: Method::GET, path: "token".to_owned() };
-        self.read(call, NOTHING, token, deadline).await
+        self.client.read(call, NOTHING, token, deadline).await
     }
 
     fn stack(&self) -> String {
         format!("stacks/{}", encoded(&self.key))
     }
-
-    async fn read<T: DeserializeOwned>(
-        &self,
-        call: Call,
-        body: Option<&impl Serialize>,
-        token: &SecretString,
-        deadline: Deadline,
-    ) -> Result<T, Error> {
-        let name = call.name;
-        let answer = self.send(call, body, token, deadline).await?;
-        serde_json::from_slice(answer.body()).map_err(|source| Error::Garbage { call: name, source })
-    }
-
-    async fn send(
-        &self,
-        Call { name, method, path }: Call,
-        body: Option<&impl Serialize>,
-        token: &SecretString,
-        deadline: Deadline,
-    ) -> Result<Response<Bytes>, Error> {
-        let unreachable = |source: BoxError| Error::Unreachable { call: name, source };
-        let url = format!("{}/{path}", self.endpoint);
-        let body = body.map(serde_json::to_vec).transpose().map_err(|error| unreachable(error.into()))?;
-        let body = Bytes::from(body.unwrap_or_default());
-        let headers = headers(token).map_err(unreachable)?;
-        let attempt = |time| {
-            let request = Request::builder().method(method.clone()).uri(&url).body(Full::new(body.clone()));
-            let (http, headers) = (self.http.clone(), headers.clone());
-            async move {
-                let mut request = request.map_err(|error| Final(error.into()))?;
-                request.headers_mut().extend(headers);
-                https::send(http, request, time).await
-            }
-        };
-        let answer = retry::send(&API, deadline, attempt).await.map_err(unreachable)?;
-        if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
-    }
-}
-
-/// One call of the API.
-struct Call {
-    name: &'static str,
-    method: Method,
-    path: String,
 }
 
 const NOTHING: Option<&()> = None;
-
-fn headers(token: &SecretString) -> Result<HeaderMap, BoxError> {
-    const JSON: HeaderValue = HeaderValue::from_static("application/json");
-    let mut authorization = HeaderValue::try_from(format!("Token {}", token.expose_secret()))
-        .map_err(|_| "the agent token has a character that no HTTP header can hold")?;
-    authorization.set_sensitive(true);
-    let headers = [
-        (AUTHORIZATION, authorization),
-        (ACCEPT, JSON),
-        (CONTENT_TYPE, JSON),
-        (USER_AGENT, HeaderValue::from_static(https::AGENT)),
-    ];
-    Ok(HeaderMap::from_iter(headers))
-}
-
-fn refused(call: &'static str, answer: &Response<Bytes>) -> Error {
-    #[derive(Deserialize)]
-    struct Body {
-        message: String,
-    }
-    let text = String::from_utf8_lossy(answer.body());
-    let words = serde_json::from_str(&text).map_or_else(|_| text.into_owned(), |Body { message }| message);
-    Error::Refused { call, status: answer.status(), message: message(&words).into_owned() }
-}
 
 /// A path segment or a query value, with `.` encoded, too.
 fn encoded(text: &str) -> PercentEncode<'_> {
@@ -396,9 +277,9 @@ mod tests {
         let uuid: Uuid = event.job_uuid().parse().unwrap();
         lab.buildkite.lock().schedule(&event, CLUSTER);
 
-        stacks.register("default", &metadata(), &token, deadline()).await.unwrap();
-        let listed = stacks.scheduled_jobs("default", None, &token, deadline()).await.unwrap();
-        assert_eq!((listed.jobs[0].id, &*listed.jobs[0].agent_query_rules[0]), (uuid, "queue=default"));
+        stacks.register("kubernetes", &metadata(), &token, deadline()).await.unwrap();
+        let listed = stacks.scheduled_jobs("kubernetes", None, &token, deadline()).await.unwrap();
+        assert_eq!((listed.jobs[0].id, &*listed.jobs[0].agent_query_rules[0]), (uuid, "queue=kubernetes"));
         assert!(!listed.cluster_queue.dispatch_paused && !listed.page_info.has_next_page);
         let states = stacks.states(&[uuid], &token, deadline()).await.unwrap();
         assert_eq!(states, BTreeMap::from([(uuid, "scheduled".to_owned())]));
@@ -431,11 +312,11 @@ mod tests {
         let (known, token) = (stacks(&lab, "agent-scheduler-0123"), token(&lab));
         for fault in [Fault::status(429), Fault::status(500), Fault::status(503), Fault::CutBefore] {
             lab.buildkite.inject(When::request("POST", "/register"), fault.clone(), 1);
-            known.register("default", &metadata(), &token, deadline()).await.unwrap();
+            known.register("kubernetes", &metadata(), &token, deadline()).await.unwrap();
         }
         lab.buildkite.lock().tokens.clear();
-        let error = known.register("default", &metadata(), &token, deadline()).await.unwrap_err();
-        assert_eq!(error.status(), Some(StatusCode::UNAUTHORIZED));
+        let error = known.register("kubernetes", &metadata(), &token, deadline()).await.unwrap_err();
+        assert_eq!(error.status(), Some(401));
         assert!(chain(&error).starts_with("Buildkite answers register with 401 Unauthorized: "), "{error}");
         assert!(!format!("{error:?}").contains(lab.agent_token()), "{error:?}");
     }

@@ -2,64 +2,63 @@
 //!
 //! No text of this room quotes the value.
 
-use serde_json::Value;
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
 
 /// Why a value cannot be an agent token: what it looks like, and how to store the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it looks like {looks}; {fix}")]
 pub struct NotAToken {
-    looks: String,
-    fix: String,
+    looks: Cow<'static, str>,
+    fix: &'static str,
 }
+
+type Test = fn(&str) -> bool;
+
+/// What people store that is not JSON; the first that fits.
+const LOOKS: [(Test, &str); 8] = [
+    (|value| value.contains(['\n', '\r']), "several lines"),
+    (|value| value.starts_with("arn:"), "an ARN"),
+    (|value| value.contains("://") || value.starts_with('/'), "a URL or a path"),
+    (|value| value.split_once('=').is_some_and(|(name, _)| is_plain(name)), "NAME=value"),
+    (|value| value.starts_with(['"', '\'', '`']), "a value in quotes"),
+    (|value| value.starts_with(['<', '[', '{', '$', '(']), "a placeholder"),
+    (|value| value.contains(char::is_whitespace), "several words"),
+    (|_| true, "something else: a token has letters, digits, `_`, `-` and `.` only"),
+];
 
 /// Checks a value without white space around it.
 pub fn check(value: &str) -> Result<(), NotAToken> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if !value.is_empty() && value.bytes().all(plain) {
+    if is_plain(value) {
         return Ok(());
     }
-    let fix = "store the token alone, without quotes, name or line breaks".to_owned();
-    let is = |looks: &str| Err(NotAToken { looks: looks.to_owned(), fix: fix.clone() });
-    match serde_json::from_str(value) {
-        Ok(Value::Object(fields)) => {
-            let strings = fields.iter().filter(|(_, value)| value.is_string());
-            let tokens: Vec<_> = strings.filter(|(key, _)| key.to_ascii_lowercase().contains("token")).collect();
-            let [(key, _)] = tokens[..] else { return is("a JSON object") };
-            let key: String =
-                key.chars().filter(|c| c.is_ascii_alphanumeric() || "_-. ".contains(*c)).take(40).collect();
-            return Err(NotAToken {
-                looks: format!(
-                    "a JSON object with the key \"{key}\", as the console of Secrets Manager stores key/value pairs"
-                ),
-                fix: "store the value of that key as plain text (in the console: Plaintext)".to_owned(),
-            });
-        }
-        Ok(Value::String(_)) => return is("a token in quotes"),
-        Ok(_) => return is("JSON"),
-        Err(_) => {}
-    }
-    if value.contains(['\n', '\r']) {
-        return is("several lines");
-    }
-    if value.starts_with("arn:") {
-        return is("an ARN");
-    }
-    if value.contains("://") || value.starts_with('/') {
-        return is("a URL or a path");
-    }
-    if value.split_once('=').is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(plain)) {
-        return is("NAME=value");
-    }
-    if value.starts_with(['"', '\'', '`']) {
-        return is("a value in quotes");
-    }
-    if value.starts_with(['<', '[', '{', '$', '(']) {
-        return is("a placeholder");
-    }
-    if value.contains(char::is_whitespace) {
-        return is("several words");
-    }
-    is("something else: a token has letters, digits, `_`, `-` and `.` only")
+    let looks = match serde_json::from_str(value) {
+        Ok(Value::Object(fields)) => match key(&fields) {
+            Some(key) => {
+                let console = "as the console of Secrets Manager stores key/value pairs";
+                let looks = format!("a JSON object with the key \"{key}\", {console}").into();
+                let fix = "store the value of that key as plain text (in the console: Plaintext)";
+                return Err(NotAToken { looks, fix });
+            }
+            None => "a JSON object",
+        },
+        Ok(Value::String(_)) => "a token in quotes",
+        Ok(_) => "JSON",
+        Err(_) => LOOKS.iter().find(|(is, _)| is(value)).map_or("", |(_, looks)| looks),
+    };
+    Err(NotAToken { looks: looks.into(), fix: "store the token alone, without quotes, name or line breaks" })
+}
+
+fn is_plain(value: &str) -> bool {
+    !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+}
+
+/// The key of the only string that is named a token.
+fn key(fields: &Map<String, Value>) -> Option<String> {
+    let mut keys = fields.iter().filter(|(key, value)| value.is_string() && key.to_ascii_lowercase().contains("token"));
+    let (Some((key, _)), None) = (keys.next(), keys.next()) else { return None };
+    Some(key.chars().filter(|c| c.is_ascii_alphanumeric() || "_-. ".contains(*c)).take(40).collect())
 }
 
 #[cfg(test)]

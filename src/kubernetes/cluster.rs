@@ -180,9 +180,18 @@ impl Cluster {
 
     /// Creates a Job.
     pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
+        self.post_job(job, "", deadline).await
+    }
+
+    /// Whether the API server would create the Job.
+    pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<(), Error> {
+        self.post_job(job, "&dryRun=All", deadline).await.map(drop)
+    }
+
+    async fn post_job(&self, job: &job::Job<'_>, query: &str, deadline: Deadline) -> Result<Created, Error> {
         // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.
         let jobs = Job::url_path(&(), Some(&self.namespace));
-        let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}", job::MANAGER));
+        let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
         let warnings = Warnings::default();
         let request = request.header(header::CONTENT_TYPE, "application/json").extension(warnings.clone());
         let body = serde_json::to_vec(job).map_err(|error| Error::Client(error.into()))?;

@@ -45,9 +45,9 @@ pub enum Error {
     Overloaded { code: u16, message: String },
     /// 401, also with a new token.
     #[error(
-        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role to \
-         {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is the cluster's name and \
-         that the clock is right"
+        "the API server of cluster {cluster:?} does not accept the function's EKS token (401); map the function's role with \
+         `connect STACK`, or by hand to {SUBJECT} with an access entry or in aws-auth, and check that KubernetesClusterIdentifier is \
+         the cluster's name and that the clock is right"
     )]
     Unauthorized { cluster: String },
     /// 401, and the function's clock, which dates the token, is wrong.
@@ -58,7 +58,7 @@ pub enum Error {
     WrongClock { cluster: String, skew: String },
     /// 403 by RBAC.
     #[error(
-        "the function lacks a permission in the cluster: {message}; grant it with \
+        "the function lacks a permission in the cluster: {message}; grant it with `connect STACK`, or with \
          `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
@@ -106,6 +106,16 @@ impl Error {
             Self::Rejected(status) => manager_conflict(status),
             _ => None,
         }
+    }
+
+    /// The fields that the API server refuses, each with its problem.
+    pub fn refused_fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        let status = match self {
+            Self::Rejected(status) if matches!(status.code, 400 | 422) => status.details.as_ref(),
+            _ => None,
+        };
+        let causes = status.into_iter().flat_map(|details| &details.causes);
+        causes.map(|cause| (&*cause.field, &*cause.message))
     }
 
     /// The server at the endpoint is not the cluster's API server, or nothing answers there.

@@ -6,52 +6,42 @@
 
 use super::{definition::Problem, field::Field};
 
-struct AgentOption {
-    flag: &'static str,
-    variable: &'static str,
-    /// Which values are fine. `None`: not even an unknown one.
-    allows: Option<fn(&str) -> bool>,
-    why: &'static str,
-}
+type Test = fn(&str) -> bool;
 
-/// An empty name is of no option.
-const REFUSED: [AgentOption; 11] = [
-    refused("acquire-job", "BUILDKITE_AGENT_ACQUIRE_JOB", None, "every job sets its own"),
+/// Flag and variable, either of which an option may lack, which values are fine (`None`: not even an unknown one), and why
+/// others are not.
+const REFUSED: [(&str, &str, Option<Test>, &str); 11] = [
+    ("acquire-job", "BUILDKITE_AGENT_ACQUIRE_JOB", None, "every job sets its own"),
     // "Queue must be present in only one of the --tags or the --queue flags"
-    refused(
+    (
         "queue",
         "BUILDKITE_AGENT_QUEUE",
         None,
         "the queue of the job is added to the tags, and an agent does not start with both",
     ),
-    refused("tags", "", None, "a definition has its tags in BUILDKITE_AGENT_TAGS, which the function adds to"),
+    ("tags", "", None, "a definition has its tags in BUILDKITE_AGENT_TAGS, which the function adds to"),
     // Renamed to `tags`: "couldn't set config option `meta-data`, `tags` has already been set". Version 4 ignores the variable.
-    refused(
+    (
         "meta-data",
         "BUILDKITE_AGENT_META_DATA",
         None,
         "it is the old name of BUILDKITE_AGENT_TAGS, and an agent does not start with both",
     ),
-    refused(
+    (
         "token",
         "",
         None,
         "a definition with a token of its own has it in BUILDKITE_AGENT_TOKEN, which the function sets otherwise",
     ),
     // "missing token"
-    refused(
-        "",
-        "BUILDKITE_AGENT_TOKEN",
-        Some(|token| !token.is_empty()),
-        "it is empty, and no agent starts without a token",
-    ),
+    ("", "BUILDKITE_AGENT_TOKEN", Some(|token| !token.is_empty()), "it is empty, and no agent starts without a token"),
     // "you can't spawn multiple agents and acquire a job at the same time"
-    refused("spawn", "BUILDKITE_AGENT_SPAWN", Some(|spawn| spawn == "1"), ONE_AGENT),
-    refused("spawn-per-cpu", "BUILDKITE_AGENT_SPAWN_PER_CPU", Some(|spawn| spawn == "0"), ONE_AGENT),
+    ("spawn", "BUILDKITE_AGENT_SPAWN", Some(|spawn| spawn == "1"), ONE_AGENT),
+    ("spawn-per-cpu", "BUILDKITE_AGENT_SPAWN_PER_CPU", Some(|spawn| spawn == "0"), ONE_AGENT),
     // The job would run in another container, one that agent-stack-k8s makes: "failed to parse BUILDKITE_CONTAINER_COUNT"
-    refused("kubernetes-exec", "", None, OTHER_CONTAINERS),
-    refused("", "BUILDKITE_KUBERNETES_EXEC", Some(|exec| FALSE.contains(&exec)), OTHER_CONTAINERS),
-    refused("executor", "BUILDKITE_EXECUTOR", Some(|executor| executor != "kubernetes"), OTHER_CONTAINERS),
+    ("kubernetes-exec", "", None, OTHER_CONTAINERS),
+    ("", "BUILDKITE_KUBERNETES_EXEC", Some(|exec| FALSE.contains(&exec)), OTHER_CONTAINERS),
+    ("executor", "BUILDKITE_EXECUTOR", Some(|executor| executor != "kubernetes"), OTHER_CONTAINERS),
 ];
 
 const ONE_AGENT: &str = "a pod runs one agent, which acquires one job";
@@ -59,24 +49,6 @@ const OTHER_CONTAINERS: &str = "the agent would wait for the containers of agent
 
 /// As Go's `strconv.ParseBool` reads it; nothing is false, too.
 const FALSE: [&str; 7] = ["", "0", "f", "F", "false", "False", "FALSE"];
-
-const fn refused(
-    flag: &'static str,
-    variable: &'static str,
-    allows: Option<fn(&str) -> bool>,
-    why: &'static str,
-) -> AgentOption {
-    AgentOption { flag, variable, allows, why }
-}
-
-impl AgentOption {
-    /// `value` is `None` if it is not known.
-    fn problem(&self, field: &Field, name: &str, value: Option<&str>) -> Option<Problem> {
-        let is_fine = self.allows.is_some_and(|allows| value.is_none_or(allows));
-        // Not the value: it may be a token.
-        (!is_fine).then(|| field.problem(format!("must not be {name}: {}; remove it", self.why)))
-    }
-}
 
 /// Checks the variables and the flags of the agent's container.
 pub(super) fn check(agent: &Field) -> Vec<Problem> {
@@ -93,10 +65,11 @@ fn variable(field: &Field) -> Option<Problem> {
     if name == "BUILDKITE_AGENT_TAGS" {
         return tags(field);
     }
-    let option = REFUSED.iter().find(|option| option.variable == name && !name.is_empty())?;
+    let (_, _, allows, why) = REFUSED.iter().find(|(_, variable, ..)| *variable == name && !name.is_empty())?;
     // The API server leaves an empty value out.
     let is_unknown = value.is_null() && !field.value["valueFrom"].is_null();
-    option.problem(field, name, (!is_unknown).then(|| value.as_str().unwrap_or_default()))
+    let is_fine = allows.is_some_and(|allows| is_unknown || allows(value.as_str().unwrap_or_default()));
+    (!is_fine).then(|| problem(field, name, why))
 }
 
 /// Ours are added to them.
@@ -116,9 +89,15 @@ fn flag(word: &Field, next: Option<&Field>) -> Option<Problem> {
     let text = word.value.as_str()?;
     let flag = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
     let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
-    let option = REFUSED.iter().find(|option| option.flag == name && !name.is_empty())?;
+    let (_, _, allows, why) = REFUSED.iter().find(|(flag, ..)| *flag == name && !name.is_empty())?;
     let value = value.or_else(|| next.and_then(|next| next.value.as_str())).unwrap_or_default();
-    option.problem(word, &format!("--{name}"), Some(value))
+    let is_fine = allows.is_some_and(|allows| allows(value));
+    (!is_fine).then(|| problem(word, &format!("--{name}"), why))
+}
+
+/// Without the value: it may be a token.
+fn problem(field: &Field, name: &str, why: &str) -> Problem {
+    field.problem(format!("must not be {name}: {why}; remove it"))
 }
 
 #[cfg(test)]
@@ -199,13 +178,13 @@ mod tests {
     #[test]
     fn no_option_is_refused_that_no_agent_has() {
         let options = options();
-        for refused in &REFUSED {
+        for (refused, variable, ..) in &REFUSED {
             let is_there = options.iter().any(|(flag, variables, verdict)| {
                 *verdict != "allowed"
-                    && (refused.flag.is_empty() || refused.flag == *flag)
-                    && (refused.variable.is_empty() || variables.contains(&refused.variable))
+                    && (refused.is_empty() || refused == flag)
+                    && (variable.is_empty() || variables.contains(variable))
             });
-            assert!(is_there, "{} {}", refused.flag, refused.variable);
+            assert!(is_there, "{refused} {variable}");
         }
     }
 
@@ -247,7 +226,7 @@ mod tests {
             from("BUILDKITE_AGENT_QUEUE"),
             from("BUILDKITE_AGENT_ACQUIRE_JOB"),
             from("BUILDKITE_AGENT_TAGS"),
-            variable("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
+            variable("BUILDKITE_AGENT_TAGS", "docker=true, queue=kubernetes"),
             variable("BUILDKITE_AGENT_TAGS", "queue"),
         ];
         assert_eq!(refused, [false; 14]);
@@ -255,12 +234,10 @@ mod tests {
 
     #[test]
     fn the_value_of_an_option_is_not_printed() {
-        for option in &REFUSED {
-            let words = [format!("--{}=hush", option.flag), format!("--{}", option.flag), "hush".to_owned()];
-            for problem in
-                [of_flag(&[&words[0]]), of_flag(&[&words[1], &words[2]]), of_variable(option.variable, "hush")]
-            {
-                assert!(problem.is_none_or(|text| !text.contains("hush")), "{}", option.flag);
+        for (flag, variable, ..) in &REFUSED {
+            let words = [format!("--{flag}=hush"), format!("--{flag}"), "hush".to_owned()];
+            for problem in [of_flag(&[&words[0]]), of_flag(&[&words[1], &words[2]]), of_variable(variable, "hush")] {
+                assert!(problem.is_none_or(|text| !text.contains("hush")), "{flag}");
             }
         }
         // What is in the command counts, too.

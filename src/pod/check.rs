@@ -3,11 +3,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     agent_options,
-    definition::{AGENT, ALLOW_IMAGE, ALLOW_PIPELINES, MAX_CPU, MAX_MEMORY, PodDefinition, Problem, variable},
+    definition::{AGENT, ALLOW_IMAGE, ALLOW_PIPELINES, MAX_CPU, MAX_MEMORY, Problem, slugs, variable},
     duration, fargate,
     field::Field,
     image_reference,
@@ -34,21 +34,23 @@ const ANNOTATIONS: [(&str, Test, &str); 4] = [
     (MAX_MEMORY, is_quantity, QUANTITY),
 ];
 
+const OUR_ANNOTATIONS: &str = "agent-scheduler.buildkite.com/";
+
 const QUANTITY: &str = "a quantity of Kubernetes, such as \"4\" or \"8Gi\"";
 
 /// What Kubernetes takes if `terminationGracePeriodSeconds` is not set.
 const GRACE_PERIOD: u64 = 30;
 
 /// Whether a manifest is that of a `PodTemplate`.
-pub(super) fn kind(manifest: &Value) -> Result<(), Vec<Problem>> {
+pub(super) fn kind(manifest: &Value) -> Option<Problem> {
     let (version, kind) = (&manifest["apiVersion"], &manifest["kind"]);
-    let problem = format!("must be PodTemplate of apiVersion v1, is {} of {}", found(kind), found(version));
+    let problem = || format!("must be PodTemplate of apiVersion v1, is {} of {}", found(kind), found(version));
     let is_right = version == "v1" && kind == "PodTemplate";
-    if is_right { Ok(()) } else { Err(vec![Problem { field: "kind".to_owned(), problem }]) }
+    (!is_right).then(|| Problem { field: "kind".to_owned(), problem: problem() })
 }
 
-/// The definition of a manifest, or all that is wrong with it.
-pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
+/// All that is wrong with a manifest.
+pub(super) fn check(manifest: &Value) -> Vec<Problem> {
     let root = Field { path: String::new(), value: manifest };
     let (metadata, template) = (root.get("metadata"), root.get("template"));
     let (spec, annotations) = (template.get("spec"), metadata.get("annotations"));
@@ -73,24 +75,26 @@ pub(super) fn check(manifest: &Value) -> Result<PodDefinition, Vec<Problem>> {
     }
     problems.extend(fargate::check(&template));
     problems.extend(may_be(&annotations, Value::is_object, "a map"));
+    problems.extend(annotations_without_effect(&annotations, &template.get("metadata").get("annotations")));
     for (name, is_right, what) in ANNOTATIONS {
         // One without a value is not absent: its author wanted a limit.
         problems.extend(annotations.value.get(name).and_then(|_| must_be(&annotations.get(name), is_right, what)));
     }
+    problems
+}
 
-    if !problems.is_empty() {
-        return Err(problems);
+/// Their author believes in a limit that does not exist: a misspelt one, or one on the pod in place of the definition.
+fn annotations_without_effect(of_definition: &Field, of_pod: &Field) -> Vec<Problem> {
+    let known = ANNOTATIONS.map(|(name, ..)| name);
+    let unknown = format!("is unknown, so it limits nothing; the known ones are {}", known.join(", "));
+    let misplaced = "has no effect on a pod; move it to metadata.annotations of the PodTemplate";
+    let mut problems = Vec::new();
+    for (annotations, allowed, text) in [(of_definition, &known[..], &*unknown), (of_pod, &[], misplaced)] {
+        let names = annotations.value.as_object().into_iter().flat_map(Map::keys);
+        let ours = names.filter(|name| name.starts_with(OUR_ANNOTATIONS) && !allowed.contains(&&***name));
+        problems.extend(ours.map(|name| annotations.get(name).problem(text)));
     }
-    Ok(PodDefinition {
-        name: metadata.value["name"].as_str().unwrap_or_default().to_owned(),
-        template: template.value.clone(),
-        allow_pipelines: annotations.value[ALLOW_PIPELINES]
-            .as_str()
-            .map(|text| slugs(text).map(str::to_owned).collect()),
-        allow_image: annotations.value[ALLOW_IMAGE] != "false",
-        max_cpu: quantity(&annotations.value[MAX_CPU]),
-        max_memory: quantity(&annotations.value[MAX_MEMORY]),
-    })
+    problems
 }
 
 fn must_be(field: &Field, is_right: Test, what: &str) -> Option<Problem> {
@@ -210,10 +214,6 @@ fn is_map_of_strings(value: &Value) -> bool {
     value.as_object().is_some_and(|entries| entries.values().all(Value::is_string))
 }
 
-fn slugs(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim)
-}
-
 fn is_slugs(value: &Value) -> bool {
     let is_slug = |slug: &str| {
         !slug.is_empty() && slug.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
@@ -222,15 +222,11 @@ fn is_slugs(value: &Value) -> bool {
 }
 
 fn is_quantity(value: &Value) -> bool {
-    quantity(value).is_some()
+    value.as_str().is_some_and(|text| text.parse::<Quantity>().is_ok())
 }
 
 fn is_set(value: &Value) -> bool {
     !value.is_null()
-}
-
-fn quantity(value: &Value) -> Option<Quantity> {
-    value.as_str()?.parse().ok()
 }
 
 fn found(value: &Value) -> String {
@@ -242,7 +238,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pod::definition::Invalid;
+    use crate::pod::definition::{Invalid, PodDefinition};
 
     const SPEC: &str = "/template/spec";
     const AGENT: &str = "/template/spec/containers/0";
@@ -350,7 +346,7 @@ mod tests {
             ),
             (
                 ENV,
-                env("BUILDKITE_AGENT_TAGS", "docker=true, queue=default"),
+                env("BUILDKITE_AGENT_TAGS", "docker=true, queue=kubernetes"),
                 "template.spec.containers[0].env[0] must not name a queue in BUILDKITE_AGENT_TAGS",
             ),
         ];
@@ -382,6 +378,20 @@ mod tests {
             refused(&[("/metadata/annotations", annotations)], &expected);
         }
         refused(&[("/metadata/annotations", json!([]))], "metadata.annotations must be a map, is []");
+        refused(
+            &[(
+                "/metadata/annotations",
+                json!({"agent-scheduler.buildkite.com/allow-pipeline": "deploy", "note": "kept"}),
+            )],
+            "metadata.annotations[agent-scheduler.buildkite.com/allow-pipeline] is unknown, so it limits nothing; the known ones \
+             are agent-scheduler.buildkite.com/allow-pipelines, agent-scheduler.buildkite.com/allow-image, \
+             agent-scheduler.buildkite.com/max-cpu, agent-scheduler.buildkite.com/max-memory",
+        );
+        refused(
+            &[("/template/metadata/annotations", json!({MAX_CPU: "4", "note": "kept"}))],
+            "template.metadata.annotations[agent-scheduler.buildkite.com/max-cpu] has no effect on a pod; move it to \
+             metadata.annotations of the PodTemplate",
+        );
     }
 
     #[test]

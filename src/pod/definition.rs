@@ -22,12 +22,33 @@ pub(super) const ALLOW_IMAGE: &str = "agent-scheduler.buildkite.com/allow-image"
 pub(super) const MAX_CPU: &str = "agent-scheduler.buildkite.com/max-cpu";
 pub(super) const MAX_MEMORY: &str = "agent-scheduler.buildkite.com/max-memory";
 
+/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it: all of a domain, or one. The
+/// Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they leave such objects alone.
+pub(super) const MARKS_OF_CONTROLLERS: [&str; 14] = [
+    "addonmanager.kubernetes.io",
+    "app.kubernetes.io/instance",
+    "applyset.kubernetes.io",
+    "argocd.argoproj.io",
+    "cli-utils.sigs.k8s.io",
+    "config.k8s.io",
+    "configmanagement.gke.io",
+    "configsync.gke.io",
+    "helm.toolkit.fluxcd.io",
+    "kapp.k14s.io",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "kustomize.toolkit.fluxcd.io",
+    "meta.helm.sh",
+    "objectset.rio.cattle.io",
+];
+
 /// A pod definition that a job can run in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodDefinition {
     pub(super) name: String,
     /// The `PodTemplateSpec`. Its agent is the only container.
     pub(super) template: Value,
+    /// The labels and annotations of its `metadata`, as the Job gets them.
+    pub(super) metadata_of_job: Value,
     /// Their slugs. `None`: all.
     pub(super) allow_pipelines: Option<Vec<String>>,
     pub(super) allow_image: bool,
@@ -98,13 +119,42 @@ pub struct Unmet {
 impl PodDefinition {
     /// Checks a manifest. `origin` is the file that it comes from.
     pub fn parse(origin: &str, manifest: &Value) -> Result<Self, Invalid> {
-        check::kind(manifest).map_err(|problems| Invalid { origin: origin.to_owned(), problems })?;
-        Self::of_object(origin, manifest)
+        match check::kind(manifest) {
+            Some(problem) => Err(Invalid { origin: origin.to_owned(), problems: vec![problem] }),
+            None => Self::of_object(origin, manifest),
+        }
     }
 
     /// The same for an item of a list of `PodTemplates`, which does not repeat its kind.
     pub fn of_object(origin: &str, object: &Value) -> Result<Self, Invalid> {
-        check::check(object).map_err(|problems| Invalid { origin: origin.to_owned(), problems })
+        let problems = check::check(object);
+        if problems.is_empty() {
+            Ok(Self::checked(object.clone()))
+        } else {
+            Err(Invalid { origin: origin.to_owned(), problems })
+        }
+    }
+
+    /// Reads what has been checked before.
+    pub fn checked(mut object: Value) -> Self {
+        let mut metadata_of_job = object["template"]["metadata"].clone();
+        for kind in ["labels", "annotations"] {
+            if let Some(Value::Object(own)) = metadata_of_job.get_mut(kind) {
+                own.retain(|name, _| !is_mark_of_a_controller(name));
+            }
+        }
+        let metadata = &object["metadata"];
+        let annotation = |name| metadata["annotations"][name].as_str();
+        let quantity = |name| annotation(name)?.parse().ok();
+        Self {
+            name: metadata["name"].as_str().unwrap_or_default().to_owned(),
+            allow_pipelines: annotation(ALLOW_PIPELINES).map(|text| slugs(text).map(str::to_owned).collect()),
+            allow_image: annotation(ALLOW_IMAGE) != Some("false"),
+            max_cpu: quantity(MAX_CPU),
+            max_memory: quantity(MAX_MEMORY),
+            metadata_of_job,
+            template: object["template"].take(),
+        }
     }
 
     /// What a step asks for.
@@ -115,12 +165,6 @@ impl PodDefinition {
     /// The `PodTemplateSpec`, as its author wrote it.
     pub fn template(&self) -> &Value {
         &self.template
-    }
-
-    /// The `labels` or `annotations` that its author gives the pod.
-    pub fn metadata(&self, kind: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        let entries = self.template["metadata"][kind].as_object().into_iter().flatten();
-        entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?.into())))
     }
 
     /// The one ordinary container.
@@ -169,6 +213,26 @@ impl PodDefinition {
     }
 }
 
+/// The rule of a step that is behind a field which the API server refuses in its Job.
+pub fn refused_rule(rules: &AgentQueryRules, field: &str, problem: &str) -> Option<Unmet> {
+    let in_agent = field.strip_prefix("spec.template.spec.containers[0].")?;
+    let is_of = |resource: &str| {
+        in_agent.starts_with("resources") && (in_agent.contains(&format!("[{resource}]")) || problem.contains(resource))
+    };
+    let choices = [
+        ("image", rules.image, in_agent == "image"),
+        ("cpu", rules.cpu, is_of("cpu")),
+        ("memory", rules.memory, is_of("memory")),
+    ];
+    choices.into_iter().find_map(|(rule, choice, is_refused)| match choice {
+        Choice::One(value) if is_refused => {
+            let problem = format!("which the API server refuses: {}", excerpt(problem));
+            Some(Unmet { rule, value: value.to_owned(), problem })
+        }
+        _ => None,
+    })
+}
+
 fn one<'a>(rule: &'static str, choice: Choice<'a>) -> Result<Option<&'a str>, Unmet> {
     match choice {
         Choice::Any => Ok(None),
@@ -178,6 +242,15 @@ fn one<'a>(rule: &'static str, choice: Choice<'a>) -> Result<Option<&'a str>, Un
             Err(Unmet { rule, value: first.to_owned(), problem })
         }
     }
+}
+
+pub(super) fn slugs(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+fn is_mark_of_a_controller(name: &str) -> bool {
+    let domain = name.split_once('/').map(|(domain, _)| domain);
+    MARKS_OF_CONTROLLERS.iter().any(|mark| domain == Some(mark) || name == *mark)
 }
 
 /// The variable of this name that a container sets.
@@ -279,7 +352,7 @@ mod tests {
     #[test]
     fn a_step_that_chooses_nothing_or_anything_gets_the_definition_itself() {
         let definition = annotated(&template(), &json!({ALLOW_IMAGE: "false", MAX_CPU: "1"}));
-        for rules in [&[][..], &["queue=default", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
+        for rules in [&[][..], &["queue=kubernetes", "pod-definition=node"], &["image=*", "cpu=", "memory=*"]] {
             let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
             let rules = AgentQueryRules::parse(&rules);
             assert!(matches!(definition.for_step(&rules), Ok(Cow::Borrowed(_))), "{rules:?}");

@@ -2,11 +2,11 @@
 //!
 //! Why each field of the spec is set: <https://kubernetes.io/docs/concepts/workloads/controllers/job/>.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
+use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::definition::{AGENT, PodDefinition, variable};
@@ -18,6 +18,9 @@ pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
+/// The label, on Job and pod, that says which stack made them: [`Stack::id`].
+pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
+
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
@@ -27,26 +30,6 @@ pub const TOKEN_KEY: &str = "token";
 /// The most bytes of an annotation whose value comes from an event, far more than a branch has. Kubernetes takes 256 KiB for all
 /// annotations of an object, and most of that is the definition's.
 const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
-
-/// Labels and annotations by which other controllers find what is theirs, to prune or to adopt it; a `/` at the end stands for
-/// all with that prefix. The Job does not get them from its definition. The pod keeps them: it has an owner, the Job, and they
-/// leave such objects alone.
-const MARKS_OF_CONTROLLERS: [&str; 14] = [
-    "addonmanager.kubernetes.io/",
-    "app.kubernetes.io/instance",
-    "applyset.kubernetes.io/",
-    "argocd.argoproj.io/",
-    "cli-utils.sigs.k8s.io/",
-    "config.k8s.io/",
-    "configmanagement.gke.io/",
-    "configsync.gke.io/",
-    "helm.toolkit.fluxcd.io/",
-    "kapp.k14s.io/",
-    "kubectl.kubernetes.io/last-applied-configuration",
-    "kustomize.toolkit.fluxcd.io/",
-    "meta.helm.sh/",
-    "objectset.rio.cattle.io/",
-];
 
 /// How many pods may replace one that failed before its agent ran.
 const BACKOFF_LIMIT: u32 = 3;
@@ -85,50 +68,13 @@ pub fn name(job: Uuid) -> String {
     format!("buildkite-{job}")
 }
 
-/// The Job, ready to be sent: borrowed from what it is built of, and serialised in one pass.
-#[derive(Debug, Serialize)]
-pub struct Job<'a>(Part<'a>);
-
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Part<'a> {
-    Theirs(&'a Value),
-    Variable(Box<core::EnvVar>),
-    Policy(&'static batch::PodFailurePolicy),
-    Number(u32),
-    Text(Cow<'a, str>),
-    Strings(Strings<'a>),
-    List(Vec<Part<'a>>),
-    Object(Object<'a>),
-}
-
-/// Labels or annotations.
-type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
-
-/// An object of the definition, with fields of ours in place of its own.
+/// The Job of one Buildkite job, ready to be sent: serialised in one pass from what it is built of.
 #[derive(Debug)]
-struct Object<'a> {
-    theirs: Option<&'a Map<String, Value>>,
-    ours: Vec<(&'static str, Part<'a>)>,
-}
-
-/// `theirs` is null where the definition has no such object.
-fn object<'a, const N: usize>(theirs: &'a Value, ours: [(&'static str, Part<'a>); N]) -> Part<'a> {
-    Part::Object(Object { theirs: theirs.as_object(), ours: ours.into() })
-}
-
-impl Serialize for Object<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (name, part) in &self.ours {
-            map.serialize_entry(name, part)?;
-        }
-        let is_ours = |name: &str| self.ours.iter().any(|(ours, _)| *ours == name);
-        for (name, value) in self.theirs.into_iter().flatten().filter(|(name, _)| !is_ours(name)) {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
-    }
+pub struct Job<'a> {
+    job: &'a ScheduledJob,
+    queue: Option<&'a str>,
+    definition: &'a PodDefinition,
+    stack: &'a Stack,
 }
 
 /// Builds the Job whose pod takes `job`, on `queue` where the job names one.
@@ -138,97 +84,146 @@ pub fn build<'a>(
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
-    let text = |text: &'a str| Part::Text(text.into());
-    let (labels, annotations) = (labels(job, queue, definition), annotations(job, definition));
-    let of_job = |strings: &Strings<'a>| {
-        let mut strings = strings.clone();
-        strings.retain(|name, _| !is_mark_of_a_controller(name));
-        Part::Strings(strings)
-    };
-    let metadata = [
-        ("name", Part::Text(name(job.uuid).into())),
-        ("namespace", text(&stack.namespace)),
-        ("labels", of_job(&labels)),
-        ("annotations", of_job(&annotations)),
-    ];
-    let template = definition.template();
-    let agent = object(definition.agent(), [("env", Part::List(env(job, queue, definition, stack)))]);
-    let pod_metadata = [("labels", Part::Strings(labels)), ("annotations", Part::Strings(annotations))];
-    let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(vec![agent]))];
-    let pod =
-        [("metadata", object(&template["metadata"], pod_metadata)), ("spec", object(&template["spec"], pod_spec))];
-    let spec = [
-        ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
-        ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
-        ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
-        ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
-        ("template", object(template, pod)),
-    ];
-    let (metadata, spec) = (object(&Value::Null, metadata), object(&Value::Null, spec));
-    Job(object(
-        &Value::Null,
-        [("apiVersion", text("batch/v1")), ("kind", text("Job")), ("metadata", metadata), ("spec", spec)],
-    ))
+    Job { job, queue, definition, stack }
 }
 
-/// What the agent's container sets: which job to take, with which token and under which tags. A variable of ours takes the place
-/// of the definition's variable of that name, so that what refers to it still does.
-fn env<'a>(job: &ScheduledJob, queue: Option<&str>, definition: &'a PodDefinition, stack: &Stack) -> Vec<Part<'a>> {
+/// A part of the Job's JSON.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part<'a> {
+    Theirs(&'a Value),
+    Variable(&'a core::EnvVar),
+    Policy(&'a batch::PodFailurePolicy),
+    Number(u32),
+    Text(Cow<'a, str>),
+    List(&'a [Part<'a>]),
+    /// An object of the definition, null where it has none, with fields of ours in place of its own.
+    #[serde(serialize_with = "object")]
+    Object(&'a Value, &'a [Field<'a>]),
+}
+
+type Field<'a> = (&'static str, Part<'a>);
+
+fn text<'a>(text: impl Into<Cow<'a, str>>) -> Part<'a> {
+    Part::Text(text.into())
+}
+
+fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    for (name, part) in ours {
+        map.serialize_entry(name, part)?;
+    }
+    let is_ours = |name: &str| ours.iter().any(|(ours, _)| *ours == name);
+    let theirs = theirs.as_object().into_iter().flatten();
+    for (name, value) in theirs.filter(|(name, _)| !is_ours(name)) {
+        map.serialize_entry(name, value)?;
+    }
+    map.end()
+}
+
+impl Serialize for Job<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { job, queue, definition, stack } = *self;
+        let template = definition.template();
+        let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
+        let labels = labels(job, queue, stack, &of_pod["labels"]);
+        let annotations = annotations(job, definition.name(), &of_pod["annotations"]);
+        let metadata = [
+            ("name", text(name(job.uuid))),
+            ("namespace", text(&stack.namespace)),
+            ("labels", Part::Object(&of_job["labels"], &labels)),
+            ("annotations", Part::Object(&of_job["annotations"], &annotations)),
+        ];
+        let variables = variables(job, queue, definition, stack);
+        let env = env(definition, &variables);
+        let agent = [("env", Part::List(&env))];
+        let containers = [Part::Object(definition.agent(), &agent)];
+        let pod_metadata = [
+            ("labels", Part::Object(&of_pod["labels"], &labels)),
+            ("annotations", Part::Object(&of_pod["annotations"], &annotations)),
+        ];
+        let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(&containers))];
+        let pod =
+            [("metadata", Part::Object(of_pod, &pod_metadata)), ("spec", Part::Object(&template["spec"], &pod_spec))];
+        let spec = [
+            ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
+            ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
+            ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
+            ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
+            ("template", Part::Object(template, &pod)),
+        ];
+        let job = [
+            ("apiVersion", text("batch/v1")),
+            ("kind", text("Job")),
+            ("metadata", Part::Object(&Value::Null, &metadata)),
+            ("spec", Part::Object(&Value::Null, &spec)),
+        ];
+        object(&Value::Null, &job, serializer)
+    }
+}
+
+/// What the agent's container sets. A variable of ours takes the place of the definition's variable of that name, so that what
+/// refers to it still does.
+fn env<'a>(definition: &'a PodDefinition, ours: &'a [core::EnvVar]) -> Vec<Part<'a>> {
     let theirs = definition.agent()["env"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut env: Vec<_> = theirs.iter().map(Part::Theirs).collect();
-    let mut set = |name: &str, value, value_from| {
-        let variable = Part::Variable(core::EnvVar { name: name.to_owned(), value, value_from }.into());
-        match theirs.iter().position(|own| own["name"] == name) {
-            Some(place) => env[place] = variable,
-            None => env.push(variable),
+    for variable in ours {
+        match theirs.iter().position(|own| own["name"] == *variable.name) {
+            Some(place) => env[place] = Part::Variable(variable),
+            None => env.push(Part::Variable(variable)),
         }
-    };
-    set("BUILDKITE_AGENT_ACQUIRE_JOB", Some(job.uuid.to_string()), None);
-    set("BUILDKITE_AGENT_TAGS", Some(tags(queue, definition, stack)), None);
+    }
+    env
+}
+
+/// Which job to take, under which tags and with which token.
+fn variables(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Vec<core::EnvVar> {
+    let variable = |name: &str, value, value_from| core::EnvVar { name: name.to_owned(), value, value_from };
+    let mut variables = vec![
+        variable("BUILDKITE_AGENT_ACQUIRE_JOB", Some(job.uuid.to_string()), None),
+        variable("BUILDKITE_AGENT_TAGS", Some(tags(queue, definition, stack)), None),
+    ];
     if !definition.brings_agent_token() {
         let (name, key) = (stack.agent_token_secret.clone(), TOKEN_KEY.to_owned());
         let secret_key_ref = Some(core::SecretKeySelector { name, key, optional: None });
         let source = core::EnvVarSource { secret_key_ref, ..core::EnvVarSource::default() };
-        set("BUILDKITE_AGENT_TOKEN", None, Some(source));
+        variables.push(variable("BUILDKITE_AGENT_TOKEN", None, Some(source)));
     }
-    env
+    variables
 }
 
 /// The definition's own tags, and what the job was matched by. Kubernetes expands `$(NAME)` in a variable's value: in the definition's
 /// tags its author wants that, in ours the agent gets what the operator wrote.
 fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> String {
     let own = variable(definition.agent(), "BUILDKITE_AGENT_TAGS").and_then(|own| own["value"].as_str());
-    let mut tags = own.unwrap_or_default().to_owned();
     let ours = stack.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value));
     let ours = ours.chain(queue.map(|queue| ("queue", queue))).chain([("pod-definition", definition.name())]);
-    for (key, value) in ours {
-        let comma = if tags.is_empty() { "" } else { "," };
-        tags.push_str(&format!("{comma}{key}={value}").replace('$', "$$"));
-    }
-    tags
+    let ours = ours.map(|(key, value)| format!("{key}={value}").replace('$', "$$"));
+    let own = own.filter(|own| !own.is_empty()).map(str::to_owned);
+    own.into_iter().chain(ours).collect::<Vec<_>>().join(",")
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, definition: &'a PodDefinition) -> Strings<'a> {
-    let mut labels = Strings::new();
+fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
+    const QUEUE: &str = "buildkite.com/queue";
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
-    if let Some(queue) = queue.filter(|queue| is_label_value(queue)) {
-        labels.insert("buildkite.com/queue", queue.into());
-    }
-    labels.extend(definition.metadata("labels"));
-    labels.insert(MANAGED_BY_LABEL, MANAGER.into());
-    labels.insert(JOB_UUID_LABEL, job.uuid.to_string().into());
-    labels
+    let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE].is_null());
+    let found_by = [
+        (MANAGED_BY_LABEL, text(MANAGER)),
+        (STACK_LABEL, text(&stack.id)),
+        (JOB_UUID_LABEL, text(job.uuid.to_string())),
+    ];
+    found_by.into_iter().chain(queue.map(|queue| (QUEUE, text(queue)))).collect()
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
-fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Strings<'a> {
-    let mut annotations = Strings::from([
-        ("buildkite.com/pod-definition", definition.name().into()),
-        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
-        ("karpenter.sh/do-not-disrupt", "true".into()),
-    ]);
+fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
+    let mut annotations = vec![
+        ("buildkite.com/pod-definition", text(definition)),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", text("false")),
+        ("karpenter.sh/do-not-disrupt", text("true")),
+    ];
     let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
         ("buildkite.com/branch", &job.branch),
@@ -237,22 +232,18 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a PodDefinition) -> Stri
     ];
     annotations.extend(of_event.into_iter().filter_map(|(key, value)| {
         let value = value.as_deref()?;
-        Some((key, value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)].into()))
+        Some((key, text(&value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)])))
     }));
     if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
         // A link that is cut leads nowhere.
         if build.len() <= MAX_ANNOTATION_BYTES {
-            annotations.insert("buildkite.com/job-url", format!("{build}#{}", job.uuid).into());
-            annotations.insert("buildkite.com/build-url", build.into());
+            annotations.push(("buildkite.com/job-url", text(format!("{build}#{}", job.uuid))));
+            annotations.push(("buildkite.com/build-url", text(build)));
         }
     }
-    annotations.extend(definition.metadata("annotations"));
+    annotations.retain(|(name, _)| own[*name].is_null());
     annotations
-}
-
-fn is_mark_of_a_controller(name: &str) -> bool {
-    MARKS_OF_CONTROLLERS.iter().any(|mark| if mark.ends_with('/') { name.starts_with(mark) } else { name == *mark })
 }
 
 fn is_label_value(value: &str) -> bool {
@@ -268,7 +259,10 @@ mod tests {
     use super::*;
     use crate::{
         buildkite::event::fixtures::scheduled,
-        pod::definition::fixtures::{definition, template},
+        pod::definition::{
+            MARKS_OF_CONTROLLERS,
+            fixtures::{definition, template},
+        },
         stack::fixtures::{stack, tags},
     };
 
@@ -280,7 +274,7 @@ mod tests {
 
     fn built(template: &Value) -> Value {
         let stack = Stack { agent_tags: tags(&[("os", "linux")]), ..stack() };
-        build_json(&scheduled(), Some("default"), &definition(template), &stack)
+        build_json(&scheduled(), Some("kubernetes"), &definition(template), &stack)
     }
 
     fn env<'a>(job: &'a Value, name: &str) -> &'a Value {
@@ -318,7 +312,7 @@ mod tests {
         template["metadata"] = json!({
             "labels": {
                 "team": "web", "buildkite.com/queue": "theirs",
-                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs",
+                "app.kubernetes.io/managed-by": "theirs", "buildkite.com/job-uuid": "theirs", STACK_LABEL: "theirs",
             },
             "annotations": {"karpenter.sh/do-not-disrupt": "false", "note": "kept"},
         });
@@ -329,6 +323,7 @@ mod tests {
                 json!({
                     "team": "web", "buildkite.com/queue": "theirs",
                     "app.kubernetes.io/managed-by": "agent-scheduler", "buildkite.com/job-uuid": UUID,
+                    STACK_LABEL: "0123456789abcdef0123456789abcdef",
                 })
             );
             assert_eq!(metadata["annotations"]["karpenter.sh/do-not-disrupt"], "false");
@@ -341,7 +336,7 @@ mod tests {
     fn the_marks_of_other_controllers_stay_on_the_pod() {
         let mut template = template();
         let marks =
-            MARKS_OF_CONTROLLERS.map(|mark| if mark.ends_with('/') { format!("{mark}x") } else { mark.to_owned() });
+            MARKS_OF_CONTROLLERS.map(|mark| if mark.contains('/') { mark.to_owned() } else { format!("{mark}/x") });
         for kind in ["labels", "annotations"] {
             for name in marks.iter().map(String::as_str).chain(["team", "app.kubernetes.io/name", "argocd.example/x"]) {
                 template["metadata"][kind][name] = json!("web");
@@ -381,7 +376,7 @@ mod tests {
         template["spec"]["containers"][0]["env"] = json!([{"name": "BUILDKITE_AGENT_TAGS", "value": "docker=true"}, {"name": "LATER", "value": "$(BUILDKITE_AGENT_TAGS)"}]);
         let job = built(&template);
         let tags = env(&job, "BUILDKITE_AGENT_TAGS");
-        assert_eq!(tags["value"], "docker=true,os=linux,queue=default,pod-definition=example");
+        assert_eq!(tags["value"], "docker=true,os=linux,queue=kubernetes,pod-definition=example");
         assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["env"][0], *tags);
     }
 
@@ -433,7 +428,7 @@ mod tests {
         for field in [&mut job.pipeline, &mut job.branch, &mut job.commit, &mut job.step_key, &mut job.organization] {
             *field = Some(long.clone());
         }
-        let job = build_json(&job, Some("default"), &definition(&template()), &stack());
+        let job = build_json(&job, Some("kubernetes"), &definition(&template()), &stack());
         for metadata in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
             for key in ["pipeline", "branch", "commit", "step-key"] {
                 let value = metadata["annotations"][format!("buildkite.com/{key}")].as_str().unwrap();

@@ -56,7 +56,7 @@ pub fn leaks(lab: &Lab) -> Vec<String> {
         .map(|kind| format!("{kind:?}"))
         .collect();
     texts.extend(lab.kubernetes.jobs().iter().map(ToString::to_string));
-    let requests = lab.kubernetes.requests().into_iter().chain(lab.aws.requests());
+    let requests = lab.kubernetes.requests().into_iter().chain(lab.aws.requests()).chain(lab.buildkite.requests());
     let requests = requests.filter(|request| request.method != "PATCH");
     texts.extend(requests.map(|request| format!("{} {} {}", request.path, request.query, request.body)));
 

@@ -173,7 +173,7 @@ pub fn event() -> Event {
 
 /// The same for a step that asks for these beside the queue.
 pub fn event_with(rules: &[&str]) -> Event {
-    event().rules(["queue=default"].iter().chain(rules))
+    event().rules(["queue=kubernetes"].iter().chain(rules))
 }
 
 /// Gives the event to the function, which must create its Job, and returns the name of that.

@@ -32,7 +32,7 @@ class Account:
         body = template.read_text().replace("CodeUri: .\n", "CodeUri: s3://upload/function.zip\n")
         s3.put_object(Bucket="upload", Key="template.yml", Body=body)
         # The queue of the sample events.
-        required = {"BuildkiteQueue": "default", "KubernetesClusterIdentifier": "example-cluster"}
+        required = {"BuildkiteQueue": "kubernetes", "KubernetesClusterIdentifier": "example-cluster"}
         parameters = {"EventBridgeBusName": EVENT_BUS} | required | parameters
         self.client("cloudformation").create_stack(
             StackName=name, TemplateURL=f"{self.endpoint}/upload/template.yml", Parameters=listed(parameters)

@@ -85,15 +85,16 @@ def pack(folder):
 class Lab:
     """`lab serve`: stands in for AWS and Kubernetes while a block lasts; `jobs` are those that it then has.
 
-    `variables` direct a function to it.
+    `variables` direct a function to it. The jobs of the sample `events` wait at Buildkite.
     """
 
-    def __init__(self, host="127.0.0.1"):
+    def __init__(self, host="127.0.0.1", events=()):
         self.host = host
+        self.events = [f"--event={ROOT / 'events' / event}.json" for event in events]
         self.jobs = None
 
     def __enter__(self):
-        command = [TARGET / "debug" / "lab", "serve", "--host", self.host]
+        command = [TARGET / "debug" / "lab", "serve", "--host", self.host, *self.events]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.variables = json.loads(self.process.stdout.readline())
         return self

@@ -29,26 +29,32 @@ def without_rules():
 
 SAMPLES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "events").glob("job-*.json")}
 EVENTS = SAMPLES | {
-    "our queue last of three rules": scheduled("os=linux", "team=web", "queue=default"),
+    "our queue last of three rules": scheduled("os=linux", "team=web", "queue=kubernetes"),
     "queue linux": scheduled("queue=linux"),
     "queue windows": scheduled("queue=windows"),
-    "a queue that begins as ours": scheduled("queue=default-large"),
-    "a queue that is the beginning of ours": scheduled("queue=def"),
-    "our queue in capitals": scheduled("queue=DEFAULT"),
-    "our queue's name as another tag": scheduled("team=default"),
+    "a queue that begins as ours": scheduled("queue=kubernetes-large"),
+    "a queue that is the beginning of ours": scheduled("queue=kube"),
+    "our queue in capitals": scheduled("queue=KUBERNETES"),
+    "our queue's name as another tag": scheduled("team=kubernetes"),
     "no queue among the rules": scheduled("os=linux"),
     "no rules": scheduled(),
     "rules left out": without_rules(),
     "another account": sample("job-scheduled") | {"account": "444455556666"},
 }
 
-DEFAULT_QUEUE = {"job-scheduled", "job-scheduled-2019", "job-unserved-tag", "our queue last of three rules"}
+OUR_QUEUE = {
+    "job-scheduled",
+    "job-scheduled-2019",
+    "job-unserved-tag",
+    "job-unknown-definition",
+    "our queue last of three rules",
+}
 STACKS = {
-    "one-queue": ({"BuildkiteQueue": "default"}, DEFAULT_QUEUE),
-    "two-queues": ({"BuildkiteQueue": "linux,default"}, DEFAULT_QUEUE | {"queue linux"}),
+    "one-queue": ({"BuildkiteQueue": "kubernetes"}, OUR_QUEUE),
+    "two-queues": ({"BuildkiteQueue": "linux,kubernetes"}, OUR_QUEUE | {"queue linux"}),
     # All that is scheduled: the function itself leaves alone what is for another queue.
     "jobs-without-queue": (
-        {"BuildkiteQueue": "default", "ServeJobsWithoutQueue": "true"},
+        {"BuildkiteQueue": "kubernetes", "ServeJobsWithoutQueue": "true"},
         EVENTS.keys() - {"job-finished", "another account"},
     ),
 }

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
@@ -26,13 +27,14 @@ LINK = "https://buildkite.com/{}/', pipeline, '/builds/', build, '#', job) as li
 
 @pytest.fixture(scope="module")
 def lines():
-    """What the function writes, as JSON, of an event that it creates, finds created, ignores, cannot serve, and fails."""
-    names = ["job-scheduled", "job-scheduled", "job-other-queue", "job-unserved-tag", "job-scheduled"]
+    """What the function writes, as JSON, of an event that it creates, finds created, ignores, cannot serve, refuses, and fails."""
+    names = ["job-scheduled", "job-scheduled", "job-other-queue", "job-unserved-tag", "job-unknown-definition"]
     events = [json.loads((ROOT / "events" / f"{name}.json").read_text()) for name in names]
-    events[-1]["detail"]["job"]["agent_query_rules"].append("pod-definition=missing")
+    failing = json.loads((ROOT / "events" / "job-scheduled.json").read_text())
+    failing["detail"]["job"] |= {"uuid": str(uuid4()), "agent_query_rules": ["queue=linux", "cpu=many"]}
     # The time to a Job is only counted for an event of these days.
     events[0]["time"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    with Lab() as lab:
+    with Lab(events=["job-unknown-definition"]) as lab:
         # Lambda sets these variables from the function's settings.
         log = Stack().properties("AgentScheduler")["LoggingConfig"]
         level, form = log["ApplicationLogLevel"], log["LogFormat"]
@@ -40,7 +42,10 @@ def lines():
         with Function(TARGET / "debug" / "agent-scheduler", variables) as function:
             for event in events:
                 function.invoke(event)
-    return [json.loads(line) for line in function.printed if line.startswith("{")]
+        # Buildkite does not know the queue, so that it refuses the stack.
+        with Function(TARGET / "debug" / "agent-scheduler", variables | {"BUILDKITE_QUEUE": "linux"}) as other:
+            other.invoke(failing)
+    return [json.loads(line) for line in [*function.printed, *other.printed] if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")

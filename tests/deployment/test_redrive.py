@@ -130,7 +130,7 @@ def failed_invocation(event):
 
 # What EventBridge says beside an event that it could not deliver.
 OF_THE_RULE = {
-    "RULE_ARN": f"arn:aws:events:us-east-1:{ACCOUNT_ID}:rule/{EVENT_BUS}/default-Queue",
+    "RULE_ARN": f"arn:aws:events:us-east-1:{ACCOUNT_ID}:rule/{EVENT_BUS}/kubernetes-Queue",
     "TARGET_ARN": f"arn:aws:lambda:us-east-1:{ACCOUNT_ID}:function:agent-scheduler",
     "ERROR_CODE": "NO_PERMISSIONS",
     "ERROR_MESSAGE": "User is not authorized to perform lambda:InvokeFunction",

@@ -189,6 +189,8 @@ def test_sam_and_cfn_lint_find_nothing():
 
 def test_the_function_reads_every_variable_from_the_parameter_of_its_name():
     variables = source()["Resources"]["AgentScheduler"]["Properties"]["Environment"]["Variables"]
+    # Of no parameter.
+    assert list(variables.pop("STACK")) == ["Fn::Sub"]
     for variable, value in variables.items():
         assert value["Ref"].upper() == variable.replace("_", ""), variable
     # No setting takes a space, and the function reports all problems at once. That it starts with these, test_redrive shows.
@@ -280,5 +282,5 @@ def test_local_invoke_has_what_has_no_default():
     environment = json.loads((ROOT / "events" / "env.json").read_text())["Parameters"]
     parameters = source()["Parameters"]
     variables = source()["Resources"]["AgentScheduler"]["Properties"]["Environment"]["Variables"]
-    needed = {variable for variable, value in variables.items() if "Default" not in parameters[value["Ref"]]}
+    needed = {name for name, value in variables.items() if "Ref" in value and "Default" not in parameters[value["Ref"]]}
     assert needed <= set(environment) <= set(variables)

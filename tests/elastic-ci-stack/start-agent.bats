@@ -25,8 +25,8 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
 }
 
 @test "tags are added to those that are there" {
-    BUILDKITE_AGENT_TAGS=queue=default,os=linux BUILDKITE_STACK_NAME="my stack" BUILDKITE_STACK_VERSION=1.2.3 start
-    [ "$(after BUILDKITE_AGENT_TAGS)" = "queue=default,os=linux,docker=29.8.2,stack=my stack,buildkite-eks-stack=1.2.3" ]
+    BUILDKITE_AGENT_TAGS=queue=kubernetes,os=linux BUILDKITE_STACK_NAME="my stack" BUILDKITE_STACK_VERSION=1.2.3 start
+    [ "$(after BUILDKITE_AGENT_TAGS)" = "queue=kubernetes,os=linux,docker=29.8.2,stack=my stack,buildkite-eks-stack=1.2.3" ]
 }
 
 @test "without tags, stack and version, there is Docker's alone" {

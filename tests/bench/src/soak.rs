@@ -81,9 +81,9 @@ impl Soak {
     /// Sends the next event, and returns how long the answer took: one of ten is a duplicate, and one of ten is for another queue.
     async fn invoke(&self, function: &Function, index: usize, job: &mut Uuid) -> Result<Duration, Failure> {
         let (queue, expected) = match index % 10 {
-            3 => ("queue=default", "already-exists"),
+            3 => ("queue=kubernetes", "already-exists"),
             7 => ("queue=another", "ignored"),
-            _ => ("queue=default", "created"),
+            _ => ("queue=kubernetes", "created"),
         };
         if expected == "created" {
             *job = Uuid::new_v4();

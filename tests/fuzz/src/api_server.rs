@@ -14,6 +14,7 @@ use agent_scheduler::{
     aws::{self, eks_token::Signer, ssm::Ssm},
     deadline::Deadline,
     definitions::Definitions,
+    https::CertificateAuthority,
     kubernetes::{Cluster, over},
     pod::job,
     report::Failure,
@@ -65,7 +66,7 @@ async fn ask(data: &[u8]) {
     let of_cluster = |error| Error::Cluster(Arc::new(error));
 
     check_error(cluster().pod_templates(deadline().await).await.map_err(of_cluster));
-    let built = job::build(&job, Some("default"), &DEFINITIONS[0], stack);
+    let built = job::build(&job, Some("kubernetes"), &DEFINITIONS[0], stack);
     check_error(cluster().create_job(&built, deadline().await).await.map_err(of_cluster));
     check_error(cluster().job(&job::name(job.uuid), deadline().await).await.map_err(of_cluster));
 
@@ -79,7 +80,7 @@ async fn ask(data: &[u8]) {
     for name in ["default", "node", &name] {
         let definition = definitions.get(name, &cluster, deadline().await).await;
         if let Ok(definition) = &definition {
-            manifest::check(&job, Some("default"), definition, stack);
+            manifest::check(&job, Some("kubernetes"), definition, stack);
         }
         check_error(definition.map_err(Error::Definition));
     }
@@ -253,7 +254,8 @@ fn response(answer: &[u8]) -> Response<Vec<u8>> {
 /// AWS, where SSM holds the token.
 static SDK: LazyLock<SdkConfig> = LazyLock::new(|| {
     let connector = SharedHttpConnector::new(FakeSsm);
-    let config = aws::sdk_config("us-east-1", credentials(), |_| None).expect("the configuration is valid");
+    let config = aws::sdk_config("us-east-1", credentials(), CertificateAuthority(Vec::new()), |_| None)
+        .expect("the configuration is valid");
     config.into_builder().http_client(http_client_fn(move |_, _| connector.clone())).build()
 });
 

@@ -56,7 +56,7 @@ fn check_text(text: &str) {
 /// A stack with the required settings alone, and one with tags and several queues.
 static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
     let more = [
-        ("BUILDKITE_QUEUE", "default,gpu,q-"),
+        ("BUILDKITE_QUEUE", "kubernetes,gpu,q-"),
         ("BUILDKITE_AGENT_TAGS", "os=linux,os=ubuntu,flags=a=b"),
         ("SERVE_JOBS_WITHOUT_QUEUE", "true"),
         ("KUBERNETES_NAMESPACE", "builds"),
@@ -68,7 +68,7 @@ static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
 /// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     const REQUIRED: [(&str, &str); 10] = [
-        ("BUILDKITE_QUEUE", "default"),
+        ("BUILDKITE_QUEUE", "kubernetes"),
         ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent-token"),
         ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
         ("KUBERNETES_CLUSTER_IDENTIFIER", "example-cluster"),

@@ -84,16 +84,21 @@ fn without_annotations(mut job: Value) -> Value {
     job
 }
 
+/// The labels that a definition cannot set.
+const OURS: [&str; 3] =
+    ["app.kubernetes.io/managed-by", "buildkite.com/job-uuid", "agent-scheduler.buildkite.com/stack"];
+
 fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, stack: &Stack) {
     assert_eq!(labels["app.kubernetes.io/managed-by"], "agent-scheduler");
     assert_eq!(labels["buildkite.com/job-uuid"], uuid);
+    assert_eq!(labels["agent-scheduler.buildkite.com/stack"], *stack.id);
     let theirs: BTreeSet<_> = definition.metadata("labels").map(|(key, _)| key.to_owned()).collect();
     for (key, value) in labels.as_object().expect("labels are a map") {
         let value = value.as_str().expect("a label is a string");
         if key == "buildkite.com/queue" && !theirs.contains(key) {
             assert!(stack.queues.iter().any(|queue| queue == value), "queue {value:?} is not ours");
             assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is not a valid label value");
-        } else if key != "app.kubernetes.io/managed-by" && key != "buildkite.com/job-uuid" {
+        } else if !OURS.contains(&key.as_str()) {
             assert!(theirs.contains(key), "label {key} has no source");
         }
     }

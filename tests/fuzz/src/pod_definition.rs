@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
         let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
         let rules = AgentQueryRules::parse(&rules);
         for stack in &*STACKS {
-            manifest::check_for_step(&job, Some("default"), &definition, &rules, stack);
+            manifest::check_for_step(&job, Some("kubernetes"), &definition, &rules, stack);
         }
     }
 }

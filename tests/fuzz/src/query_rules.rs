@@ -57,11 +57,11 @@ fn has_all(rules: &[String], queue: Option<&str>, parsed: &AgentQueryRules, stac
 /// Rules of every kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     [
-        "queue=default",
+        "queue=kubernetes",
         "queue=gpu\nos=linux\nos=*\nflags=a=b",
         "queue=*\npod-definition=node\npod-template=node",
-        "queue=default\nimage=registry.example:5000/node@sha256:0123\ncpu=500m\nmemory=1.5Gi",
-        "queue=default\ncpu=1e3\nmemory=0.000001Ti\nno-equals-sign",
+        "queue=kubernetes\nimage=registry.example:5000/node@sha256:0123\ncpu=500m\nmemory=1.5Gi",
+        "queue=kubernetes\ncpu=1e3\nmemory=0.000001Ti\nno-equals-sign",
         "queue=windows\npod-definition=../../secrets",
     ]
     .map(|rules| rules.as_bytes().to_vec())

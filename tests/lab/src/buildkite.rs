@@ -63,8 +63,8 @@ impl Buildkite {
 
     fn new(timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
         let organization = Shared::default();
-        "default".clone_into(&mut organization.lock().default_queue);
-        organization.lock().queue(CLUSTER, "default");
+        "kubernetes".clone_into(&mut organization.lock().default_queue);
+        organization.lock().queue(CLUSTER, "kubernetes");
         let stand_in = StandIn::new(timeline, certificates);
         let routes = Router::new().fallback(serve).with_state(Arc::clone(&organization));
         let mut service = stand_in.service(Actor::Buildkite, routes, ROLE);

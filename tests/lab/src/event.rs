@@ -49,7 +49,7 @@ impl Event {
         self.detail(|detail| detail["job"]["uuid"] = uuid.to_string().into())
     }
 
-    /// The same event with these agent query rules, such as `queue=default`.
+    /// The same event with these agent query rules, such as `queue=kubernetes`.
     #[must_use]
     pub fn rules<Rule: AsRef<str>>(self, rules: impl IntoIterator<Item = Rule>) -> Self {
         let rules: Vec<_> = rules.into_iter().map(|rule| rule.as_ref().to_owned()).collect();
@@ -73,6 +73,18 @@ impl Event {
     /// The uuid of its job.
     pub fn job_uuid(&self) -> &str {
         self.0["detail"]["job"]["uuid"].as_str().unwrap_or_default()
+    }
+
+    /// The `Job Scheduled` events in it: itself, or those in the messages of a batch.
+    pub fn jobs_scheduled(&self) -> Vec<Self> {
+        let messages = self.0["Records"].as_array().into_iter().flatten();
+        let bodies = messages.filter_map(|message| serde_json::from_str::<Value>(message["body"].as_str()?).ok());
+        let events = bodies.map(|body| match &body["requestPayload"] {
+            Value::Null => body,
+            event => event.clone(),
+        });
+        let events = events.chain([self.0.clone()]).map(Self);
+        events.filter(|event| event.0["detail-type"] == "Job Scheduled" && !event.job_uuid().is_empty()).collect()
     }
 
     /// The name of the Kubernetes Job that it becomes.

@@ -152,6 +152,11 @@ impl Kubernetes {
         self.api.store.lock().forbidden.insert((verb.into(), resource.into()));
     }
 
+    /// Takes back [`Self::forbid`].
+    pub fn allow(&self, verb: impl Into<String>, resource: impl Into<String>) {
+        self.api.store.lock().forbidden.remove(&(verb.into(), resource.into()));
+    }
+
     /// Refuses from here on every token that was signed until now.
     ///
     /// A token has its time in whole seconds, so this returns in the next second: a token signed then is accepted.

@@ -21,7 +21,7 @@
 //!
 //! let lab = Lab::start().await;
 //! lab.kubernetes.inject(When::request("POST", "/jobs"), Fault::status(503), 1);
-//! let function = lab.function("target/debug/agent-scheduler").env("BUILDKITE_QUEUE", "default").start();
+//! let function = lab.function("target/debug/agent-scheduler").env("BUILDKITE_QUEUE", "kubernetes").start();
 //! assert_eq!(function.succeed(Event::scheduled()).await["outcome"], "created");
 //! assert_eq!(lab.kubernetes.jobs().len(), 1);
 //! # }
@@ -199,13 +199,15 @@ impl Lab {
             ("AWS_SECRET_ACCESS_KEY", secret_access_key),
             ("AWS_SESSION_TOKEN", session_token),
             ("AWS_ENDPOINT_URL", &self.aws.url()),
-            ("BUILDKITE_QUEUE", "default"),
+            ("BUILDKITE_QUEUE", "kubernetes"),
             ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", AGENT_TOKEN_PARAMETER),
             ("KUBERNETES_NAMESPACE", kubernetes::NAMESPACE),
             ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
             ("JOB_TTL_SECONDS", "600"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
+            ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
+            ("STACKS_API", "true"),
             ("BUILDKITE_STACKS_ENDPOINT", &self.buildkite.url()),
             ("KUBERNETES_CLUSTER_IDENTIFIER", CLUSTER),
             ("KUBERNETES_API_SERVER_ENDPOINT", &self.endpoint),

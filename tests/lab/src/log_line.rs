@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn a_log_line_reads_as_its_message_and_its_fields() {
         let cases = [
-            (r#"{"level":"INFO","fields":{"message":"matched","queue":"default","n":2}}"#, "matched n=2 queue=default"),
+            (
+                r#"{"level":"INFO","fields":{"message":"matched","queue":"kubernetes","n":2}}"#,
+                "matched n=2 queue=kubernetes",
+            ),
             (
                 r#"{"level":"WARN","fields":{"message":"ignored","reason":"not ours"},"spans":[{"name":"x"}]}"#,
                 "WARN: ignored reason=\"not ours\"",
@@ -60,8 +63,8 @@ mod tests {
                 "matched ms=1.235 n=2",
             ),
             (
-                r#"{"_aws":{"Timestamp":1},"FunctionName":"agent-scheduler","Queue":"default","JobsCreated":1,"TimeToJob":81}"#,
-                "metrics JobsCreated=1 Queue=default TimeToJob=81",
+                r#"{"_aws":{"Timestamp":1},"FunctionName":"agent-scheduler","Queue":"kubernetes","JobsCreated":1,"TimeToJob":81}"#,
+                "metrics JobsCreated=1 Queue=kubernetes TimeToJob=81",
             ),
             (r#"{"other":1}"#, r#"{"other":1}"#),
             ("thread 'main' panicked", "thread 'main' panicked"),

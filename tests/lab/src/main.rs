@@ -26,7 +26,7 @@ enum Command {
 async fn main() -> ExitCode {
     let ended: Result<ExitCode, Box<dyn Error>> = match Command::parse() {
         Command::Run(run) => run.run().await.map_err(Into::into),
-        Command::Serve(serve) => serve.run().await.map_err(Into::into),
+        Command::Serve(serve) => serve.run().await,
     };
     ended.unwrap_or_else(|problem| {
         eprintln!("lab: {problem}");

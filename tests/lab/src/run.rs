@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter,
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, buildkite,
     control_plane::{self, ClusterKind},
     event,
     kubeconfig::{self, Cluster},
@@ -72,9 +72,7 @@ pub enum Problem {
     Function { path: PathBuf, source: io::Error },
     #[error(transparent)]
     ControlPlane(#[from] control_plane::Problem),
-    #[error(
-        "cannot use the cluster of context {context}: {source}\n`kubectl config get-contexts` lists what there is."
-    )]
+    #[error("cannot use the context {context}: {source}\nCheck it with `kubectl --context {context} get namespaces`.")]
     Context { context: String, source: kubeconfig::Problem },
     #[error(
         "a run in your own cluster requires the Buildkite agent token for its pod: `make run CONTEXT=… TOKEN=…`, \
@@ -88,24 +86,26 @@ pub enum Problem {
 impl Run {
     /// Returns the exit code: success if the function answered, failure if it did not.
     pub async fn run(self) -> Result<ExitCode, Problem> {
-        let (event, _) = Event::read(&self.event)?;
+        let (event, parsed) = Event::read(&self.event)?;
         let agent_token = self.agent_token.clone().filter(|token| !token.is_empty());
         if self.context.is_some() && agent_token.is_none() {
             return Err(Problem::NoAgentToken);
         }
-        let setup = self.set_up().await?;
+        let namespace = self.namespace().to_owned();
+        let setup = self.set_up(&namespace).await?;
         let lab = &setup.lab;
         if let Some(token) = agent_token {
-            lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(token));
+            lab.aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&token));
+            let cluster = (buildkite::CLUSTER.to_owned(), buildkite::Token::Cluster);
+            lab.buildkite.lock().tokens.insert(token, cluster);
+        }
+        for job in parsed.jobs_scheduled() {
+            lab.buildkite.lock().schedule(&job, buildkite::CLUSTER);
         }
         let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
         let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
         let mut function = function.env("AGENT_TOKEN_SECRET_NAME", secret);
-        let mut namespace = NAMESPACE.to_owned();
         for (name, value) in self.env {
-            if name == "KUBERNETES_NAMESPACE" {
-                namespace.clone_from(&value);
-            }
             function = function.env(name, value);
         }
         let function = function.try_start().map_err(|source| Problem::Function { path: self.function, source })?;
@@ -113,6 +113,7 @@ impl Run {
         let log = function.stop().await.lines();
 
         print_timeline(lab);
+        print_build_pages(lab);
         let answer = match answer {
             Answer::Success(answer) => answer,
             failure => {
@@ -142,9 +143,16 @@ impl Run {
         Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    async fn set_up(&self) -> Result<Setup, Problem> {
+    /// Where the function makes its Jobs.
+    fn namespace(&self) -> &str {
+        let given = self.env.iter().rfind(|(name, _)| name == "KUBERNETES_NAMESPACE");
+        given.map_or(NAMESPACE, |(_, value)| value)
+    }
+
+    async fn set_up(&self, namespace: &str) -> Result<Setup, Problem> {
         if let Some(context) = &self.context {
             let cluster = open(context, None).await?;
+            cluster.check(namespace).await.map_err(|source| explain(context, source))?;
             let mut lab = Lab::start().await;
             lab.timeline.note(format!("context {context} is {}", cluster.url()));
             lab.forward_to(cluster.clone()).await;
@@ -160,8 +168,11 @@ impl Run {
 }
 
 async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {
-    let opened = Cluster::of_context(context, kubeconfig).await;
-    opened.map_err(|source| Problem::Context { context: context.to_owned(), source })
+    Cluster::of_context(context, kubeconfig).await.map_err(|source| explain(context, source))
+}
+
+fn explain(context: &str, source: kubeconfig::Problem) -> Problem {
+    Problem::Context { context: context.to_owned(), source }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -177,6 +188,20 @@ fn print_timeline(lab: &Lab) {
         let options = Options::new(COLUMNS).subsequent_indent(&indent);
         let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
         println!("{}", textwrap::fill(&entry.to_string(), options));
+    }
+}
+
+/// What a user of Buildkite sees of the jobs that a stack has reported on.
+fn print_build_pages(lab: &Lab) {
+    for (uuid, job) in &lab.buildkite.lock().jobs {
+        let ended = job.detail.iter().map(|detail| {
+            let reason = job.signal_reason.as_deref().unwrap_or_default();
+            format!("{}, exit status {}, {reason}\n{detail}", job.state, job.exit_status.unwrap_or_default())
+        });
+        let reports: Vec<_> = job.notifications.iter().map(|(_, text)| text.clone()).chain(ended).collect();
+        if !reports.is_empty() {
+            println!("\nThe build page of job {uuid}:\n{}", textwrap::indent(&reports.join("\n"), "  "));
+        }
     }
 }
 
@@ -221,6 +246,7 @@ fn outcome(answer: &Value) -> String {
     }
     match answer["outcome"].as_str() {
         Some("ignored") => format!("The event was ignored: {}. No Job was made.", text("reason")),
+        Some("refused") => format!("The job was refused: {}. No Job was made.", text("reason")),
         Some(outcome) => format!("Job {} in namespace {}: {outcome}.", text("job"), text("namespace")),
         None => format!("The function answered {answer}."),
     }

@@ -16,8 +16,9 @@ use crate::{Client, Event, Fault, Lab, When};
 
 /// `$1` and `$2` of a transcript.
 const JOBS: [&str; 2] = ["11111111-2222-4333-8444-555555555501", "11111111-2222-4333-8444-555555555509"];
-const REGISTER: &str = r#"POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {}}"#;
-const LIST: &str = "GET stacks/s/scheduled-jobs?queue_key=default";
+const REGISTER: &str =
+    r#"POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {}}"#;
+const LIST: &str = "GET stacks/s/scheduled-jobs?queue_key=kubernetes";
 const RESERVE: &str =
     r#"PUT stacks/s/scheduled-jobs/batch-reserve {"job_uuids": ["$1"], "reservation_expiry_seconds": 60}"#;
 const FINISH: &str = r#"POST stacks/s/jobs/$1/finish {"detail": "no such definition"}"#;
@@ -134,11 +135,11 @@ async fn each_call_answers_as_documented() {
     scene.buildkite.lock().queue(CLUSTER, "small").is_paused = true;
     let transcript = r#"
         GET token -> 200 {"cluster_uuid": "11111111-2222-4333-8444-555555555505", "organization_slug": "example-org"}
-        GET stacks/s/scheduled-jobs?queue_key=default -> 200 {"cluster_queue": {"dispatch_paused": false}, "page_info": {"has_next_page": false}, "jobs": [{"id": "$1", "priority": 0, "agent_query_rules": ["queue=default"], "pipeline": {"slug": "example-pipeline", "uuid": "11111111-2222-4333-8444-555555555503"}, "build": {"number": 1234, "branch": "main", "uuid": "11111111-2222-4333-8444-555555555502"}, "step": {"key": "unit_tests"}}]}
+        GET stacks/s/scheduled-jobs?queue_key=kubernetes -> 200 {"cluster_queue": {"dispatch_paused": false}, "page_info": {"has_next_page": false}, "jobs": [{"id": "$1", "priority": 0, "agent_query_rules": ["queue=kubernetes"], "pipeline": {"slug": "example-pipeline", "uuid": "11111111-2222-4333-8444-555555555503"}, "build": {"number": 1234, "branch": "main", "uuid": "11111111-2222-4333-8444-555555555502"}, "step": {"key": "unit_tests"}}]}
         GET stacks/s/scheduled-jobs?queue_key=small&limit=1000 -> 200 {"jobs": [], "cluster_queue": {"dispatch_paused": true}}
         GET stacks/s/scheduled-jobs?queue_key=none -> 404 {"message": "Queue not found"}
         GET stacks/s/jobs/$1 -> 200 {"id": "$1", "env": {"A": "b", "BUILDKITE_BUILD_NUMBER": "1234"}, "command": "make test"}
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {"a": "b"}} -> 200 {"state": "connected", "metadata": {"a": "b"}}
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {"a": "b"}} -> 200 {"state": "connected", "metadata": {"a": "b"}}
         POST stacks/register {"key": "t", "type": "custom", "queue_key": "__default__", "metadata": {}} -> 201 {"state": "disconnected", "cluster_queue_key": "small"}
         POST stacks/s/jobs/get-states {"job_uuids": ["$1", "$2"]} -> 200 {"states": {"$1": "scheduled"}}
         POST stacks/s/job-acquisition-tokens {"job_uuids": ["$1"]} -> 201 {"job_acquisition_tokens": [], "not_issued": ["$1"]}
@@ -156,24 +157,24 @@ async fn each_call_answers_as_documented() {
 async fn what_is_not_documented_is_refused_and_a_violation() {
     let scene = Scene::new().await;
     let transcript = r#"
-        POST stacks/register {"key": "a.b", "type": "custom", "queue_key": "default", "metadata": {}} -> 400 ! key is invalid
-        POST stacks/register {"key": "<k*80>", "type": "custom", "queue_key": "default", "metadata": {}} -> 201
-        POST stacks/register {"key": "<k*81>", "type": "custom", "queue_key": "default", "metadata": {}} -> 400 ! key is invalid
-        POST stacks/register {"key": "s", "type": "kubernetes", "queue_key": "default", "metadata": {}} -> 400 ! type is invalid
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {"k": 1}} -> 400 ! metadata is invalid
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {"<ä*64>": "<ä*256>"}} -> 200
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {"<ä*65>": "v"}} -> 400 ! metadata is invalid
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {"k": "<ä*257>"}} -> 400 ! metadata is invalid
+        POST stacks/register {"key": "a.b", "type": "custom", "queue_key": "kubernetes", "metadata": {}} -> 400 ! key is invalid
+        POST stacks/register {"key": "<k*80>", "type": "custom", "queue_key": "kubernetes", "metadata": {}} -> 201
+        POST stacks/register {"key": "<k*81>", "type": "custom", "queue_key": "kubernetes", "metadata": {}} -> 400 ! key is invalid
+        POST stacks/register {"key": "s", "type": "kubernetes", "queue_key": "kubernetes", "metadata": {}} -> 400 ! type is invalid
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {"k": 1}} -> 400 ! metadata is invalid
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {"<ä*64>": "<ä*256>"}} -> 200
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {"<ä*65>": "v"}} -> 400 ! metadata is invalid
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {"k": "<ä*257>"}} -> 400 ! metadata is invalid
         POST stacks/register {"key": "s", "type": "custom", "metadata": {}} -> 422 ! queue_key is required
-        POST stacks/register {"key": "s", "type": "custom", "queue_key": "default", "metadata": {}, "other": 1} -> 400 ! other is unknown
+        POST stacks/register {"key": "s", "type": "custom", "queue_key": "kubernetes", "metadata": {}, "other": 1} -> 400 ! other is unknown
         POST stacks/register [] -> 400 ! no JSON object
         POST stacks/register -> 400 ! EOF
         POST stacks/s/deregister {} -> 400 ! no body
         GET stacks/s/scheduled-jobs -> 422 ! queue_key is required
-        GET stacks/s/scheduled-jobs?queue_key=default&limit=1001 -> 400 ! limit is invalid
-        GET stacks/s/scheduled-jobs?queue_key=default&after=1 -> 400 ! after is invalid
-        GET stacks/s/scheduled-jobs?queue_key=default&page=1 -> 400 ! page is unknown
-        GET stacks/s/scheduled-jobs?queue_key=default {} -> 400 ! no body
+        GET stacks/s/scheduled-jobs?queue_key=kubernetes&limit=1001 -> 400 ! limit is invalid
+        GET stacks/s/scheduled-jobs?queue_key=kubernetes&after=1 -> 400 ! after is invalid
+        GET stacks/s/scheduled-jobs?queue_key=kubernetes&page=1 -> 400 ! page is unknown
+        GET stacks/s/scheduled-jobs?queue_key=kubernetes {} -> 400 ! no body
         PUT stacks/s/scheduled-jobs/batch-reserve {"job_uuids": "$2"} -> 400 ! job_uuids is invalid
         PUT stacks/s/scheduled-jobs/batch-reserve {"job_uuids": ["u"]} -> 400 ! job_uuids is invalid
         PUT stacks/s/scheduled-jobs/batch-reserve {"job_uuids": [<"$2",*1000>], "reservation_expiry_seconds": 3600} -> 200
@@ -240,7 +241,7 @@ async fn a_list_has_pages_of_what_waits_in_the_queue() {
     let runnable = [json!(ids[1]), json!(7), json!("1970-01-01T00:00:00.000Z")];
     assert_eq!(found, [plain(&ids[0]), plain(JOBS[0]), runnable, plain(&ids[3]), plain(&ids[4])]);
     let listed_at = |queue| scene.buildkite.lock().queue(CLUSTER, queue).listed_at;
-    assert_eq!((listed_at("default"), listed_at("gpu")), (Some(now), None));
+    assert_eq!((listed_at("kubernetes"), listed_at("gpu")), (Some(now), None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,12 +344,12 @@ async fn each_endpoint_has_a_rate_limit_for_each_stack() {
 async fn a_token_is_good_for_its_kind_and_its_cluster() {
     let ours = Scene::new().await;
     let other = ours.with("bkct_other", "other", Token::Cluster);
-    ours.buildkite.lock().queue("other", "default");
+    ours.buildkite.lock().queue("other", "kubernetes");
     let unknown = Scene { buildkite: ours.buildkite.clone(), token: "bkct_no".to_owned() };
     // GET token, register a stack, list with another, register an agent, acquire.
     for (scene, expected) in [
         (&unknown, [401, 401, 401, 401, 401]),
-        (&ours.with("bkcqt_one", CLUSTER, Token::Queue("default".to_owned())), [200, 401, 401, 200, 200]),
+        (&ours.with("bkcqt_one", CLUSTER, Token::Queue("kubernetes".to_owned())), [200, 401, 401, 200, 200]),
         (&ours.with("bkar_one", "", Token::Unclustered), [200, 401, 401, 200, 404]),
         (&other, [200, 201, 404, 200, 404]),
         (&ours, [200, 200, 200, 200, 422]),
@@ -357,7 +358,7 @@ async fn a_token_is_good_for_its_kind_and_its_cluster() {
         for call in ["GET token", &REGISTER.replace("\"s\"", "\"new\""), LIST] {
             found.push(scene.ask(call).await.0);
         }
-        let agent = scene.agent("default").await;
+        let agent = scene.agent("kubernetes").await;
         found.push(*agent.as_ref().err().unwrap_or(&200));
         found.push(agent.as_ref().unwrap_or(scene).ask("PUT jobs/$1/acquire").await.0);
         assert_eq!(found, expected, "{}", scene.token);
@@ -389,7 +390,7 @@ async fn a_job_acquisition_token_registers_for_one_reserved_job() {
         if wait == 0.0 {
             scene.buildkite.lock().tokens.remove("bkct_one");
         }
-        let agent = Scene { buildkite: scene.buildkite.clone(), token }.agent("default").await;
+        let agent = Scene { buildkite: scene.buildkite.clone(), token }.agent("kubernetes").await;
         assert_eq!(agent.as_ref().err(), refused.as_ref(), "{reservation} {lifetime} {wait}");
         if let Ok(agent) = agent {
             agent.talk("PUT jobs/$2/acquire -> 404\nPUT jobs/$1/acquire -> 200").await;
@@ -401,7 +402,7 @@ async fn a_job_acquisition_token_registers_for_one_reserved_job() {
 async fn an_agent_takes_a_job_from_acquire_to_finish() {
     let scene = Scene::new().await;
     let agent = async |queue| scene.agent(queue).await.ok().unwrap();
-    let (agent, second, elsewhere) = (agent("default").await, agent("default").await, agent("gpu").await);
+    let (agent, second, elsewhere) = (agent("kubernetes").await, agent("kubernetes").await, agent("gpu").await);
     elsewhere.talk("PUT jobs/$1/acquire -> 404").await;
     scene.edit(|job| (job.is_locked, job.retries) = (true, 1));
     agent.talk("POST connect -> 200\nGET ping -> 200\nPUT jobs/$1/acquire -> 423").await;
@@ -442,7 +443,7 @@ async fn a_cancelled_job_ends_at_once_or_with_its_agent() {
     let scene = Scene::new().await;
     for (acquire, state, ended) in [("", "canceled", 422), ("PUT jobs/$1/acquire -> 200", "canceling", 200)] {
         scene.schedule(0);
-        let agent = scene.agent("default").await.ok().unwrap();
+        let agent = scene.agent("kubernetes").await.ok().unwrap();
         agent.talk(acquire).await;
         scene.buildkite.lock().cancel(JOBS[0]);
         scene.talk(&format!("{RESERVE} -> 200 {{\"reserved\": []}}")).await;

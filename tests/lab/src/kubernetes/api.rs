@@ -115,9 +115,17 @@ async fn version() -> Json<Value> {
     Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-lab", "platform": "linux/amd64"}))
 }
 
+/// How a Job is posted.
+#[derive(Deserialize)]
+struct Posting {
+    #[serde(rename = "dryRun")]
+    dry_run: Option<String>,
+}
+
 async fn create_job(
     State(api): State<Arc<Api>>,
     Path(namespace): Path<String>,
+    Query(query): Query<Posting>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
@@ -140,7 +148,8 @@ async fn create_job(
     if store.jobs.contains_key(&(namespace, name.clone())) {
         return Err(Status::already_exists(JOBS, &name));
     }
-    Ok((StatusCode::CREATED, represent(&headers, store.put_job(job))).into_response())
+    let job = if query.dry_run.as_deref() == Some("All") { job } else { store.put_job(job) };
+    Ok((StatusCode::CREATED, represent(&headers, job)).into_response())
 }
 
 /// The whole object, or its metadata alone if the client asks for no more.

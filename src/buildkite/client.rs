@@ -1,0 +1,142 @@
+//! The HTTP client of the Stacks API: one call, its headers, its attempts, and why it failed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+};
+use http_body_util::Full;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tower::BoxError;
+
+use crate::{
+    deadline::Deadline,
+    https::{self, CertificateAuthority, Plain},
+    retry::{self, Api, Final},
+    text::message,
+};
+
+/// One attempt takes five seconds at most.
+const API: Api<Bytes> = Api {
+    name: "Buildkite",
+    max_attempt: Duration::from_secs(5),
+    may_pass: |response| retry::is_overload(response.status()) || response.status().is_server_error(),
+};
+
+/// A client for one endpoint.
+pub(super) struct Client {
+    http: https::Client<Full<Bytes>>,
+    endpoint: String,
+}
+
+/// One call of the API.
+pub(super) struct Call {
+    pub(super) name: &'static str,
+    pub(super) method: Method,
+    pub(super) path: String,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text shows what the fields are")]
+pub enum Error {
+    /// A status other than 2xx, in all attempts if it may pass.
+    #[error("Buildkite answers {call} with {status}: {message}")]
+    Refused { call: &'static str, status: StatusCode, message: String },
+    /// No answer, in all attempts.
+    #[error("cannot reach Buildkite for {call}")]
+    Unreachable { call: &'static str, source: BoxError },
+    /// An answer without what it must have.
+    #[error("the answer of Buildkite to {call} cannot be read")]
+    Garbage { call: &'static str, source: serde_json::Error },
+}
+
+impl Error {
+    /// The status that refuses the call.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(status.as_u16()),
+            _ => None,
+        }
+    }
+
+    /// Buildkite does not know the stack, such as one that was deregistered. After a reservation, it is the job that is not found.
+    pub fn is_unknown_stack(&self) -> bool {
+        match self {
+            Self::Refused { call, status: StatusCode::NOT_FOUND, message } => {
+                *call != "finish" || message.to_ascii_lowercase().contains("stack")
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Client {
+    pub(super) fn new(endpoint: String, roots: CertificateAuthority) -> Result<Self, BoxError> {
+        Ok(Self { http: https::client(roots, Plain::Allowed)?, endpoint })
+    }
+
+    pub(super) async fn read<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        body: Option<&impl Serialize>,
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<T, Error> {
+        let name = call.name;
+        let answer = self.send(call, body, token, deadline).await?;
+        serde_json::from_slice(answer.body()).map_err(|source| Error::Garbage { call: name, source })
+    }
+
+    pub(super) async fn send(
+        &self,
+        Call { name, method, path }: Call,
+        body: Option<&impl Serialize>,
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        let unreachable = |source: BoxError| Error::Unreachable { call: name, source };
+        let url = format!("{}/{path}", self.endpoint);
+        let body = body.map(serde_json::to_vec).transpose().map_err(|error| unreachable(error.into()))?;
+        let body = Bytes::from(body.unwrap_or_default());
+        let headers = headers(token).map_err(unreachable)?;
+        let attempt = |time| {
+            let request = Request::builder().method(method.clone()).uri(&url).body(Full::new(body.clone()));
+            let (http, headers) = (self.http.clone(), headers.clone());
+            async move {
+                let mut request = request.map_err(|error| Final(error.into()))?;
+                request.headers_mut().extend(headers);
+                https::send(http, request, time).await
+            }
+        };
+        let answer = retry::send(&API, deadline, attempt).await.map_err(unreachable)?;
+        if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
+    }
+}
+
+fn headers(token: &SecretString) -> Result<HeaderMap, BoxError> {
+    const JSON: HeaderValue = HeaderValue::from_static("application/json");
+    let mut authorization = HeaderValue::try_from(format!("Token {}", token.expose_secret()))
+        .map_err(|_| "the agent token has a character that no HTTP header can hold")?;
+    authorization.set_sensitive(true);
+    let headers = [
+        (AUTHORIZATION, authorization),
+        (ACCEPT, JSON),
+        (CONTENT_TYPE, JSON),
+        (USER_AGENT, HeaderValue::from_static(https::AGENT)),
+    ];
+    Ok(HeaderMap::from_iter(headers))
+}
+
+fn refused(call: &'static str, answer: &Response<Bytes>) -> Error {
+    #[derive(Deserialize)]
+    struct Body {
+        message: String,
+    }
+    let text = String::from_utf8_lossy(answer.body());
+    let words = serde_json::from_str(&text).map_or_else(|_| text.into_owned(), |Body { message }| message);
+    Error::Refused { call, status: answer.status(), message: message(&words).into_owned() }
+}

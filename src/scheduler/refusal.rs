@@ -1,0 +1,175 @@
+//! What Buildkite hears of a job without a Kubernetes Job: a job that can never start is finished on its build page, with the reason;
+//! of any other failure the build page gets a line.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::{Error, Matched, Scheduler, already_exists};
+use crate::{
+    buildkite::stacks::{MAX_DETAIL_BYTES, MAX_NOTIFICATION_CHARS},
+    clock,
+    deadline::Deadline,
+    pod::job,
+    report::{Outcome, Reason},
+    stacks_api::{self, StacksApi},
+    text::chain,
+};
+
+/// Between two lists that both lack a definition: it may have been added a moment ago.
+const LIST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What an event waits for a notification.
+const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Each automatic retry would meet the same refusal.
+const RETRIES: &str = "
+
+Nothing was run. If the step has automatic retries, they meet the same refusal; a first entry of its retry.automatic ends them:
+  - exit_status: -1
+    signal_reason: stack_error
+    limit: 0";
+
+/// What a failure is, looked at again.
+enum Verdict {
+    /// It passed: the job has its Job.
+    Passed(Outcome),
+    /// No retry helps.
+    Final(Error),
+    /// A retry may help.
+    MayPass(Error),
+}
+
+impl Scheduler {
+    /// Finishes a job that no retry helps; of any other failure the build page gets a line.
+    ///
+    /// Without the Stacks API a refusal stays a failure: nothing else shows it.
+    pub(super) async fn explain(&self, job: &Matched<'_>, error: Error, deadline: Deadline) -> Result<Outcome, Error> {
+        let Some(stacks_api) = &self.stacks_api else { return Err(error) };
+        let age = job.job.time.map(|time| clock::wall().duration_since(time).unwrap_or_default());
+        let verdict = if error.is_final(age) {
+            self.look_again(job, error, age, deadline).await
+        } else {
+            Verdict::MayPass(error)
+        };
+        match verdict {
+            Verdict::Passed(outcome) => Ok(outcome),
+            Verdict::Final(error) => self.refuse(stacks_api, job.job.uuid, error, deadline).await,
+            Verdict::MayPass(error) => {
+                self.notify(stacks_api, job.job.uuid, &error, deadline).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The list of definitions may be older than their last change, so the job is tried once more with a new one. A definition is
+    /// unknown if two lists lack it, and the cluster would take the Job of another: a missing namespace has an empty list, too.
+    async fn look_again(&self, job: &Matched<'_>, error: Error, age: Option<Duration>, deadline: Deadline) -> Verdict {
+        let target = match self.target(deadline).await {
+            Ok(target) => target,
+            Err(error) => return Verdict::MayPass(error),
+        };
+        if error.is_unknown_definition() {
+            if deadline.left() < LIST_PAUSE * 2 {
+                return Verdict::MayPass(error);
+            }
+            sleep(LIST_PAUSE).await;
+        } else if let Err(error) = target.definitions.list_again(&target.cluster, deadline).await {
+            return Verdict::MayPass(error.into());
+        }
+        let error = match self.create_in(&target, job, deadline).await {
+            Ok(outcome) => return Verdict::Passed(outcome),
+            Err(error) if error.is_final(age) => error,
+            Err(error) => return Verdict::MayPass(error),
+        };
+        let Some(definition) = target.definitions.any_compiled() else { return Verdict::MayPass(error) };
+        let other = job::build(job.job, job.queue, definition, &self.config.stack);
+        match target.cluster.try_job(&other, deadline).await {
+            // An earlier delivery created it, before the definition changed.
+            Err(taken) if taken.is_already_exists() => already_exists(&target.cluster, job.job.uuid, deadline)
+                .await
+                .map_or_else(Verdict::MayPass, Verdict::Passed),
+            Err(source) if error.is_unknown_definition() => {
+                Verdict::MayPass(Error::CreateJob { name: job::name(job.job.uuid), source })
+            }
+            _ => Verdict::Final(error),
+        }
+    }
+
+    async fn refuse(
+        &self,
+        stacks_api: &StacksApi,
+        job: Uuid,
+        error: Error,
+        deadline: Deadline,
+    ) -> Result<Outcome, Error> {
+        let Ok(token) = self.agent_token.value(deadline).await else { return Err(error) };
+        match stacks_api.finish(job, &detail(&error), &token, deadline).await {
+            Ok(true) => Ok(Outcome::Refused(error.failure())),
+            Ok(false) => Ok(Outcome::Ignored(Reason::NotReserved { refused: chain(&error) })),
+            Err(stacks_api::Error::Unavailable) => Err(error),
+            Err(stacks_api::Error::Call(source)) => Err(Error::Finish { refused: chain(&error), source }),
+        }
+    }
+
+    /// As well as it can: the failure itself is reported in any case.
+    async fn notify(&self, stacks_api: &StacksApi, job: Uuid, error: &Error, deadline: Deadline) {
+        let deadline = deadline.within(NOTIFICATION_TIMEOUT);
+        let Ok(token) = self.agent_token.value(deadline).await else { return };
+        if let Err(error) = stacks_api.notify(job, notification(error), &token, deadline).await {
+            tracing::debug!(%job, error = chain(&error), "the build page does not show the failure");
+        }
+    }
+}
+
+/// What was asked, what there is, what to change; then how to end automatic retries.
+fn detail(error: &Error) -> String {
+    let reason = format!("agent-scheduler cannot start this job: {}.", chain(error));
+    let end = reason.floor_char_boundary(MAX_DETAIL_BYTES - RETRIES.len());
+    format!("{}{RETRIES}", &reason[..end])
+}
+
+/// What is wrong, as far as there is room, that it is tried again, and what the operator does.
+fn notification(error: &Error) -> String {
+    const TRIED_AGAIN: &str = "agent-scheduler could not start this job and tries again: ";
+    let (summary, advice) = (error.summary(), error.advice());
+    let room = MAX_NOTIFICATION_CHARS - TRIED_AGAIN.len() - advice.len() - "… ".len();
+    let mut problem: String = summary.chars().take(room).collect();
+    problem.push_str(if problem.len() < summary.len() { "… " } else { ". " });
+    format!("{TRIED_AGAIN}{problem}{advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{definitions, kubernetes};
+
+    fn unknown(name: &str) -> Error {
+        let (compiled, cluster) = (vec!["default".to_owned()], Vec::new());
+        definitions::Error::Unknown { name: name.to_owned(), compiled, cluster, namespace: "buildkite".to_owned() }
+            .into()
+    }
+
+    #[test]
+    fn a_detail_keeps_its_limit_and_ends_with_how_to_stop_retries() {
+        for name in ["typo", &"🚀".repeat(100_000), "a\u{1b}[2J\nb"] {
+            let detail = detail(&unknown(name));
+            assert!(detail.len() <= MAX_DETAIL_BYTES && detail.ends_with(RETRIES), "{detail}");
+            assert!(detail.starts_with("agent-scheduler cannot start this job: there is no pod definition"));
+            assert!(!detail.contains('\u{1b}'));
+        }
+    }
+
+    #[test]
+    fn a_notification_keeps_its_limit_and_ends_with_what_the_operator_does() {
+        for length in [0, 60, 200, 100_000] {
+            let message = "é".repeat(length);
+            let error = kubernetes::Error::Forbidden { message, namespace: "buildkite".to_owned() };
+            let error = Error::CreateJob { name: "buildkite-1".to_owned(), source: error };
+            let text = notification(&error);
+            assert!(text.chars().count() <= MAX_NOTIFICATION_CHARS, "{text}");
+            assert!(text.ends_with("Operator: kubectl apply -f buildkite-role.yaml."), "{text}");
+        }
+    }
+}
