@@ -8,7 +8,12 @@ mod common;
 #[path = "common/namespace.rs"]
 mod namespace;
 
-use std::{thread::panicking, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    thread::panicking,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use lab::{
@@ -24,10 +29,19 @@ const COMPLETE: &str = "Complete CompletionsReached";
 /// The state of a Job that the pod failure policy ended.
 const FAILED: &str = "Failed PodFailurePolicy";
 
+/// Ends at SIGTERM, and says so.
+const UNTIL_SIGTERM: &str = "trap 'echo got SIGTERM; exit 9' TERM; for i in $(seq 3000); do sleep 0.1; done";
+
+/// Prints what begins like an agent token, without that beginning: from the environment of all processes, and from files.
+const READ_TOKEN: &str = r#"for file in /proc/[0-9]*/environ; do tr '\0' '\n' <$file | sed -n 's/.*bkct_/found /p'; done 2>&1
+grep -rhs bkct_ /buildkite /tmp /run /root | sed -n 's/.*bkct_/found /p'; true"#;
+
 /// A namespace on the node with the definitions that we ship, and a warm function.
 struct Scene {
     node: &'static Node,
     namespace: Namespace,
+    /// The authority of the stand-in for Buildkite.
+    roots: PathBuf,
     function: Function,
     _watch: JoinSet<()>,
 }
@@ -39,33 +53,41 @@ struct Run {
     timeline: Timeline,
 }
 
+/// A function that reaches Buildkite by TLS: without it the address must be a loopback one, which pods cannot reach.
+fn function(namespace: &Namespace, roots: &Path) -> Function {
+    let function = namespace.builder().env("AWS_CA_BUNDLE", roots.display().to_string());
+    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url()).start()
+}
+
+/// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
+/// 3's names of the settings that version 4 renamed.
+async fn define(namespace: &mut Namespace, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut manifest = compiled().into_iter().find(|manifest| self::name(manifest) == "default").unwrap();
+    manifest["metadata"]["name"] = name.into();
+    let spec = &mut manifest["template"]["spec"];
+    let env = spec["containers"][0]["env"].as_array_mut().unwrap();
+    let endpoint = namespace.lab.buildkite.url();
+    let variables = [
+        ("BUILDKITE_AGENT_ENDPOINT", &*endpoint),
+        ("BUILDKITE_SIGNAL_GRACE_PERIOD_SECONDS", "30"),
+        ("BUILDKITE_CANCEL_GRACE_PERIOD", "45"),
+    ];
+    env.extend(variables.map(|(name, value)| json!({"name": name, "value": value})));
+    change(spec);
+    namespace.apply(&manifest).await;
+}
+
 impl Scene {
     async fn new() -> Self {
         let node = Node::shared().await;
-        let namespace = Namespace::on(node).await;
-        let function = namespace.function();
+        let mut namespace = Namespace::on(node).await;
+        // Before the function lists the definitions: it has the list for a minute.
+        define(&mut namespace, "default", |_| {}).await;
+        let roots = env::temp_dir().join(format!("{}.pem", namespace.name));
+        fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
+        let function = function(&namespace, &roots);
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
-        let mut scene = Self { node, namespace, function, _watch: watch };
-        scene.define("default", |_| {}).await;
-        scene
-    }
-
-    /// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
-    /// 3's names of the settings that version 4 renamed.
-    async fn define(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
-        let mut manifest = compiled().into_iter().find(|manifest| namespace::name(manifest) == "default").unwrap();
-        manifest["metadata"]["name"] = name.into();
-        let spec = &mut manifest["template"]["spec"];
-        let env = spec["containers"][0]["env"].as_array_mut().unwrap();
-        let endpoint = self.namespace.lab.buildkite.url();
-        let variables = [
-            ("BUILDKITE_AGENT_ENDPOINT", &*endpoint),
-            ("BUILDKITE_SIGNAL_GRACE_PERIOD_SECONDS", "30"),
-            ("BUILDKITE_CANCEL_GRACE_PERIOD", "45"),
-        ];
-        env.extend(variables.map(|(name, value)| json!({"name": name, "value": value})));
-        change(spec);
-        self.namespace.apply(&manifest).await;
+        Self { node, namespace, roots, function, _watch: watch }
     }
 
     /// Schedules a job without a checkout, and hands its event to the function, which must create its Job. The job asks for little, so
@@ -82,11 +104,28 @@ impl Scene {
         let Lab { buildkite, timeline, .. } = &self.namespace.lab;
         Run { event, buildkite: buildkite.clone(), timeline: timeline.clone() }
     }
+
+    /// The agent token without its beginning: a log in which an agent found a whole one would not show it.
+    fn token(&self) -> &str {
+        self.namespace.lab.agent_token().trim_start_matches("bkct_")
+    }
+
+    /// Evicts the pod of a run through the Eviction API, as a drain does.
+    async fn evict(&self, run: &Run) {
+        let mut admin = self.namespace.control_plane.admin().await;
+        let (_, pods) =
+            admin.get(&self.namespace.path(&format!("pods?labelSelector=job-name%3D{}", run.event.job_name()))).await;
+        let pod = name(&pods["items"][0]);
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}});
+        let (status, answer) = admin.post(&self.namespace.path(&format!("pods/{pod}/eviction")), &eviction).await;
+        assert_eq!(status, 201, "{answer}");
+    }
 }
 
 /// What happened, for a person who reads why a test failed.
 impl Drop for Scene {
     fn drop(&mut self) {
+        fs::remove_file(&self.roots).unwrap();
         if panicking() {
             eprintln!("{}", self.namespace.lab.timeline);
             for (uuid, job) in &self.namespace.lab.buildkite.lock().jobs {
@@ -109,6 +148,12 @@ impl Run {
     /// Waits until the Job, or one of its Pods, gets a state.
     async fn until(&self, state: &str) -> Duration {
         eventually(state, async || self.states().into_iter().find(|(_, seen)| seen == state)).await.0
+    }
+
+    /// Waits until Buildkite knows how the job ended.
+    async fn until_ended(&self) -> Duration {
+        eventually("the job does not end", async || self.job().finished_at).await;
+        self.timeline.now()
     }
 
     async fn until_running(&self) {
@@ -186,7 +231,7 @@ async fn an_agent_with_a_wrong_token_fails_the_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_cancelled_gets_sigterm() {
     let scene = Scene::new().await;
-    let run = scene.send("trap 'echo got SIGTERM; exit 9' TERM; for i in $(seq 600); do sleep 0.1; done", &[]).await;
+    let run = scene.send(UNTIL_SIGTERM, &[]).await;
     run.until_running().await;
     scene.namespace.lab.buildkite.lock().cancel(run.event.job_uuid());
     run.until(COMPLETE).await;
@@ -197,7 +242,8 @@ async fn a_job_that_is_cancelled_gets_sigterm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_deleted_before_it_has_a_node_is_replaced() {
     let mut scene = Scene::new().await;
-    scene.define("gated", |spec| spec["schedulingGates"] = json!([{"name": "example.com/later"}])).await;
+    define(&mut scene.namespace, "gated", |spec| spec["schedulingGates"] = json!([{"name": "example.com/later"}]))
+        .await;
     let run = scene.send("true", &["pod-definition=gated"]).await;
     let first = scene.namespace.pod(&run.event.job_name()).await;
     scene.namespace.delete(&format!("pods/{}", name(&first))).await;
@@ -218,22 +264,26 @@ async fn a_pod_waits_for_its_secret() {
     let run = scene.send("true", &[]).await;
     run.until("agent waiting CreateContainerConfigError").await;
     // A new function applies the Secret before its first Job.
-    scene.function = scene.namespace.function();
+    scene.function = function(&scene.namespace, &scene.roots);
     scene.send("true", &[]).await;
     run.until_passed().await;
 }
 
-/// Images of steps as they are: with and without bash, with and without git.
+/// Images of steps as they are: with and without bash, with and without git, and with a user who has no home. The agent image's tini
+/// reaps what a step leaves, if it runs there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_a_step_gets_the_agent() {
     let scene = Scene::new().await;
-    join_all(["bash-git", "bash", "git", "busybox"].map(async |image| {
-        let run =
-            scene.send("command -v bash || true; command -v git || true", &[&format!("image=lab/{image}:1")]).await;
+    let command = "command -v bash || true; command -v git || true; id -u; for i in 1 2 3; do sh -c 'sleep 0.1 & exit'; done; sleep 1; \
+                   echo zombies: $(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l)";
+    join_all(["bash-git", "bash", "git", "busybox", "user"].map(async |image| {
+        let run = scene.send(command, &[&format!("image=lab/{image}:1")]).await;
         run.until_passed().await;
-        for tool in ["bash", "git"] {
-            assert_eq!(run.log().contains(&format!("/usr/bin/{tool}")), image.contains(tool), "{image}: {}", run.log());
-        }
+        let has = |line: &str| run.log().lines().any(|found| found.trim_end().ends_with(line));
+        assert_eq!(has("/usr/bin/bash"), image.contains("bash") || image == "user", "{image}: {}", run.log());
+        assert_eq!(has("/usr/bin/git"), image.contains("git") || image == "user", "{image}: {}", run.log());
+        assert_eq!(has("1000"), image == "user", "{image}: {}", run.log());
+        assert_eq!(has("zombies: 0"), image != "busybox", "{image}: {}", run.log());
     }))
     .await;
 }
@@ -243,7 +293,48 @@ async fn an_image_of_a_step_gets_the_agent() {
 async fn forty_jobs_share_the_room_of_four() {
     let mut scene = Scene::new().await;
     scene.node.offer("example.com/rooms", 4).await;
-    scene.define("room", |spec| spec["containers"][0]["resources"]["limits"]["example.com/rooms"] = json!(1)).await;
+    define(&mut scene.namespace, "room", |spec| {
+        spec["containers"][0]["resources"]["limits"]["example.com/rooms"] = json!(1)
+    })
+    .await;
     let runs = join_all((0..40).map(|_| scene.send("true", &["pod-definition=room"]))).await;
     join_all(runs.iter().map(Run::until_passed)).await;
+}
+
+/// A job that ends within the minute of the definition's hook finishes; a longer one is cancelled. With and without an image of the step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_pod_is_evicted_ends_or_is_cancelled_within_two_minutes() {
+    let scene = Scene::new().await;
+    let image = ["image=lab/bash-git:1"];
+    // While the hook runs.
+    let short = format!("sleep 10\n{READ_TOKEN}");
+    let cases = [(&*short, &[][..], 0), (&short, &image, 0), (UNTIL_SIGTERM, &[], -1), (UNTIL_SIGTERM, &image, -1)];
+    join_all(cases.map(async |(command, rules, exit_status)| {
+        let run = scene.send(command, rules).await;
+        run.until_running().await;
+        let evicted_at = scene.namespace.lab.timeline.now();
+        scene.evict(&run).await;
+        let ended_at = run.until_ended().await;
+        let job = run.job();
+        assert_eq!((job.state, job.exit_status), ("finished", Some(exit_status)), "{}", run.log());
+        if exit_status != 0 {
+            assert_eq!(job.signal_reason.as_deref(), Some("agent_stop"), "{}", run.log());
+            assert!(run.log().contains("got SIGTERM"), "{}", run.log());
+        }
+        assert!(ended_at - evicted_at < Duration::from_secs(120), "{:?}", run.states());
+        assert!(!run.log().contains(scene.token()), "{rules:?}: {}", run.log());
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_cannot_read_the_agent_token() {
+    let scene = Scene::new().await;
+    let rules = [&[][..], &["image=lab/bash-git:1"], &["image=lab/busybox:1"], &["image=lab/user:1"]];
+    join_all(rules.map(async |rules| {
+        let run = scene.send(READ_TOKEN, rules).await;
+        run.until_passed().await;
+        assert!(!run.log().contains(scene.token()), "{rules:?}: {}", run.log());
+    }))
+    .await;
 }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, reason = "no test uses all of it, and a test fails by a panic")]
 
-use std::time::SystemTime;
+use std::{sync::LazyLock, time::SystemTime};
 
 use agent_scheduler::aws::eks_token;
 use aws_credential_types::Credentials;
@@ -15,7 +15,6 @@ use crate::common::FUNCTION;
 pub const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/buildkite-role.yaml");
 pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 pub const REGION: &str = "us-east-1";
-pub const COMPILED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
 
 /// The function's permissions, as resource and verb.
 pub const PERMISSIONS: [(&str, &str); 5] =
@@ -161,9 +160,12 @@ impl Namespace {
 
 /// The definitions of `pod-definitions/`.
 pub fn compiled() -> Vec<Value> {
-    let manifests: Vec<_> = COMPILED.iter().map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
-    assert!(!manifests.is_empty());
-    manifests
+    fn checked(json: &str) -> Value {
+        serde_json::from_str(json).unwrap()
+    }
+    let compiled: Vec<(&str, LazyLock<Value>)> = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
+    assert!(!compiled.is_empty());
+    compiled.iter().map(|(_, manifest)| Value::clone(manifest)).collect()
 }
 
 /// The published event for a new job.
