@@ -97,7 +97,7 @@ node:
 	@dpkg --status $(NODE_PACKAGES) >/dev/null 2>&1 || { apt-get update && apt-get install -y $(NODE_PACKAGES); }
 	@tests/control-plane/build >/dev/null
 	@tests/node/images >/dev/null
-	cargo test --test node
+	cargo test --test node -- --test-threads 16
 
 ## Short forms of `make load`, `make soak` and `make cold-starts`.
 test-runs: control-plane binaries

@@ -18,9 +18,10 @@ use std::{
 use futures_util::future::join_all;
 use lab::{
     Buildkite, Call, Event, Fault, Function, Kind, Lab, Node, Timeline, When, buildkite, control_plane::eventually,
+    function::Builder,
 };
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use namespace::{Namespace, compiled, event_with, name};
 
@@ -29,8 +30,9 @@ const COMPLETE: &str = "Complete CompletionsReached";
 /// The state of a Job that the pod failure policy ended.
 const FAILED: &str = "Failed PodFailurePolicy";
 
-/// Ends at SIGTERM, and says so.
-const UNTIL_SIGTERM: &str = "trap 'echo got SIGTERM; exit 9' TERM; for i in $(seq 3000); do sleep 0.1; done";
+/// Ends at SIGTERM, and prints that. The log has the command, too, so what it prints is computed.
+const UNTIL_SIGTERM: &str =
+    "trap 'echo signal $((14 + 1)); exit 9' TERM; echo started $((1)); for i in $(seq 3000); do sleep 0.1; done";
 
 /// Prints what begins like an agent token, without that beginning: from the environment of all processes, and from files.
 const READ_TOKEN: &str = r#"for file in /proc/[0-9]*/environ; do tr '\0' '\n' <$file | sed -n 's/.*bkct_/found /p'; done 2>&1
@@ -54,9 +56,9 @@ struct Run {
 }
 
 /// A function that reaches Buildkite by TLS: without it the address must be a loopback one, which pods cannot reach.
-fn function(namespace: &Namespace, roots: &Path) -> Function {
+fn function(namespace: &Namespace, roots: &Path) -> Builder {
     let function = namespace.builder().env("AWS_CA_BUNDLE", roots.display().to_string());
-    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url()).start()
+    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url())
 }
 
 /// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
@@ -79,13 +81,18 @@ async fn define(namespace: &mut Namespace, name: &str, change: impl FnOnce(&mut 
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(|function| function).await
+    }
+
+    /// `change` prepares the function before the start.
+    async fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
         let node = Node::shared().await;
         let mut namespace = Namespace::on(node).await;
         // Before the function lists the definitions: it has the list for a minute.
         define(&mut namespace, "default", |_| {}).await;
         let roots = env::temp_dir().join(format!("{}.pem", namespace.name));
         fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
-        let function = function(&namespace, &roots);
+        let function = change(function(&namespace, &roots)).start();
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
         Self { node, namespace, roots, function, _watch: watch }
     }
@@ -156,8 +163,9 @@ impl Run {
         self.timeline.now()
     }
 
-    async fn until_running(&self) {
-        eventually("the job does not run", async || (self.job().state == "running").then_some(())).await;
+    /// Waits until its command runs.
+    async fn until_started(&self) {
+        eventually("the command does not run", async || self.log().contains("started 1").then_some(())).await;
     }
 
     /// Waits for the end of a Job whose command must have ended with 0, in one run.
@@ -232,11 +240,11 @@ async fn an_agent_with_a_wrong_token_fails_the_job() {
 async fn a_job_that_is_cancelled_gets_sigterm() {
     let scene = Scene::new().await;
     let run = scene.send(UNTIL_SIGTERM, &[]).await;
-    run.until_running().await;
+    run.until_started().await;
     scene.namespace.lab.buildkite.lock().cancel(run.event.job_uuid());
     run.until(COMPLETE).await;
     assert_eq!(run.job().state, "canceled");
-    assert!(run.log().contains("got SIGTERM"), "{}", run.log());
+    assert!(run.log().contains("signal 15"), "{}", run.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,7 +272,7 @@ async fn a_pod_waits_for_its_secret() {
     let run = scene.send("true", &[]).await;
     run.until("agent waiting CreateContainerConfigError").await;
     // A new function applies the Secret before its first Job.
-    scene.function = function(&scene.namespace, &scene.roots);
+    scene.function = function(&scene.namespace, &scene.roots).start();
     scene.send("true", &[]).await;
     run.until_passed().await;
 }
@@ -307,11 +315,11 @@ async fn a_job_whose_pod_is_evicted_ends_or_is_cancelled_within_two_minutes() {
     let scene = Scene::new().await;
     let image = ["image=lab/bash-git:1"];
     // While the hook runs.
-    let short = format!("sleep 10\n{READ_TOKEN}");
+    let short = format!("echo started $((1)); sleep 10\n{READ_TOKEN}");
     let cases = [(&*short, &[][..], 0), (&short, &image, 0), (UNTIL_SIGTERM, &[], -1), (UNTIL_SIGTERM, &image, -1)];
     join_all(cases.map(async |(command, rules, exit_status)| {
         let run = scene.send(command, rules).await;
-        run.until_running().await;
+        run.until_started().await;
         let evicted_at = scene.namespace.lab.timeline.now();
         scene.evict(&run).await;
         let ended_at = run.until_ended().await;
@@ -319,7 +327,7 @@ async fn a_job_whose_pod_is_evicted_ends_or_is_cancelled_within_two_minutes() {
         assert_eq!((job.state, job.exit_status), ("finished", Some(exit_status)), "{}", run.log());
         if exit_status != 0 {
             assert_eq!(job.signal_reason.as_deref(), Some("agent_stop"), "{}", run.log());
-            assert!(run.log().contains("got SIGTERM"), "{}", run.log());
+            assert!(run.log().contains("signal 15"), "{}", run.log());
         }
         assert!(ended_at - evicted_at < Duration::from_secs(120), "{:?}", run.states());
         assert!(!run.log().contains(scene.token()), "{rules:?}: {}", run.log());
@@ -337,4 +345,51 @@ async fn a_step_cannot_read_the_agent_token() {
         assert!(!run.log().contains(scene.token()), "{rules:?}: {}", run.log());
     }))
     .await;
+}
+
+/// The other ways in which Kubernetes stops the pod of a job that runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_deleted_or_too_old_is_cancelled() {
+    let deadline = Scene::with(|function| function.env("JOB_ACTIVE_DEADLINE_SECONDS", "10")).await;
+    let mut deleted = Scene::new().await;
+    let runs = [deadline.send(UNTIL_SIGTERM, &[]).await, deleted.send(UNTIL_SIGTERM, &[]).await];
+    runs[1].until_started().await;
+    deleted.namespace.delete(&format!("jobs/{}?propagationPolicy=Background", runs[1].event.job_name())).await;
+    for run in runs {
+        run.until_ended().await;
+        let job = run.job();
+        assert_eq!((job.exit_status, job.signal_reason.as_deref()), (Some(-1), Some("agent_stop")), "{}", run.log());
+        assert!(run.log().contains("signal 15"), "{}", run.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_leaves_the_machine_as_it_was() {
+    Node::shared().await;
+    let before = traces();
+    let node = Node::start().await.unwrap();
+    assert_ne!(traces(), before);
+    spawn_blocking(move || drop(node)).await.unwrap();
+    assert_eq!(traces(), before);
+}
+
+/// What nodes have on this machine: folders, interfaces, mounts and cgroups; and the kernel settings that a kubelet changes.
+fn traces() -> Vec<String> {
+    let files = |folder: &str| {
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path().display().to_string())
+    };
+    let folders = ["/tmp", "/sys/class/net", "/sys/fs/cgroup"].iter().map(|folder| (*folder).to_owned());
+    let folders = folders.chain(files("/sys/fs/cgroup"));
+    let mut traces: Vec<_> = folders.flat_map(|folder| files(&folder).collect::<Vec<_>>()).collect();
+    traces.extend(fs::read_to_string("/proc/mounts").unwrap().lines().map(str::to_owned));
+    traces.retain(|trace| {
+        trace.contains("agent-scheduler-node-")
+            || trace.contains("agent-scheduler-control-plane-")
+            || trace.contains("/net/node-")
+    });
+    let settings =
+        ["kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "vm/overcommit_memory", "vm/panic_on_oom"];
+    traces.extend(settings.map(|setting| fs::read_to_string(format!("/proc/sys/{setting}")).unwrap()));
+    traces.sort();
+    traces
 }
