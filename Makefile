@@ -135,6 +135,7 @@ deployment-tools:
 ## The tests that need nothing but Rust.
 test-quick:
 	cargo test --workspace
+	cargo test -p agent-scheduler-cli --features schema --test schema
 
 ## What a start and a warm event cost, beside a floor that only POSTs; some minutes.
 ## CLUSTER=real: events per second on a real control plane, beside a bare client.

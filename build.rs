@@ -12,8 +12,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={FOLDER}");
     let read = Definitions::read(&[PathBuf::from(FOLDER)]);
     // Cargo prints these first, without its frame around a script that failed, and fails the build.
-    for problem in read.problems {
-        println!("cargo::error={}", problem.replace('\n', " "));
+    for (kind, lines) in [("error", read.problems), ("warning", read.warnings)] {
+        lines.iter().for_each(|line| println!("cargo::{kind}={}", line.replace('\n', " ")));
     }
     let definitions = read.valid.iter().map(|found| {
         let (name, json) = (found.definition.name(), found.manifest.to_string());

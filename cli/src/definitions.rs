@@ -2,12 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use agent_scheduler_core::pod::definition::PodDefinition;
 use serde_json::Value;
+
+use crate::schema::{self, Found};
 
 /// What the files say.
 #[derive(Debug, Default)]
@@ -16,6 +19,8 @@ pub struct Definitions {
     pub valid: Vec<Definition>,
     /// All that is wrong, a line each: file, field, what it must be.
     pub problems: Vec<String>,
+    /// What only a newer Kubernetes takes than the one whose schema is known here, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A definition and where it comes from.
@@ -49,11 +54,26 @@ impl Definitions {
 
     fn add(&mut self, path: &Path) {
         let file = path.display().to_string();
-        match parse(path, &file) {
-            Ok((manifest, definition)) => self.valid.push(Definition { file, manifest, definition }),
-            Err(problems) => {
-                self.problems.extend(problems.into_iter().map(|problem| format!("{file}: {problem}")));
-            }
+        let line = |problem: &dyn ToString| format!("{file}: {}", problem.to_string());
+        let manifest: Value = match parse(path) {
+            Ok(manifest) => manifest,
+            Err(problem) => return self.problems.push(line(&problem)),
+        };
+        let (problems, definition) = match PodDefinition::parse(&file, &manifest) {
+            Ok(definition) => (Vec::new(), Some(definition)),
+            Err(invalid) => (invalid.problems, None),
+        };
+        let mut found = Found::default();
+        if problems.iter().all(|problem| problem.field != "kind") {
+            found = schema::check(&manifest);
+        }
+        // First a field at the wrong level, then what is absent without it.
+        found.problems.retain(|found| problems.iter().all(|known| known.field != found.field));
+        found.problems.extend(problems);
+        self.warnings.extend(found.warnings.iter().map(|warning| line(warning)));
+        self.problems.extend(found.problems.iter().map(|problem| line(problem)));
+        if let Some(definition) = definition.filter(|_| found.problems.is_empty()) {
+            self.valid.push(Definition { file, manifest, definition });
         }
     }
 
@@ -88,11 +108,6 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn parse(path: &Path, file: &str) -> Result<(Value, PodDefinition), Vec<String>> {
-    let text = fs::read_to_string(path).map_err(|error| vec![error.to_string()])?;
-    let manifest = serde_saphyr::from_str(&text).map_err(|error| vec![error.to_string()])?;
-    match PodDefinition::parse(file, &manifest) {
-        Ok(definition) => Ok((manifest, definition)),
-        Err(invalid) => Err(invalid.problems.iter().map(ToString::to_string).collect()),
-    }
+fn parse(path: &Path) -> Result<Value, Box<dyn Error>> {
+    Ok(serde_saphyr::from_str(&fs::read_to_string(path)?)?)
 }

@@ -5,4 +5,5 @@
 
 pub mod definitions;
 pub mod render;
+pub mod schema;
 pub mod yaml;

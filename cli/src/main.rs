@@ -89,6 +89,7 @@ impl Render {
 /// Definitions that have no problem.
 fn read(paths: &[PathBuf]) -> Result<Definitions, String> {
     let read = Definitions::read(paths);
+    read.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if read.problems.is_empty() { Ok(read) } else { Err(read.problems.join("\n")) }
 }
 

@@ -36,7 +36,7 @@ setup() {
     [ "$status" -eq 0 ]
     [ "$output" = "$(cat cli/tests/golden/own.yaml)" ]
     run make render EVENT=events/job-scheduled.json NAMESPACE=agents
-    [[ $output == *$'\n  namespace: agents # added\n'* ]]
+    [[ $output == *$'\n  namespace: agents\n'* ]]
     run --separate-stderr make render STEP='queue=gpu' QUEUE=linux
     [ "$status" -ne 0 ]
     [ -z "$output" ]
