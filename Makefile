@@ -71,7 +71,7 @@ deploy-guided: build
 	@[ -e samconfig.local.toml ] || grep -v tags samconfig.toml >samconfig.local.toml
 	sam deploy --guided --config-file samconfig.local.toml --tags "$(STACK_TAGS)"
 
-## Builds and deploys with those answers; OPTIONS="--parameter-overrides RedriveEnabled=true" changes one.
+## Builds and deploys with those answers; OPTIONS="--parameter-overrides JobTtlSeconds=900" changes one.
 deploy: build
 	sam deploy --config-file samconfig.local.toml --tags "$(STACK_TAGS)" $(OPTIONS)
 

@@ -23,9 +23,11 @@ use crate::{
 /// How old the list of the cluster may be. For this long a job may still run in a definition that was replaced.
 pub const MAX_AGE: Duration = Duration::from_mins(1);
 
-/// The definitions of `pod-definitions/`, each with its name, read when the first job asks for it.
-static COMPILED: LazyLock<Vec<(&str, LazyLock<Arc<PodDefinition>>)>> =
-    LazyLock::new(|| include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs")));
+/// The definitions of `pod-definitions/`.
+static COMPILED: LazyLock<Vec<Compiled>> = LazyLock::new(|| include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs")));
+
+/// With its name; read when the first job asks for it.
+type Compiled = (&'static str, LazyLock<Arc<PodDefinition>>);
 
 /// Those of the cluster, each with its name. A broken one fails only the jobs that ask for it.
 type Listed = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;

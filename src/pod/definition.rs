@@ -145,7 +145,7 @@ impl PodDefinition {
         }
         let metadata = &object["metadata"];
         let annotation = |name| metadata["annotations"][name].as_str();
-        let quantity = |name| annotation(name)?.parse().ok();
+        let quantity = |name| annotation(name).and_then(Quantity::parse);
         Self {
             name: metadata["name"].as_str().unwrap_or_default().to_owned(),
             allow_pipelines: annotation(ALLOW_PIPELINES).map(|text| slugs(text).map(str::to_owned).collect()),
