@@ -5,7 +5,7 @@ use kube::core::Status;
 use tower::BoxError;
 
 use super::{
-    client::{Unsigned, WrongClock, manager_conflict},
+    client::{Unsigned, WrongClock, is_other_uid, manager_conflict},
     cluster::Cluster,
 };
 use crate::{aws::eks, cause, https::NoAnswer, text::message};
@@ -98,6 +98,16 @@ impl Error {
     /// The API server already has an object of that name.
     pub fn is_already_exists(&self) -> bool {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
+    }
+
+    /// There is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.code == 404)
+    }
+
+    /// The object that was to be deleted is gone, and another one has its name.
+    pub fn is_other_uid(&self) -> bool {
+        matches!(self, Self::Rejected(status) if is_other_uid(status))
     }
 
     /// Another field manager owns a field that was to be applied: in the words of the API server, which name it.

@@ -12,7 +12,10 @@ use serde_json::{
 };
 use uuid::Uuid;
 
-use super::definition::{AGENT, PodDefinition, variable};
+use super::{
+    attempt::{self, Attempt},
+    definition::{AGENT, PodDefinition, variable},
+};
 use crate::{buildkite::job::ScheduledJob, stack::Stack};
 
 /// The label, on Job and pod, that says which Buildkite job they are for.
@@ -77,18 +80,20 @@ pub fn name(job: Uuid) -> String {
 pub struct Job<'a> {
     scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
+    attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 }
 
-/// Builds the Job whose pod takes the scheduled job, on `queue` where the job names one.
+/// Builds the Job whose pod takes the scheduled job, on `queue` where the job names one. `attempt` is absent for the first one.
 pub fn build<'a>(
     scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
+    attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
-    Job { scheduled, queue, definition, stack }
+    Job { scheduled, queue, attempt, definition, stack }
 }
 
 /// A part of the Job's JSON.
@@ -127,11 +132,15 @@ fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Resul
 
 impl Serialize for Job<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { scheduled: job, queue, definition, stack } = *self;
+        let Self { scheduled: job, queue, attempt, definition, stack } = *self;
         let template = definition.template();
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
-        let labels = labels(job, queue, stack, &of_pod["labels"]);
-        let annotations = annotations(job, definition.name(), &of_pod["annotations"]);
+        let mut labels = labels(job, queue, stack, &of_pod["labels"]);
+        let mut annotations = annotations(job, definition.name(), &of_pod["annotations"]);
+        // What follows is for the sweep, and on the Job alone.
+        let (pod_labels, pod_annotations) = (labels.len(), annotations.len());
+        labels.extend(attempt::labels(attempt).into_iter().map(|(name, value)| (name, text(value))));
+        annotations.extend(attempt::annotations(job, attempt).into_iter().map(|(name, value)| (name, text(value))));
         let metadata = [
             ("name", text(name(job.uuid))),
             ("namespace", text(&stack.namespace)),
@@ -143,8 +152,8 @@ impl Serialize for Job<'_> {
         let agent = [("env", Part::List(&env))];
         let containers = [Part::Object(definition.agent(), &agent)];
         let pod_metadata = [
-            ("labels", Part::Object(&of_pod["labels"], &labels)),
-            ("annotations", Part::Object(&of_pod["annotations"], &annotations)),
+            ("labels", Part::Object(&of_pod["labels"], &labels[..pod_labels])),
+            ("annotations", Part::Object(&of_pod["annotations"], &annotations[..pod_annotations])),
         ];
         let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(&containers))];
         let pod =
@@ -273,7 +282,7 @@ mod tests {
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 
     fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-        serde_json::to_value(build(job, queue, definition, stack)).unwrap()
+        serde_json::to_value(build(job, queue, None, definition, stack)).unwrap()
     }
 
     fn built(template: &Value) -> Value {

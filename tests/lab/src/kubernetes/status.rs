@@ -11,7 +11,7 @@ use super::apply::Conflict;
 use crate::fault::ErrorAnswer;
 
 /// A kind of object, with the names that messages use.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Resource {
     pub(super) group: &'static str,
     pub(super) plural: &'static str,
@@ -21,6 +21,7 @@ pub(super) struct Resource {
 pub(super) const JOBS: Resource = Resource { group: "batch", plural: "jobs", kind: "Job" };
 pub(super) const SECRETS: Resource = Resource { group: "", plural: "secrets", kind: "Secret" };
 pub(super) const POD_TEMPLATES: Resource = Resource { group: "", plural: "podtemplates", kind: "PodTemplate" };
+pub(super) const PODS: Resource = Resource { group: "", plural: "pods", kind: "Pod" };
 pub(super) const NAMESPACES: Resource = Resource { group: "", plural: "namespaces", kind: "Namespace" };
 
 impl Resource {
@@ -80,6 +81,22 @@ impl Status {
     pub(super) fn already_exists(resource: Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", resource.qualified(resource.plural));
         Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(details(resource, resource.plural, name)))
+    }
+
+    /// The object that was to be deleted is another by now.
+    pub(super) fn other_uid(resource: Resource, name: &str, wanted: &str, own: &str) -> Self {
+        let object = resource.qualified(resource.plural);
+        let message = format!(
+            "Operation cannot be fulfilled on {object} \"{name}\": Precondition failed: UID in precondition: {wanted}, UID in \
+             object meta: {own}"
+        );
+        Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details(resource, resource.plural, name)))
+    }
+
+    /// A list cannot go on where its last page ended.
+    pub(super) fn expired() -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result.";
+        Self::new(StatusCode::GONE, "Expired", message, None)
     }
 
     /// Other managers own fields that were applied with another value.
