@@ -1,10 +1,13 @@
 //! Ten thousand Jobs.
 
-use std::fs;
+use std::{fs, time::Instant};
 
 use super::*;
 
 const JOBS: u64 = 10_000;
+
+/// Of a list.
+const PAGE: u64 = 500;
 
 /// The most memory that the process ever had, in kilobytes.
 fn peak(function: &Function) -> u64 {
@@ -28,6 +31,10 @@ async fn ten_thousand_jobs_fit_in_memory_and_in_time() {
             labels["uid"] = uid.as_str().into();
         }
         job["metadata"]["name"] = name(number).into();
+        // The memory has its peak at the last page; the others are quicker without what is not read.
+        if number <= JOBS - PAGE {
+            job["spec"] = json!(null);
+        }
         pod["metadata"]["name"] = format!("{}-abcde", name(number)).into();
         pod["metadata"]["ownerReferences"][0]["uid"] = uid.into();
         scene.lab.kubernetes.put_job(job);
@@ -37,10 +44,12 @@ async fn ten_thousand_jobs_fit_in_memory_and_in_time() {
     scene.set_state(JOBS, "canceled");
     scene.wait(JOBS + 1);
     let before = peak(&scene.function);
+    let began = Instant::now();
     let changes = scene.sweep_after(90).await;
+    let took = began.elapsed();
     let memory = peak(&scene.function) - before;
     assert_eq!(changes, [format!("DELETE {}", name(JOBS))], "three pages of the queue are read");
-    println!("{} MB for {JOBS} Jobs and as many pods", memory / 1024);
+    println!("{} MB and {took:?} for {JOBS} Jobs and as many pods", memory / 1024);
     assert!(memory < 64 * 1024, "{memory} kB");
     let asked = scene.lab.buildkite.requests().iter().filter(|request| request.path.ends_with("get-states")).count();
     assert_eq!(asked, 11);
