@@ -51,7 +51,7 @@ impl Found {
                     self.check(item, &schema["items"], &format!("{path}[{place}]"));
                 }
             }
-            Value::String(text) if is_quantity && text.parse::<Quantity>().is_err() => {
+            Value::String(text) if is_quantity && Quantity::parse(text).is_none() => {
                 let text =
                     format!("must be a quantity of Kubernetes, such as \"4\" or \"8Gi\", is \"{}\"", excerpt(text));
                 self.problem(path, text);
