@@ -4,11 +4,13 @@ mod client;
 mod cluster;
 mod error;
 pub(crate) mod fake;
+mod list;
 
-pub use agent_scheduler_core::kubernetes::objects;
+pub use agent_scheduler_core::kubernetes::{events, objects};
 
 pub use self::{
     client::{ATTEMPT_TIMEOUT, over},
-    cluster::{Cluster, Created, Listed},
+    cluster::{Cluster, Created},
     error::{Error, SUBJECT},
+    list::Listed,
 };
