@@ -7,6 +7,7 @@ STARTS ?= 40
 EVENTS ?= 1000
 LOAD_EVENTS ?= 10000
 SOAK_EVENTS ?= 100000
+DEFINITIONS ?= pod-definitions
 TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
@@ -14,8 +15,10 @@ TARGETS ?= event query_rules pod_definition certificate_authority api_server
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 PYTHON = tests/deployment tests/lint scripts/package scripts/release scripts/third-party-notices
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
+CLI = cargo run --quiet --package agent-scheduler-cli --
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 BENCH = $(CARGO_TARGET_DIR)/lab/bench
+NODE_PACKAGES = containerd runc containernetworking-plugins debootstrap busybox-static jq iproute2
 # The long runs, with what the tests have built.
 SHORT = $(CARGO_TARGET_DIR)/debug/bench
 SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
@@ -25,8 +28,8 @@ STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
 # The quick ones first.
 STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
-.PHONY: help run package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools docker-engine \
-	faketime bench fuzz load soak cold-starts scale binary binaries valgrind lint
+.PHONY: help run render check-definitions package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools \
+	docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
 
 ## Lists the targets.
 help:
@@ -43,6 +46,18 @@ run: binaries
 		$(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(CONTEXT),--context $(CONTEXT)) \
 		$(if $(NAMESPACE),--env KUBERNETES_NAMESPACE=$(NAMESPACE)) \
 		$(if $(QUEUE),--env 'BUILDKITE_QUEUE=$(QUEUE)') $(if $(TAGS),--env 'BUILDKITE_AGENT_TAGS=$(TAGS)')
+
+## The Job that a step gets, without AWS, cluster or network: STEP='queue=kubernetes pod-definition=node image=node:24', or EVENT=….
+## DEFINITION=… is a file or folder that is not in pod-definitions/, or several. PIPELINE=… is the step's pipeline; QUEUE=…, TAGS=…
+## and NAMESPACE=… are as above.
+render:
+	@$(CLI) render $(if $(STEP),--step '$(STEP)',--event $(EVENT)) $(if $(DEFINITION),--definition $(DEFINITION)) \
+		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(QUEUE),--queue '$(QUEUE)') $(if $(TAGS),--tags '$(TAGS)') \
+		$(if $(NAMESPACE),--namespace $(NAMESPACE))
+
+## All that is wrong with the pod definitions of DEFINITIONS=…, files or folders.
+check-definitions:
+	@$(CLI) check-definitions $(DEFINITIONS)
 
 ## Writes dist/agent-scheduler-VERSION: the function for x86_64 and arm64, and all that a deploy without a compiler needs.
 package: deployment-tools
@@ -85,6 +100,19 @@ control-plane:
 test-control-plane: control-plane faketime
 	cargo test --workspace --test control_plane --test process
 
+## The function's Jobs in real pods with the real Buildkite agent, on a real node beside a real control plane. Needs root and
+## cgroups, and is skipped without them. It installs containerd, and what else a node needs, from Debian.
+test-node:
+	@if [ "$$(id -u)" = 0 ] && unshare --mount --pid --net --fork true && ls -d /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null | grep -q .; \
+		then $(MAKE) --no-print-directory node; \
+		else echo "SKIPPED: make test-node needs root, namespaces and cgroups" >&2; fi
+
+node:
+	@dpkg --status $(NODE_PACKAGES) >/dev/null 2>&1 || { apt-get update && apt-get install -y $(NODE_PACKAGES); }
+	@tests/control-plane/build >/dev/null
+	@tests/node/images >/dev/null
+	cargo test --test node -- --test-threads 16
+
 ## Short forms of `make load`, `make soak` and `make cold-starts`.
 test-runs: control-plane binaries
 	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
@@ -101,7 +129,9 @@ test-scripts:
 	@( for tool in bats shellcheck busybox jq git; do command -v $$tool || exit 1; done ) >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck busybox jq git; } \
 		|| { echo "install bats (1.5 or newer), shellcheck, busybox, jq and git" >&2; exit 1; }
-	shellcheck --external-sources $(HOOKS) connect scripts/stages tests/elastic-ci-stack/* tests/commands/* tests/pod/*
+	shellcheck --external-sources $(HOOKS) connect scripts/stages tests/elastic-ci-stack/* tests/commands/* tests/pod/* \
+		tests/node/images tests/node/agent-image/*.sh tests/node/agent-image/*-entrypoint
+	shellcheck --shell=bash tests/lab/src/node/start.sh
 	shellcheck --shell=sh src/pod/*.sh
 	bats tests/elastic-ci-stack tests/commands tests/pod
 
@@ -121,6 +151,7 @@ deployment-tools:
 ## The tests that need nothing but Rust.
 test-quick:
 	cargo test --workspace
+	cargo test -p agent-scheduler-cli --features schema --test schema
 
 ## What a start and a warm event cost, beside a floor that only POSTs; some minutes.
 ## CLUSTER=real: events per second on a real control plane, beside a bare client.
@@ -185,7 +216,7 @@ lint: deployment-tools
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --test control_plane --test process -- -D warnings
+	cargo clippy --workspace --test control_plane --test node --test process -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	PATH="$$(tests/deployment/tools):$$PATH"; ruff check $(PYTHON) && ruff format --check $(PYTHON)
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile

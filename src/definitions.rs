@@ -130,7 +130,7 @@ impl Definitions {
                 });
             }
         };
-        match placeholder(&definition) {
+        match definition.placeholder_image() {
             Some(image) => Err(Error::Placeholder { name: name.to_owned(), image: image.to_owned() }),
             None => Ok(definition),
         }
@@ -156,15 +156,9 @@ impl Definitions {
     }
 }
 
-/// An image at a host that no registry can have (RFC 2606).
-fn placeholder(definition: &PodDefinition) -> Option<&str> {
-    let image = definition.agent()["image"].as_str()?;
-    image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
-}
-
 /// The names of the compiled ones that a step may ask for.
 fn usable() -> Vec<String> {
-    let usable = COMPILED.iter().filter(|(_, definition)| placeholder(definition).is_none());
+    let usable = COMPILED.iter().filter(|(_, definition)| definition.placeholder_image().is_none());
     usable.map(|(name, _)| (*name).to_owned()).collect()
 }
 

@@ -228,10 +228,12 @@ pub fn event_failed(Failure { error_type, text }: &Failure, function_name: &str)
     metrics::write(&[Metric::one("JobsFailed")], None, function_name, clock::wall());
 }
 
+const STACKS_API_UNAVAILABLE: Metric = Metric::of_function("StacksApiUnavailable", 1);
+
 /// Logs and counts that Buildkite refuses the Stacks API to this stack.
 pub fn stacks_api_unavailable(reason: &str, function_name: &str) {
     tracing::warn!(reason, "no build page says why a job cannot start: the Stacks API is not available");
-    metrics::write(&[Metric::of_function("StacksApiUnavailable", 1)], None, function_name, clock::wall());
+    metrics::write(&[STACKS_API_UNAVAILABLE], None, function_name, clock::wall());
 }
 
 /// Logs an event that announces something other than a job.
@@ -271,7 +273,10 @@ fn metrics(result: Result<&Outcome, &Failure>, occasion: Occasion, age: Option<D
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::{collections::BTreeSet, time::UNIX_EPOCH};
+
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::Value;
 
     use super::{metrics::line, *};
 
@@ -332,5 +337,39 @@ mod tests {
             let line = text(result, time, None);
             assert!(line.ends_with(&format!("\"Queue\":\"none\",{end}\n")), "{line}");
         }
+    }
+
+    #[test]
+    fn the_dashboard_shows_every_metric() {
+        let failure = Failure { error_type: "Timeout", text: String::new() };
+        let unserved = Outcome::Ignored(Mismatch::UnservedTag { tag: "os=plan9".to_owned() }.into());
+        let outcomes = [Outcome::Created, Outcome::AlreadyExists, unserved, Outcome::Refused(failure.clone())];
+        let first = Timestamp::UNIX_EPOCH;
+        let next = Attempt { number: 2, failed: 1, first_created: first };
+        let occasions = [Occasion::Event, Occasion::Repair, Occasion::Replacement(next)];
+        let mut all = vec![STACKS_API_UNAVAILABLE, sweep::SKIPPED];
+        for occasion in occasions {
+            for result in outcomes.iter().map(Ok).chain([Err(&failure)]) {
+                all.extend(metrics(result, occasion, Some(Duration::ZERO)));
+            }
+        }
+        let queues = vec![QueueReport { queue: "kubernetes".to_owned(), waiting: 1, oldest: Some(1) }];
+        let done = Sweep { queues, cancelled: 1, finished: 1, ..Sweep::default() };
+        let failed = Sweep { failures: vec![String::new()], ..Sweep::default() };
+        for sweep in [&done, &failed] {
+            all.extend(sweep.metrics().into_iter().flat_map(|(_, metrics)| metrics));
+        }
+        let names: BTreeSet<_> = all.iter().map(|metric| metric.name).collect();
+
+        let template: Value = serde_saphyr::from_str(include_str!("../template.yml")).unwrap();
+        let body = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"][0].as_str().unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        let metrics = |widget: &Value| widget["properties"]["metrics"].as_array().cloned().unwrap_or_default();
+        let rows: Vec<_> = body["widgets"].as_array().unwrap().iter().flat_map(metrics).collect();
+        let shown = rows.iter().filter_map(|row| match row[0]["expression"].as_str() {
+            Some(search) => search.split("MetricName=\"").nth(1)?.split('"').next(),
+            None => row[1].as_str().filter(|_| row[0] == "AgentScheduler"),
+        });
+        assert_eq!(shown.collect::<BTreeSet<_>>(), names);
     }
 }

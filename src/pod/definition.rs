@@ -172,6 +172,12 @@ impl PodDefinition {
         &self.template["spec"]["containers"][0]
     }
 
+    /// The agent's image, if it is at a host that no registry can have (RFC 2606): the definition waits for a real one.
+    pub fn placeholder_image(&self) -> Option<&str> {
+        let image = self.agent()["image"].as_str()?;
+        image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
+    }
+
     /// Whether its author provides the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
         variable(self.agent(), "BUILDKITE_AGENT_TOKEN").is_some()

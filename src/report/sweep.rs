@@ -7,6 +7,8 @@ use uuid::Uuid;
 use super::metrics::{self, BY_BOTH, BY_QUEUE, Metric};
 use crate::{buildkite::state::State, clock, text::message};
 
+pub(super) const SKIPPED: Metric = Metric::of_function("SweepsSkipped", 1);
+
 /// What waits in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueReport {
@@ -41,11 +43,25 @@ pub struct Sweep {
     pub failures: Vec<String>,
 }
 
+impl QueueReport {
+    /// None where nothing waits: a metric costs money for each hour with a value.
+    fn metrics(&self) -> Vec<Metric> {
+        let value = self.waiting as u128;
+        let waiting = Metric { name: "JobsWaiting", unit: "Count", value, dimensions: BY_QUEUE };
+        let oldest = self.oldest.map(|seconds| Metric {
+            name: "OldestJobSeconds",
+            unit: "Seconds",
+            value: seconds.into(),
+            dimensions: BY_BOTH,
+        });
+        Some(waiting).filter(|waiting| waiting.value > 0).into_iter().chain(oldest).collect()
+    }
+}
+
 impl Sweep {
     /// Writes the log lines and the metrics.
     pub fn write(&self, function_name: &str) {
         let Self { queues, jobs, repaired, replaced, cancelled, finished, left, forbidden, failures } = self;
-        let now = clock::wall();
         let waiting: usize = queues.iter().map(|queue| queue.waiting).sum();
         macro_rules! line {
             ($level:ident) => {
@@ -64,34 +80,25 @@ impl Sweep {
         if !failures.is_empty() {
             tracing::error!(error = failures.join("; "), "sweep failed");
         }
-        for QueueReport { queue, waiting, oldest } in queues {
-            // A metric costs money for each hour with a value.
-            let waiting = (*waiting > 0).then_some(Metric {
-                name: "JobsWaiting",
-                unit: "Count",
-                value: *waiting as u128,
-                dimensions: BY_QUEUE,
-            });
-            let oldest = oldest.map(|seconds| Metric {
-                name: "OldestJobSeconds",
-                unit: "Seconds",
-                value: seconds.into(),
-                dimensions: BY_BOTH,
-            });
-            let metrics: Vec<_> = waiting.into_iter().chain(oldest).collect();
-            metrics::write(&metrics, Some(queue), function_name, now);
+        for (queue, metrics) in self.metrics() {
+            metrics::write(&metrics, queue, function_name, clock::wall());
         }
-        let ended = if forbidden.is_empty() && failures.is_empty() { "Sweeps" } else { "SweepsFailed" };
-        let counts = [(ended, 1), ("JobsCancelled", *cancelled), ("JobsFinished", *finished)];
+    }
+
+    /// Those of each queue, and those of the sweep.
+    pub(super) fn metrics(&self) -> Vec<(Option<&str>, Vec<Metric>)> {
+        let ended = if self.forbidden.is_empty() && self.failures.is_empty() { "Sweeps" } else { "SweepsFailed" };
+        let counts = [(ended, 1), ("JobsCancelled", self.cancelled), ("JobsFinished", self.finished)];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-        let metrics: Vec<_> = counts.map(|(name, count)| Metric::of_function(name, count as u128)).collect();
-        metrics::write(&metrics, None, function_name, now);
+        let counts = counts.map(|(name, count)| Metric::of_function(name, count as u128));
+        let queues = self.queues.iter().map(|queue| (Some(&*queue.queue), queue.metrics()));
+        queues.chain([(None, counts.collect())]).collect()
     }
 
     /// Logs and counts a sweep that came too late, and did nothing.
     pub fn skipped(age: Duration, function_name: &str) {
         tracing::info!(age = age.as_secs(), "sweep skipped: others were due since");
-        metrics::write(&[Metric::of_function("SweepsSkipped", 1)], None, function_name, clock::wall());
+        metrics::write(&[SKIPPED], None, function_name, clock::wall());
     }
 }
 

@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
 
 import json
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
@@ -109,6 +110,8 @@ def scheduled():
     """The sample event, of a job of its own."""
     event = json.loads((ROOT / "events" / "job-scheduled.json").read_text())
     event["detail"]["job"]["uuid"] = str(uuid.uuid4())
+    # Of an event that is older than JobTtlSeconds, Buildkite is asked first.
+    event["time"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return event
 
 

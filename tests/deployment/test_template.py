@@ -58,8 +58,9 @@ def changes(**parameters):
 
 
 ALARMS = [name for name, resource in Stack().resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
-_, BINDING = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
+_, BINDING, _, OF_SWEEP = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
 SUBJECTS = {subject["kind"]: subject["name"] for subject in BINDING["subjects"]}
+assert OF_SWEEP["subjects"] == BINDING["subjects"]
 ACCESS_ENTRY = {
     "Type": "AWS::EKS::AccessEntry",
     "ClusterName": "example-cluster",
