@@ -9,7 +9,7 @@ mod common;
 mod namespace;
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     thread::panicking,
     time::Duration,
@@ -90,7 +90,7 @@ impl Scene {
         let mut namespace = Namespace::on(node).await;
         // Before the function lists the definitions: it has the list for a minute.
         define(&mut namespace, "default", |_| {}).await;
-        let roots = env::temp_dir().join(format!("{}.pem", namespace.name));
+        let roots = node.folder().join(format!("{}.pem", namespace.name));
         fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
         let function = change(function(&namespace, &roots)).start();
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
@@ -132,7 +132,6 @@ impl Scene {
 /// What happened, for a person who reads why a test failed.
 impl Drop for Scene {
     fn drop(&mut self) {
-        fs::remove_file(&self.roots).unwrap();
         if panicking() {
             eprintln!("{}", self.namespace.lab.timeline);
             for (uuid, job) in &self.namespace.lab.buildkite.lock().jobs {
@@ -361,6 +360,29 @@ async fn a_job_that_is_deleted_or_too_old_is_cancelled() {
         assert_eq!((job.exit_status, job.signal_reason.as_deref()), (Some(-1), Some("agent_stop")), "{}", run.log());
         assert!(run.log().contains("signal 15"), "{}", run.log());
     }
+}
+
+/// With what the checks of definitions require, in the agent's image and in that of a step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_with_a_root_that_is_read_only() {
+    let mut scene = Scene::new().await;
+    define(&mut scene.namespace, "read-only", |spec| {
+        let folders = ["/buildkite/builds", "/buildkite/plugins", "/root/.buildkite-agent", "/tmp"];
+        let volumes = folders.iter().enumerate();
+        let agent = &mut spec["containers"][0];
+        agent["securityContext"]["readOnlyRootFilesystem"] = true.into();
+        agent["volumeMounts"] =
+            volumes.clone().map(|(index, path)| json!({"name": format!("v{index}"), "mountPath": path})).collect();
+        spec["volumes"] = volumes.map(|(index, _)| json!({"name": format!("v{index}"), "emptyDir": {}})).collect();
+    })
+    .await;
+    join_all([&[][..], &["image=lab/bash-git:1"]].map(async |image| {
+        let rules = [&["pod-definition=read-only"], image].concat();
+        let run = scene.send("touch here; touch /there || echo cannot $((1)) write", &rules).await;
+        run.until_passed().await;
+        assert!(run.log().contains("cannot 1 write"), "{}", run.log());
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

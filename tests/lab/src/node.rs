@@ -68,9 +68,7 @@ impl Node {
         let folder = supervisor::folder(&name)?;
         let folder_supervisor = Supervisor::remove(&folder)?;
         let cgroups = Supervisor::remove_cgroup(&name)?;
-        // A range for benchmarks of networks, which no network has.
-        let network = format!("198.18.{}", fastrand::u8(1..255));
-        let ip: IpAddr = format!("{network}.1").parse().expect("an address");
+        let (network, ip) = free_network();
         write_files(&folder, &name, &network)?;
 
         let mut command = Command::new("bash");
@@ -105,6 +103,11 @@ impl Node {
         let capacity = json!({"status": {"capacity": {resource: amount.to_string()}}});
         let (status, answer) = self.admin().await.patch("/api/v1/nodes/node/status", &capacity).await;
         assert_eq!(status, 200, "{answer}");
+    }
+
+    /// The folder of its files, which ends with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What the containers of a namespace printed, as far as the node still has it; each line with its time.
@@ -146,6 +149,17 @@ fn images() -> Result<PathBuf, Problem> {
         return Err(Problem::NoImages(made.status));
     }
     Ok(String::from_utf8_lossy(&made.stdout).trim().into())
+}
+
+/// The first three numbers of a network, and its address of this machine. From a range for benchmarks, which no network has.
+fn free_network() -> (String, IpAddr) {
+    loop {
+        let network = format!("198.18.{}", fastrand::u8(1..255));
+        let ip = format!("{network}.1").parse().expect("an address");
+        if TcpListener::bind((ip, 0)).is_err() {
+            return (network, ip);
+        }
+    }
 }
 
 fn is_ready(node: &Value) -> bool {
