@@ -53,7 +53,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 /// A control plane with a node that is ready. Everything ends with this process.
 pub struct Node {
     // In the order of the drops: the node, then what it uses and leaves.
-    _node: Vec<Running>,
+    _running: Vec<Running>,
     control_plane: ControlPlane,
     folder: PathBuf,
     _cgroups: Supervisor,
@@ -75,8 +75,8 @@ impl Node {
         let interface = format!("node-{}", random_hex::<4>());
         command.args(["-c", UNSHARE, "node", &interface, &network, &name]).arg(images);
         let log = folder.join("node.log");
-        let mut node = vec![Running { name: "node", supervisor: Supervisor::run(&command, &log)?, log }];
-        wait_for("the node has no network", &mut node, async || TcpListener::bind((ip, 0)).is_ok()).await?;
+        let mut running = vec![Running { name: "node", supervisor: Supervisor::run(&command, &log)?, log }];
+        wait_for("the node has no network", &mut running, async || TcpListener::bind((ip, 0)).is_ok()).await?;
 
         let mut control_plane = ControlPlane::start_on(ip).await?;
         control_plane.start_scheduler()?;
@@ -84,9 +84,9 @@ impl Node {
         fs::copy(control_plane.file("node.kubeconfig"), folder.join(".node.kubeconfig"))?;
         fs::rename(folder.join(".node.kubeconfig"), folder.join("node.kubeconfig"))?;
         let mut admin = control_plane.admin().await;
-        wait_for("the node was not ready", &mut node, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
+        wait_for("the node was not ready", &mut running, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
             .await?;
-        Ok(Self { _node: node, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
+        Ok(Self { _running: running, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
     }
 
     /// The node that all tests of a process share.
