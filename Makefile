@@ -7,6 +7,7 @@ STARTS ?= 40
 EVENTS ?= 1000
 LOAD_EVENTS ?= 10000
 SOAK_EVENTS ?= 100000
+DEFINITIONS ?= pod-definitions
 TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
@@ -14,6 +15,7 @@ TARGETS ?= event query_rules pod_definition certificate_authority api_server
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
 PYTHON = tests/deployment tests/lint scripts/package scripts/release scripts/third-party-notices
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
+CLI = cargo run --quiet --package agent-scheduler-cli --
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 BENCH = $(CARGO_TARGET_DIR)/lab/bench
 NODE_PACKAGES = containerd runc containernetworking-plugins debootstrap busybox-static jq iproute2
@@ -26,8 +28,8 @@ STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
 # The quick ones first.
 STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
-.PHONY: help run package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools docker-engine \
-	faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
+.PHONY: help run render check-definitions package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools \
+	docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
 
 ## Lists the targets.
 help:
@@ -45,6 +47,18 @@ run: binaries
 		$(if $(NAMESPACE),--env KUBERNETES_NAMESPACE=$(NAMESPACE)) \
 		$(if $(QUEUE),--env 'BUILDKITE_QUEUE=$(QUEUE)') $(if $(TAGS),--env 'BUILDKITE_AGENT_TAGS=$(TAGS)')
 
+## The Job that a step gets, without AWS, cluster or network: STEP='queue=kubernetes pod-definition=node image=node:24', or EVENT=….
+## DEFINITION=… is a file or folder that is not in pod-definitions/, or several. PIPELINE=… is the step's pipeline; QUEUE=…, TAGS=…
+## and NAMESPACE=… are as above.
+render:
+	@$(CLI) render $(if $(STEP),--step '$(STEP)',--event $(EVENT)) $(if $(DEFINITION),--definition $(DEFINITION)) \
+		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(QUEUE),--queue '$(QUEUE)') $(if $(TAGS),--tags '$(TAGS)') \
+		$(if $(NAMESPACE),--namespace $(NAMESPACE))
+
+## All that is wrong with the pod definitions of DEFINITIONS=…, files or folders.
+check-definitions:
+	@$(CLI) check-definitions $(DEFINITIONS)
+
 ## Writes dist/agent-scheduler-VERSION: the function for x86_64 and arm64, and all that a deploy without a compiler needs.
 package: deployment-tools
 	@PATH="$$(tests/deployment/tools):$$PATH"; scripts/package
@@ -58,7 +72,7 @@ deploy-guided: build
 	@[ -e samconfig.local.toml ] || grep -v tags samconfig.toml >samconfig.local.toml
 	sam deploy --guided --config-file samconfig.local.toml --tags "$(STACK_TAGS)"
 
-## Builds and deploys with those answers; OPTIONS="--parameter-overrides RedriveEnabled=true" changes one.
+## Builds and deploys with those answers; OPTIONS="--parameter-overrides JobTtlSeconds=900" changes one.
 deploy: build
 	sam deploy --config-file samconfig.local.toml --tags "$(STACK_TAGS)" $(OPTIONS)
 
@@ -137,6 +151,7 @@ deployment-tools:
 ## The tests that need nothing but Rust.
 test-quick:
 	cargo test --workspace
+	cargo test -p agent-scheduler-cli --features schema --test schema
 
 ## What a start and a warm event cost, beside a floor that only POSTs; some minutes.
 ## CLUSTER=real: events per second on a real control plane, beside a bare client.

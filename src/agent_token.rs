@@ -120,15 +120,24 @@ impl AgentToken {
         cluster: &Cluster,
         deadline: Deadline,
     ) -> Result<(), Arc<Error>> {
-        let apply = async |deadline| {
-            let token = self.value.fresh(
-                |_, time| time.elapsed() < MAX_AGE,
-                deadline,
-                async |deadline| self.read(deadline).await,
-            );
-            self.write(&token.await.map_err(Error::Value)?, cluster, deadline).await
-        };
-        applied.0.get(deadline, apply).await
+        applied.0.get(deadline, async |deadline| self.write_fresh(cluster, deadline).await).await
+    }
+
+    /// The same, whatever was applied before: the Secret may have been deleted since.
+    pub async fn apply_again(
+        &self,
+        applied: &AppliedSecret,
+        cluster: &Cluster,
+        deadline: Deadline,
+    ) -> Result<(), Arc<Error>> {
+        let apply = async |deadline| self.write_fresh(cluster, deadline).await;
+        applied.0.fresh(|(), _| false, deadline, apply).await
+    }
+
+    async fn write_fresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        let read = async |deadline| self.read(deadline).await;
+        let token = self.value.fresh(|_, time| time.elapsed() < MAX_AGE, deadline, read).await;
+        self.write(&token.map_err(Error::Value)?, cluster, deadline).await
     }
 
     async fn read(&self, deadline: Deadline) -> Result<Token, Error> {

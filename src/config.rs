@@ -27,6 +27,10 @@ pub struct Config {
     pub stack_name: String,
     /// `BUILDKITE_STACKS_ENDPOINT`: the Stacks API; `None` where `STACKS_API` is false.
     pub stacks_endpoint: Option<String>,
+    /// `SWEEP_ENABLED`: once a minute compare what waits at Buildkite with the cluster.
+    pub sweep_enabled: bool,
+    /// `POD_PENDING_SECONDS`: how long the Jobs for a Buildkite job may fail before the sweep finishes it.
+    pub pod_pending_seconds: u32,
     /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token.
     pub agent_token_parameter: String,
     /// `KUBERNETES_CLUSTER_IDENTIFIER`: the EKS cluster's name.
@@ -57,8 +61,10 @@ impl Config {
         let api_server_endpoint = reader.optional("KUBERNETES_API_SERVER_ENDPOINT", endpoint);
         let certificate_authority = reader.optional("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", str::parse);
         let agent_token_secret = reader.required("AGENT_TOKEN_SECRET_NAME", secret_name);
-        let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", |value| seconds(value, 0));
-        let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", |value| seconds(value, 1));
+        let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", ttl_seconds);
+        let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", seconds);
+        let sweep_enabled = reader.required("SWEEP_ENABLED", boolean);
+        let pod_pending_seconds = reader.required("POD_PENDING_SECONDS", seconds);
         let region = reader.required("AWS_REGION", region);
         let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
 
@@ -77,6 +83,8 @@ impl Config {
                     job_ttl_seconds: job_ttl_seconds?,
                     job_active_deadline_seconds: job_active_deadline_seconds?,
                 },
+                sweep_enabled: sweep_enabled?,
+                pod_pending_seconds: pod_pending_seconds?,
                 stack_name,
                 stacks_endpoint: stacks_api?.then_some(stacks_endpoint),
                 agent_token_parameter: agent_token_parameter?,
@@ -246,12 +254,15 @@ fn endpoint(value: &str) -> Result<Uri, &'static str> {
 }
 
 /// Kubernetes stores both numbers as int32.
-fn seconds(value: &str, min: u32) -> Result<u32, &'static str> {
-    match value.parse() {
-        Ok(seconds) if (min..=i32::MAX.cast_unsigned()).contains(&seconds) => Ok(seconds),
-        _ if min == 0 => Err("a whole number of seconds"),
-        _ => Err("a whole number of seconds, at least 1"),
-    }
+fn seconds(value: &str) -> Result<u32, &'static str> {
+    const MAX: u32 = i32::MAX.cast_unsigned();
+    let seconds = value.parse().ok().filter(|seconds| (1..=MAX).contains(seconds));
+    seconds.ok_or("a whole number of seconds, at least 1")
+}
+
+/// The sweep counts the attempts of a job on its ended Jobs.
+fn ttl_seconds(value: &str) -> Result<u32, &'static str> {
+    seconds(value).ok().filter(|seconds| *seconds >= 300).ok_or("a whole number of seconds, at least 300")
 }
 
 fn region(value: &str) -> Result<String, &'static str> {
@@ -381,8 +392,10 @@ mod tests {
              and -, but is not set",
             "AgentTokenSecretName (AGENT_TOKEN_SECRET_NAME) must be the name of a Kubernetes Secret: at most 253 lower-case \
              letters, digits, - and ., but is not set",
-            "JobTtlSeconds (JOB_TTL_SECONDS) must be a whole number of seconds, got \"ten minutes\"",
+            "JobTtlSeconds (JOB_TTL_SECONDS) must be a whole number of seconds, at least 300, got \"ten minutes\"",
             "JobActiveDeadlineSeconds (JOB_ACTIVE_DEADLINE_SECONDS) must be a whole number of seconds, at least 1, but is not set",
+            "SweepEnabled (SWEEP_ENABLED) must be true or false, but is not set",
+            "PodPendingSeconds (POD_PENDING_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "AWS_REGION must be an AWS region, such as us-east-1, but is not set",
             "AWS_LAMBDA_FUNCTION_NAME must be the name of the Lambda function, but is not set",
         ];
@@ -423,6 +436,9 @@ mod tests {
             ("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", &nonsense),
             ("AGENT_TOKEN_SECRET_NAME", "token_1"),
             ("JOB_TTL_SECONDS", "-1"),
+            ("JOB_TTL_SECONDS", "299"),
+            ("SWEEP_ENABLED", "on"),
+            ("POD_PENDING_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "2147483648"),
         ];

@@ -8,13 +8,20 @@ pub mod buildkite {
     pub mod event;
     pub mod job;
     pub mod rules;
+    pub mod state;
     pub mod token;
 }
 pub mod json;
+pub mod kubernetes {
+    //! What the API server says of Jobs and pods.
+
+    pub mod objects;
+}
 pub mod pod {
     //! What a job runs in: the pod definition that its step chose, what the step changes in it, and the Job around it.
 
     mod agent_options;
+    pub mod attempt;
     mod check;
     pub mod definition;
     mod duration;
@@ -28,4 +35,16 @@ pub mod pod {
     mod resources;
 }
 pub mod stack;
+pub mod sweep {
+    //! What the sweep does about jobs that wait and Jobs that ended: from what was seen to the steps.
+
+    mod brake;
+    mod detail;
+    pub mod finding;
+    pub mod plan;
+    pub mod seen;
+
+    #[cfg(test)]
+    mod tests;
+}
 pub mod text;

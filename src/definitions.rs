@@ -23,9 +23,11 @@ use crate::{
 /// How old the list of the cluster may be. For this long a job may still run in a definition that was replaced.
 pub const MAX_AGE: Duration = Duration::from_mins(1);
 
-/// The definitions of `pod-definitions/`, each with its name, read when the first job asks for it.
-static COMPILED: LazyLock<Vec<(&str, LazyLock<Arc<PodDefinition>>)>> =
-    LazyLock::new(|| include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs")));
+/// The definitions of `pod-definitions/`.
+static COMPILED: LazyLock<Vec<Compiled>> = LazyLock::new(|| include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs")));
+
+/// With its name; read when the first job asks for it.
+type Compiled = (&'static str, LazyLock<Arc<PodDefinition>>);
 
 /// Those of the cluster, each with its name. A broken one fails only the jobs that ask for it.
 type Listed = BTreeMap<String, Result<Arc<PodDefinition>, Invalid>>;
@@ -128,7 +130,7 @@ impl Definitions {
                 });
             }
         };
-        match placeholder(&definition) {
+        match definition.placeholder_image() {
             Some(image) => Err(Error::Placeholder { name: name.to_owned(), image: image.to_owned() }),
             None => Ok(definition),
         }
@@ -154,15 +156,9 @@ impl Definitions {
     }
 }
 
-/// An image at a host that no registry can have (RFC 2606).
-fn placeholder(definition: &PodDefinition) -> Option<&str> {
-    let image = definition.agent()["image"].as_str()?;
-    image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
-}
-
 /// The names of the compiled ones that a step may ask for.
 fn usable() -> Vec<String> {
-    let usable = COMPILED.iter().filter(|(_, definition)| placeholder(definition).is_none());
+    let usable = COMPILED.iter().filter(|(_, definition)| definition.placeholder_image().is_none());
     usable.map(|(name, _)| (*name).to_owned()).collect()
 }
 

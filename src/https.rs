@@ -6,9 +6,10 @@
 
 use std::{fs, str::FromStr, sync::Arc, time::Duration};
 
+use aws_smithy_types::{DateTime, date_time::Format};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, header::DATE};
 use http_body_util::{BodyExt, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -18,6 +19,7 @@ use hyper_util::{
     },
     rt::TokioExecutor,
 };
+use k8s_openapi::jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
 use tokio::time::timeout;
@@ -171,6 +173,12 @@ where
 /// Whether no connection came about: another server may have the place by now.
 pub fn is_connect(error: &BoxError) -> bool {
     error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+}
+
+/// The clock of the server that answered, in whole seconds.
+pub fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let date = DateTime::from_str(headers.get(DATE)?.to_str().ok()?, Format::HttpDate).ok()?;
+    Timestamp::from_second(date.secs()).ok()
 }
 
 #[cfg(test)]

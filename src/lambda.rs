@@ -5,7 +5,7 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{collections::HashMap, time::SystemTime};
 
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
@@ -23,8 +23,9 @@ use crate::{
     },
     deadline::Deadline,
     json::{self, Malformed},
-    report::{self, Failure},
+    report::{self, Failure, Occasion},
     scheduler::{self, Scheduler},
+    sweep,
     text::{chain, excerpt},
 };
 
@@ -42,6 +43,11 @@ pub enum Trigger {
 pub enum Event {
     /// A job waits for an agent.
     JobScheduled(Box<ScheduledJob>),
+    /// The stack's schedule: compare what waits at Buildkite with the cluster.
+    Sweep {
+        /// When it was due.
+        time: Option<SystemTime>,
+    },
     /// Anything else that Buildkite announces; the bus carries all of it.
     Other {
         /// The envelope's `detail-type`.
@@ -110,7 +116,7 @@ impl Trigger {
             Err(InvalidEvent::Envelope(malformed)) => malformed,
             event => return event.map(Self::Event),
         };
-        match serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(payload) {
+        match serde_json::from_str::<HashMap<String, &RawValue>>(payload) {
             Ok(fields) if fields.contains_key("Records") => messages(payload).map(Self::Redrive),
             Ok(fields) if fields.contains_key("detail-type") => Err(InvalidEvent::Envelope(malformed)),
             _ => Err(InvalidEvent::Unknown(json::parse::<IgnoredAny>(payload, "").err())),
@@ -133,9 +139,11 @@ impl Event {
             Err(malformed) => {
                 // With any detail.
                 let event = json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "");
-                match event.map_err(InvalidEvent::Envelope)?.detail_type {
-                    detail_type if detail_type == JOB_SCHEDULED => Err(InvalidEvent::JobScheduled(malformed)),
-                    detail_type => Ok(Self::Other { detail_type }),
+                let EventBridgeEvent { detail_type, source, time, .. } = event.map_err(InvalidEvent::Envelope)?;
+                match (&*detail_type, &*source) {
+                    (JOB_SCHEDULED, _) => Err(InvalidEvent::JobScheduled(malformed)),
+                    ("Scheduled Event", "aws.events") => Ok(Self::Sweep { time: time.map(Into::into) }),
+                    _ => Ok(Self::Other { detail_type }),
                 }
             }
         }
@@ -184,25 +192,32 @@ impl Error {
 pub async fn handle(scheduler: &Scheduler, payload: &str, deadline: Deadline) -> Result<Answer, Error> {
     match Trigger::parse(payload) {
         Ok(Trigger::Redrive(messages)) => Ok(Answer::Batch(redrive(scheduler, messages, deadline).await)),
-        Ok(Trigger::Event(event)) => serve(scheduler, Ok(event), deadline).await.map(Answer::Event),
-        Err(error) => serve(scheduler, Err(error), deadline).await.map(Answer::Event),
+        Ok(Trigger::Event(Event::Sweep { time })) => {
+            Ok(Answer::Event(Box::pin(sweep::run(scheduler, time, deadline)).await))
+        }
+        Ok(Trigger::Event(event)) => serve(scheduler, Ok(event), Occasion::Event, deadline).await.map(Answer::Event),
+        Err(error) => serve(scheduler, Err(error), Occasion::Event, deadline).await.map(Answer::Event),
     }
 }
 
 async fn serve(
     scheduler: &Scheduler,
     event: Result<Event, InvalidEvent>,
+    occasion: Occasion,
     deadline: Deadline,
 ) -> Result<report::Answer, Error> {
+    let ignored = |reason: &str| {
+        report::event_ignored(reason);
+        report::Answer::ignored(&reason)
+    };
     match event {
         Ok(Event::JobScheduled(job)) => {
-            let outcome = scheduler.schedule(&job, deadline).await?;
+            let outcome = scheduler.schedule(&job, occasion, deadline).await?;
             Ok(report::Answer::of(&outcome, &job, &scheduler.config.stack.namespace))
         }
+        Ok(Event::Sweep { .. }) => Ok(ignored("a sweep that failed is not repeated: the next one comes")),
         Ok(Event::Other { detail_type }) => {
-            let reason = format!("\"{}\" is not \"{JOB_SCHEDULED}\"", excerpt(&detail_type));
-            report::event_ignored(&reason);
-            Ok(report::Answer::ignored(&reason))
+            Ok(ignored(&format!("\"{}\" is not \"{JOB_SCHEDULED}\"", excerpt(&detail_type))))
         }
         Err(error) => {
             let error = Error::from(error);
@@ -217,7 +232,8 @@ async fn serve(
 async fn redrive(scheduler: &Scheduler, messages: Vec<SqsMessage>, deadline: Deadline) -> SqsBatchResponse {
     let served = messages.into_iter().map(|message| async move {
         let span = tracing::error_span!("message", messageId = message.message_id);
-        let served = serve(scheduler, Event::of_message(&message), deadline).instrument(span).await;
+        let event = Event::of_message(&message);
+        let served = serve(scheduler, event, Occasion::Redrive, deadline).instrument(span).await;
         let mut failed = BatchItemFailure::default();
         failed.item_identifier = message.message_id.unwrap_or_default();
         served.is_err().then_some(failed)

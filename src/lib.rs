@@ -40,6 +40,7 @@ pub mod report;
 pub mod retry;
 pub mod scheduler;
 pub mod stacks_api;
+pub mod sweep;
 
 use std::{error::Error, io};
 

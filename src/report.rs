@@ -1,21 +1,20 @@
-//! What became of a job: the answer to Lambda, the log line and the metrics.
-//!
-//! The metrics are a line of JSON that CloudWatch Logs turns into metrics. Shape:
-//! <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
-//! Each new value of a dimension is a metric that costs money, so only a queue of the stack is a value.
+//! What became of a job, and of a sweep: the answer to Lambda, the log line and the metrics.
 
-use std::{
-    io::{Write, stdout},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod metrics;
+mod sweep;
 
-use serde::{Serialize, Serializer};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
 use tokio::time::Instant;
 
+use self::metrics::{BY_BOTH, BY_QUEUE, Metric};
+pub use self::sweep::{QueueReport, Sweep, job_cancelled, job_finished};
+
 use crate::{
-    buildkite::{job::ScheduledJob, rules::Mismatch},
+    buildkite::{job::ScheduledJob, rules::Mismatch, state::State},
     clock,
-    pod::job,
+    pod::{attempt::Attempt, job},
     text::excerpt,
 };
 
@@ -31,6 +30,19 @@ pub enum Outcome {
     Ignored(Reason),
     /// The step or its pod definition must change first, and the build page says so.
     Refused(Failure),
+}
+
+/// Why a job is to get a Kubernetes Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// An event announces it.
+    Event,
+    /// Its event comes back from the failure queue.
+    Redrive,
+    /// It waits at Buildkite, and has no Job.
+    Repair,
+    /// Its last Job ended, and no agent had taken it.
+    Replacement(Attempt),
 }
 
 /// Why a job is left alone.
@@ -50,6 +62,12 @@ pub enum Reason {
         /// The definition.
         definition: String,
     },
+    /// Its event is older than what is left of an earlier delivery.
+    #[error("no agent has to come any more: Buildkite says {}", .0.as_ref().map_or_else(|| "nothing of the job".to_owned(), ToString::to_string))]
+    NotWaiting(Option<State>),
+    /// Its last Job still has its name.
+    #[error("its last Job is being deleted, and the next sweep goes on")]
+    JobIsDeleted,
     /// It can never start here, and is not ours to finish.
     #[error(
         "{refused}; not finished, since Buildkite does not reserve it: another stack or an agent has it, or it is over"
@@ -89,6 +107,8 @@ pub struct Answer {
 pub struct Report<'a> {
     /// The job.
     pub job: &'a ScheduledJob,
+    /// Why it is to get a Job.
+    pub occasion: Occasion,
     /// The stack's queue that the job is for.
     pub queue: Option<&'a str>,
     /// The name of its pod definition.
@@ -138,18 +158,41 @@ impl Outcome {
     }
 }
 
+impl Occasion {
+    /// For a Job that is not the first one.
+    pub fn attempt(self) -> Option<Attempt> {
+        match self {
+            Self::Replacement(attempt) => Some(attempt),
+            _ => None,
+        }
+    }
+
+    /// The next sweep comes in a minute, and finds what this one leaves.
+    pub fn is_of_sweep(self) -> bool {
+        matches!(self, Self::Repair | Self::Replacement(_))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Event | Self::Redrive => "event",
+            Self::Repair => "repair",
+            Self::Replacement(_) => "replacement",
+        }
+    }
+}
+
 impl Report<'_> {
     /// Writes the log line and the metrics.
     pub fn write(&self, result: Result<&Outcome, &Failure>) {
         let now = clock::wall();
         let age = self.job.time.and_then(|time| age(time, now));
         self.log(result, age);
-        write_metrics(&metrics(result, age), self.queue, self.function_name, now);
+        metrics::write(&metrics(result, self.occasion, age), self.queue, self.function_name, now);
     }
 
     fn log(&self, result: Result<&Outcome, &Failure>, age: Option<Duration>) {
         macro_rules! line {
-            ($level:ident, $message:literal, $($result:tt)*) => {
+            ($level:ident, $ending:literal, $($result:tt)*) => {
                 tracing::$level!(
                     job = %self.job.uuid,
                     pipeline = self.job.pipeline.as_deref().map(excerpt).as_deref(),
@@ -157,22 +200,24 @@ impl Report<'_> {
                     queue = self.queue,
                     definition = &*excerpt(self.definition),
                     age = age.map(|age| age.as_secs()),
+                    attempt = self.occasion.attempt().map(|attempt| attempt.number),
                     milliseconds = self.began.elapsed().as_secs_f64() * 1_000.0,
                     $($result)*,
-                    $message
+                    concat!("{} ", $ending),
+                    self.occasion.name(),
                 )
             };
         }
         match result {
             Ok(outcome @ Outcome::Ignored(reason)) if outcome.is_unserved() => {
-                line!(warn, "event handled", outcome = outcome.name(), %reason);
+                line!(warn, "handled", outcome = outcome.name(), %reason);
             }
-            Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "event handled", outcome = outcome.name(), %reason),
+            Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "handled", outcome = outcome.name(), %reason),
             Ok(outcome @ Outcome::Refused(Failure { error_type, text })) => {
-                line!(warn, "event handled", outcome = outcome.name(), error_type, reason = text);
+                line!(warn, "handled", outcome = outcome.name(), error_type, reason = text);
             }
-            Ok(outcome) => line!(info, "event handled", outcome = outcome.name()),
-            Err(Failure { error_type, text }) => line!(error, "event failed", error_type, error = text),
+            Ok(outcome) => line!(info, "handled", outcome = outcome.name()),
+            Err(Failure { error_type, text }) => line!(error, "failed", error_type, error = text),
         }
     }
 }
@@ -180,14 +225,15 @@ impl Report<'_> {
 /// Logs and counts an event whose job cannot be read.
 pub fn event_failed(Failure { error_type, text }: &Failure, function_name: &str) {
     tracing::error!(error_type, error = text, "event failed");
-    write_metrics(&[Metric::one("JobsFailed")], None, function_name, clock::wall());
+    metrics::write(&[Metric::one("JobsFailed")], None, function_name, clock::wall());
 }
+
+const STACKS_API_UNAVAILABLE: Metric = Metric::of_function("StacksApiUnavailable", 1);
 
 /// Logs and counts that Buildkite refuses the Stacks API to this stack.
 pub fn stacks_api_unavailable(reason: &str, function_name: &str) {
     tracing::warn!(reason, "no build page says why a job cannot start: the Stacks API is not available");
-    let metric = Metric { dimensions: BY_FUNCTION, ..Metric::one("StacksApiUnavailable") };
-    write_metrics(&[metric], None, function_name, clock::wall());
+    metrics::write(&[STACKS_API_UNAVAILABLE], None, function_name, clock::wall());
 }
 
 /// Logs an event that announces something other than a job.
@@ -201,100 +247,38 @@ fn age(time: SystemTime, now: SystemTime) -> Option<Duration> {
     Some(now.duration_since(time).unwrap_or_default()).filter(|age| *age <= MAX)
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Metric {
-    name: &'static str,
-    unit: &'static str,
-    #[serde(skip)]
-    value: u128,
-    #[serde(skip)]
-    dimensions: &'static [&'static str],
-}
-
-const BY_QUEUE: &[&str] = &["FunctionName", "Queue"];
-const BY_FUNCTION: &[&str] = &["FunctionName"];
-
-impl Metric {
-    const fn one(name: &'static str) -> Self {
-        Self { name, unit: "Count", value: 1, dimensions: BY_QUEUE }
-    }
-}
-
-fn metrics(result: Result<&Outcome, &Failure>, age: Option<Duration>) -> Vec<Metric> {
-    let count = match result {
-        Ok(Outcome::Created) => "JobsCreated",
-        Ok(Outcome::AlreadyExists) => "JobsExisting",
-        Ok(Outcome::Ignored(_)) => "JobsIgnored",
-        Ok(Outcome::Refused(_)) => "JobsRefused",
-        Err(_) => "JobsFailed",
+/// What a sweep finds is found by each sweep, so only what it changes counts.
+fn metrics(result: Result<&Outcome, &Failure>, occasion: Occasion, age: Option<Duration>) -> Vec<Metric> {
+    let of_event = !occasion.is_of_sweep();
+    let count = match (result, occasion) {
+        (Ok(Outcome::Created), Occasion::Repair) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsRepaired") },
+        (Ok(Outcome::Created), Occasion::Replacement(_)) => Metric::of_function("JobsReplaced", 1),
+        (Ok(Outcome::AlreadyExists | Outcome::Ignored(_)), _) if !of_event => return Vec::new(),
+        (Ok(Outcome::Created), _) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsCreated") },
+        (Ok(Outcome::AlreadyExists), _) => Metric::one("JobsExisting"),
+        (Ok(Outcome::Ignored(_)), _) => Metric::one("JobsIgnored"),
+        (Ok(Outcome::Refused(_)), _) => Metric::one("JobsRefused"),
+        (Err(_), _) => Metric::one("JobsFailed"),
     };
-    let mut metrics = vec![Metric::one(count)];
-    if let (Ok(Outcome::Created), Some(age)) = (result, age) {
+    let mut metrics = vec![count];
+    if let (Ok(Outcome::Created), Some(age), true) = (result, age, of_event) {
         let value = age.as_millis();
         metrics.push(Metric { name: "TimeToJob", unit: "Milliseconds", value, dimensions: BY_QUEUE });
     }
     if result.is_ok_and(Outcome::is_unserved) {
-        metrics.push(Metric { dimensions: BY_FUNCTION, ..Metric::one("JobsUnserved") });
+        metrics.push(Metric::of_function("JobsUnserved", 1));
     }
     metrics
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Line<'a> {
-    #[serde(rename = "_aws")]
-    aws: Metadata<'a>,
-    function_name: &'a str,
-    queue: &'a str,
-    #[serde(flatten, serialize_with = "values")]
-    values: &'a [Metric],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Metadata<'a> {
-    timestamp: u128,
-    cloud_watch_metrics: Vec<Directive<'a>>,
-}
-
-/// Metrics of the same dimensions.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Directive<'a> {
-    namespace: &'static str,
-    dimensions: [&'static [&'static str]; 1],
-    metrics: &'a [Metric],
-}
-
-fn values<S: Serializer>(metrics: &&[Metric], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(metrics.iter().map(|metric| (metric.name, metric.value)))
-}
-
-fn line(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) -> Vec<u8> {
-    let directives = metrics.chunk_by(|one, other| one.dimensions == other.dimensions).map(|metrics| Directive {
-        namespace: "AgentScheduler",
-        dimensions: [metrics[0].dimensions],
-        metrics,
-    });
-    let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let aws = Metadata { timestamp, cloud_watch_metrics: directives.collect() };
-    let line = Line { aws, function_name, queue: queue.unwrap_or("none"), values: metrics };
-    // Room for any line with names of usual length.
-    let mut json = Vec::with_capacity(512);
-    serde_json::to_writer(&mut json, &line).expect("numbers and texts are JSON");
-    json.push(b'\n');
-    json
-}
-
-/// A line that cannot be written is no reason to fail, as with the log.
-fn write_metrics(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) {
-    let _ = stdout().write_all(&line(metrics, queue, function_name, now));
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{collections::BTreeSet, time::UNIX_EPOCH};
+
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::Value;
+
+    use super::{metrics::line, *};
 
     /// 2026-01-15T10:00:05.081Z
     fn now() -> SystemTime {
@@ -302,7 +286,7 @@ mod tests {
     }
 
     fn text(result: Result<&Outcome, &Failure>, time: Option<SystemTime>, queue: Option<&str>) -> String {
-        let metrics = metrics(result, time.and_then(|time| age(time, now())));
+        let metrics = metrics(result, Occasion::Event, time.and_then(|time| age(time, now())));
         String::from_utf8(line(&metrics, queue, "agent-scheduler", now())).unwrap()
     }
 
@@ -310,8 +294,9 @@ mod tests {
     fn a_line_is_as_cloudwatch_specifies_it() {
         let expected = concat!(
             r#"{"_aws":{"Timestamp":1768471205081,"CloudWatchMetrics":[{"Namespace":"AgentScheduler","#,
-            r#""Dimensions":[["FunctionName","Queue"]],"#,
-            r#""Metrics":[{"Name":"JobsCreated","Unit":"Count"},{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
+            r#""Dimensions":[["FunctionName","Queue"],["FunctionName"]],"Metrics":[{"Name":"JobsCreated","Unit":"Count"}]},"#,
+            r#"{"Namespace":"AgentScheduler","#,
+            r#""Dimensions":[["FunctionName","Queue"]],"Metrics":[{"Name":"TimeToJob","Unit":"Milliseconds"}]}]},"#,
             r#""FunctionName":"agent-scheduler","Queue":"kubernetes","JobsCreated":1,"TimeToJob":81}"#,
             "\n"
         );
@@ -352,5 +337,39 @@ mod tests {
             let line = text(result, time, None);
             assert!(line.ends_with(&format!("\"Queue\":\"none\",{end}\n")), "{line}");
         }
+    }
+
+    #[test]
+    fn the_dashboard_shows_every_metric() {
+        let failure = Failure { error_type: "Timeout", text: String::new() };
+        let unserved = Outcome::Ignored(Mismatch::UnservedTag { tag: "os=plan9".to_owned() }.into());
+        let outcomes = [Outcome::Created, Outcome::AlreadyExists, unserved, Outcome::Refused(failure.clone())];
+        let first = Timestamp::UNIX_EPOCH;
+        let next = Attempt { number: 2, failed: 1, first_created: first };
+        let occasions = [Occasion::Event, Occasion::Repair, Occasion::Replacement(next)];
+        let mut all = vec![STACKS_API_UNAVAILABLE, sweep::SKIPPED];
+        for occasion in occasions {
+            for result in outcomes.iter().map(Ok).chain([Err(&failure)]) {
+                all.extend(metrics(result, occasion, Some(Duration::ZERO)));
+            }
+        }
+        let queues = vec![QueueReport { queue: "kubernetes".to_owned(), waiting: 1, oldest: Some(1) }];
+        let done = Sweep { queues, cancelled: 1, finished: 1, ..Sweep::default() };
+        let failed = Sweep { failures: vec![String::new()], ..Sweep::default() };
+        for sweep in [&done, &failed] {
+            all.extend(sweep.metrics().into_iter().flat_map(|(_, metrics)| metrics));
+        }
+        let names: BTreeSet<_> = all.iter().map(|metric| metric.name).collect();
+
+        let template: Value = serde_saphyr::from_str(include_str!("../template.yml")).unwrap();
+        let body = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"][0].as_str().unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        let metrics = |widget: &Value| widget["properties"]["metrics"].as_array().cloned().unwrap_or_default();
+        let rows: Vec<_> = body["widgets"].as_array().unwrap().iter().flat_map(metrics).collect();
+        let shown = rows.iter().filter_map(|row| match row[0]["expression"].as_str() {
+            Some(search) => search.split("MetricName=\"").nth(1)?.split('"').next(),
+            None => row[1].as_str().filter(|_| row[0] == "AgentScheduler"),
+        });
+        assert_eq!(shown.collect::<BTreeSet<_>>(), names);
     }
 }

@@ -1,7 +1,9 @@
 //! One job: is it for us, what does it run in, create the Job, name the result.
 
 mod error;
+mod redrive;
 mod refusal;
+mod sweep;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -24,12 +26,13 @@ use crate::{
     definitions::Definitions,
     https::CertificateAuthority,
     kept::Kept,
-    kubernetes::{self, Cluster, FoundJob},
+    kubernetes::{self, Cluster},
     pod::{
+        attempt::Attempt,
         definition::{Access, refused_rule},
         job::{self, JOB_UUID_LABEL},
     },
-    report::{Outcome, Reason, Report},
+    report::{Occasion, Outcome, Reason, Report},
     stacks_api::StacksApi,
     text::{chain, excerpt, message},
 };
@@ -57,6 +60,8 @@ struct Matched<'a> {
     job: &'a ScheduledJob,
     /// `None` for a job without a queue.
     queue: Option<&'a str>,
+    /// `None` for its first Job.
+    attempt: Option<Attempt>,
     rules: &'a AgentQueryRules<'a>,
 }
 
@@ -95,7 +100,7 @@ impl Scheduler {
     }
 
     /// Gives a job its Kubernetes Job, and reports what became of it.
-    pub async fn schedule(&self, job: &ScheduledJob, deadline: Deadline) -> Result<Outcome, Error> {
+    pub async fn schedule(&self, job: &ScheduledJob, occasion: Occasion, deadline: Deadline) -> Result<Outcome, Error> {
         let began = clock::monotonic();
         let rules = AgentQueryRules::parse(&job.agent_query_rules);
         let matched = if job.kind == "script" {
@@ -105,8 +110,16 @@ impl Scheduler {
         };
         let (queue, result) = match matched {
             Ok(queue) => {
-                let matched = Matched { job, queue, rules: &rules };
-                let result = match self.create(&matched, deadline).await {
+                let matched = Matched { job, queue, attempt: occasion.attempt(), rules: &rules };
+                let result = if occasion == Occasion::Redrive {
+                    Box::pin(self.create_if_it_waits(&matched, deadline)).await
+                } else {
+                    self.create(&matched, deadline).await
+                };
+                let result = match result {
+                    Err(Error::JobIsDeleted { .. }) if occasion.is_of_sweep() => {
+                        Ok(Outcome::Ignored(Reason::JobIsDeleted))
+                    }
                     // On the heap, since it is rare: every event's future would have room for it.
                     Err(error) => Box::pin(self.explain(&matched, error, deadline)).await,
                     created => created,
@@ -116,22 +129,30 @@ impl Scheduler {
             Err(reason) => (rules.queue(&self.config.stack).ok().flatten(), Ok(Outcome::Ignored(reason))),
         };
         let (definition, function_name) = (rules.definition(), &*self.config.function_name);
-        let report = Report { job, queue, definition, began, function_name };
+        let report = Report { job, occasion, queue, definition, began, function_name };
         report.write(result.as_ref().map_err(Error::failure).as_ref().copied());
         result
     }
 
-    /// If the cluster may have been created again, EKS is asked where it is now.
     async fn create(&self, job: &Matched<'_>, deadline: Deadline) -> Result<Outcome, Error> {
         tracing::debug!(queue = job.queue, definition = &*excerpt(job.rules.definition()), "job matched");
+        self.in_cluster(deadline, async |target| self.create_in(target, job, deadline).await).await
+    }
+
+    /// If the cluster may have been created again, EKS is asked where it is now.
+    async fn in_cluster<T>(
+        &self,
+        deadline: Deadline,
+        ask: impl AsyncFn(&Arc<Target>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let target = self.target(deadline).await?;
-        let error = match self.create_in(&target, job, deadline).await {
+        let error = match ask(&target).await {
             Err(error) if error.is_wrong_endpoint() && target.cluster.may_have_moved() => error,
             result => return result,
         };
         tracing::warn!(error = chain(&error), "the cluster may have been created again; EKS is asked for its endpoint");
         match Box::pin(self.target.fresh(|_, _| false, deadline, self.find(Some(&target)))).await {
-            Ok(target) => self.create_in(&target, job, deadline).await,
+            Ok(target) => ask(&target).await,
             Err(_) => Err(error),
         }
     }
@@ -139,7 +160,7 @@ impl Scheduler {
     async fn create_in(
         &self,
         Target { cluster, definitions, secret }: &Target,
-        &Matched { job, queue, rules }: &Matched<'_>,
+        &Matched { job, queue, attempt, rules }: &Matched<'_>,
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         let definition = definitions.get(rules.definition(), cluster, deadline).await?;
@@ -156,7 +177,7 @@ impl Scheduler {
             self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;
         }
         let name = || job::name(job.uuid);
-        match cluster.create_job(&job::build(job, queue, &definition, &self.config.stack), deadline).await {
+        match cluster.create_job(&job::build(job, queue, attempt, &definition, &self.config.stack), deadline).await {
             Ok(created) => {
                 self.warned.log(&created.warnings, job.uuid, definition.name());
                 Ok(Outcome::Created)
@@ -196,21 +217,19 @@ impl Scheduler {
 /// An earlier delivery of the same event created the Job, if that has our label for it.
 async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
     let name = job::name(uuid);
-    let FoundJob { metadata, status } = match cluster.job(&name, deadline).await {
+    let found = match cluster.job(&name, deadline).await {
         Ok(found) => found,
         Err(source) => return Err(Error::ReadJob { name, source }),
     };
-    let label = metadata.labels.get(JOB_UUID_LABEL);
+    let label = found.metadata.labels.get(JOB_UUID_LABEL);
     if label.is_none_or(|label| *label != uuid.to_string()) {
         let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
         return Err(Error::NameTaken { name, label });
     }
-    if metadata.deletion_timestamp.is_some() {
+    if found.metadata.deletion_timestamp.is_some() {
         return Err(Error::JobIsDeleted { name });
     }
-    if let Some(failed) =
-        status.conditions.iter().find(|condition| condition.type_ == "Failed" && condition.status == "True")
-    {
+    if let Some(failed) = found.condition("Failed") {
         tracing::warn!(
             job = %uuid,
             reason = failed.reason.as_deref(),
@@ -276,7 +295,7 @@ mod tests {
         let scheduler = scheduler(&lab).await;
         lab.recreate_cluster().await;
         wait(Duration::from_mins(1)).await;
-        let outcome = scheduler.schedule(&job(), Deadline::after(Duration::from_secs(8))).await;
+        let outcome = scheduler.schedule(&job(), Occasion::Event, Deadline::after(Duration::from_secs(8))).await;
         assert_eq!(outcome.unwrap(), Outcome::Created);
         assert!(lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
     }
@@ -291,7 +310,7 @@ mod tests {
         wait(Duration::from_mins(1)).await;
         let described = || lab.aws.requests().iter().filter(|request| request.path.contains("/clusters/")).count();
         for _ in 0..2 {
-            let outcome = scheduler.schedule(&job(), Deadline::after(Duration::from_secs(1))).await;
+            let outcome = scheduler.schedule(&job(), Occasion::Event, Deadline::after(Duration::from_secs(1))).await;
             assert_eq!(outcome.unwrap_err().kind(), "ClusterUnavailable");
             assert_eq!(described(), 2, "at the start, and for the first event");
         }

@@ -14,7 +14,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    buildkite::stacks::{self, Notification, Stacks},
+    buildkite::{
+        stacks::{self, MAX_DETAIL_BYTES, MAX_UUIDS, Notification, Stacks},
+        state::State,
+    },
     clock,
     config::Config,
     deadline::Deadline,
@@ -33,6 +36,14 @@ const WARNING_PAUSE: Duration = Duration::from_hours(1);
 /// How long a job that is to be finished stays reserved. There is no way to give it back: if it is not finished, it must soon be
 /// in the lists again.
 const RESERVATION: Duration = Duration::from_mins(1);
+
+/// What each automatic retry of a finished job meets.
+const RETRIES: &str = "
+
+Nothing was run. If the step has automatic retries, they end in the same way; a first entry of its retry.automatic ends them:
+  - exit_status: -1
+    signal_reason: stack_error
+    limit: 0";
 
 /// The Stacks API for one stack.
 pub struct StacksApi {
@@ -82,24 +93,45 @@ impl StacksApi {
         })
     }
 
-    /// Finishes a job that no agent has, with a reason for its build page. `false` if Buildkite says that another stack or an agent
+    /// Finishes a job that no agent has, with a reason for its build page, and how to end automatic retries. `false` if Buildkite says that another stack or an agent
     /// has it, or that it is over.
     pub async fn finish(
         &self,
         job: Uuid,
-        detail: &str,
+        reason: &str,
         token: &SecretString,
         deadline: Deadline,
     ) -> Result<bool, Error> {
-        let reserve = async |stacks: &Stacks| stacks.reserve(&[job], RESERVATION, token, deadline).await;
-        if !self.call(token, deadline, reserve).await?.reserved.contains(&job) {
+        if !self.reserve(job, token, deadline).await? {
             return Ok(false);
         }
-        let finish = async |stacks: &Stacks| stacks.finish(job, detail, token, deadline).await;
+        let detail = detail(reason);
+        let finish = async |stacks: &Stacks| stacks.finish(job, &detail, token, deadline).await;
         match self.call(token, deadline, finish).await {
             Err(Error::Call(error)) if matches!(error.status(), Some(404 | 422)) => Ok(false),
             finished => finished.map(|()| true),
         }
+    }
+
+    /// Reserves a job for a minute. `false` if it is not to be had.
+    pub async fn reserve(&self, job: Uuid, token: &SecretString, deadline: Deadline) -> Result<bool, Error> {
+        let reserve = async |stacks: &Stacks| stacks.reserve(&[job], RESERVATION, token, deadline).await;
+        Ok(self.call(token, deadline, reserve).await?.reserved.contains(&job))
+    }
+
+    /// The states of jobs, as many as there are. One that Buildkite does not know is left out.
+    pub async fn states(
+        &self,
+        jobs: &[Uuid],
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<Uuid, State>, Error> {
+        let mut states = BTreeMap::new();
+        for jobs in jobs.chunks(MAX_UUIDS) {
+            let some = self.call(token, deadline, async |stacks| stacks.states(jobs, token, deadline).await).await?;
+            states.extend(some.into_iter().map(|(job, state)| (job, state.as_str().into())));
+        }
+        Ok(states)
     }
 
     /// Puts a line on the build page of a job.
@@ -181,6 +213,24 @@ impl StacksApi {
                 &format!("{}; {fix}, or set StacksApi to false", chain(error)),
                 &self.function_name,
             );
+        }
+    }
+}
+
+fn detail(reason: &str) -> String {
+    format!("{}{RETRIES}", &reason[..reason.floor_char_boundary(MAX_DETAIL_BYTES - RETRIES.len())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detail_keeps_its_limit_and_ends_with_how_to_end_retries() {
+        for reason in ["no such pod definition".to_owned(), "🚀".repeat(100_000)] {
+            let detail = detail(&reason);
+            assert!(detail.len() <= MAX_DETAIL_BYTES && detail.ends_with(RETRIES), "{detail}");
+            assert!(reason.starts_with(detail.strip_suffix(RETRIES).unwrap()));
         }
     }
 }

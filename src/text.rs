@@ -35,17 +35,16 @@ fn beginning(text: &str, max: usize) -> Cow<'_, str> {
     if text.len() <= max && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return text.into();
     }
-    let mut excerpt = String::new();
-    for (place, c) in text.chars().enumerate() {
+    let (mut chars, mut excerpt) = (text.chars(), String::new());
+    for c in chars.by_ref().take(max) {
         match c {
-            _ if place == max => {
-                excerpt.push('…');
-                break;
-            }
             // These do no harm, and most of what is quoted is JSON.
             '"' | '\'' | '\\' => excerpt.push(c),
             _ => excerpt.extend(c.escape_debug()),
         }
+    }
+    if chars.next().is_some() {
+        excerpt.push('…');
     }
     excerpt.into()
 }

@@ -9,6 +9,8 @@ mod common;
 mod namespace;
 #[path = "control_plane/pod_security.rs"]
 mod pod_security;
+#[path = "control_plane/sweep.rs"]
+mod the_sweep;
 
 use std::{
     sync::Arc,
@@ -37,6 +39,24 @@ const OTHER_PARAMETER: &str = "/buildkite/other-token";
 const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
 
 impl Namespace {
+    /// Removes a verb from a role, and waits until that has its effect.
+    async fn remove_verb(&mut self, role: &str, resource: &str, verb: &str) {
+        let path = self.path(&format!("roles/{role}"));
+        let mut role = ok(self.admin.get(&path).await);
+        let rules = role["rules"].as_array_mut().unwrap();
+        let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
+        of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
+        // Kubernetes refuses a rule without a verb.
+        rules.retain(|rule| rule["verbs"] != json!([]));
+        ok(self.admin.put(&path, &role).await);
+        self.until_permitted(resource, verb, false).await;
+    }
+
+    /// Its refusals are errors: there is no build page for them.
+    fn without_stacks_api(&self) -> Builder {
+        self.builder().env("STACKS_API", "false")
+    }
+
     /// The definition `elastic-ci-stack` with an image of the user's own: no job gets its placeholder.
     async fn put_own_image(&mut self) {
         let mut manifest = compiled().into_iter().find(|manifest| name(manifest) == "elastic-ci-stack").unwrap();
@@ -188,8 +208,14 @@ mod with_the_role_file {
             ),
             (function.post(&path("secrets"), &secret).await, "cannot create resource \"secrets\""),
             (function.post(&path("pods"), &pod).await, "cannot create resource \"pods\""),
-            (function.delete(&path(&format!("jobs/{job}"))).await, "cannot delete resource \"jobs\""),
+            (function.get(&path("pods/none")).await, "cannot get resource \"pods\""),
+            (function.delete(&path("pods/none")).await, "cannot delete resource \"pods\""),
+            (
+                function.apply(&path(&format!("jobs/{job}?fieldManager=lab")), &pod).await,
+                "cannot patch resource \"jobs\"",
+            ),
             (function.get(&other.path("jobs/none")).await, "cannot get resource \"jobs\""),
+            (function.get(&other.path("pods")).await, "cannot list resource \"pods\""),
         ];
         for ((status, answer), words) in answers {
             assert_eq!((status, &answer["reason"]), (403, &json!("Forbidden")), "{answer}");
@@ -227,15 +253,7 @@ mod with_the_role_file {
         if matches!((resource, verb), ("jobs", "get") | ("secrets", "patch")) {
             namespace.create(&event).await;
         }
-        let path = namespace.path(&format!("roles/{SUBJECT}"));
-        let mut role = ok(namespace.admin.get(&path).await);
-        let rules = role["rules"].as_array_mut().unwrap();
-        let of_resource = rules.iter_mut().find(|rule| rule["resources"][0] == resource).unwrap();
-        of_resource["verbs"].as_array_mut().unwrap().retain(|own| own != verb);
-        // Kubernetes refuses a rule without a verb.
-        rules.retain(|rule| rule["verbs"] != json!([]));
-        ok(namespace.admin.put(&path, &role).await);
-        namespace.until_permitted(resource, verb, false).await;
+        namespace.remove_verb(SUBJECT, resource, verb).await;
 
         let permission = format!("User \"{SUBJECT}\" cannot {verb} resource \"{resource}\"");
         let fix = format!("kubectl apply -f buildkite-role.yaml --namespace {}", namespace.name);
@@ -330,7 +348,7 @@ mod a_pod_definition {
 
         let of_the_base = event_with(&[&format!("pod-definition={BASE}")]);
         let words = &["the placeholder build-your-own.invalid/elastic-ci-stack", "build the image"];
-        fails_with(&namespace.function(), &of_the_base, "InvalidPodDefinition", words).await;
+        fails_with(&namespace.without_stacks_api().start(), &of_the_base, "InvalidPodDefinition", words).await;
         namespace.put_own_image().await;
         for (_, copy, bucket, ecr, region) in cases {
             let job = namespace.create(&event_with(&[&format!("pod-definition={copy}")])).await;
@@ -425,7 +443,7 @@ mod a_pod_definition {
     async fn of_the_cluster_is_used_changed_found_broken_and_removed() {
         let mut namespace = Namespace::new().await;
         let clock = Clock::new(&namespace.name);
-        let function = clock.give(namespace.builder()).start();
+        let function = clock.give(namespace.without_stacks_api()).start();
         let minute = Duration::from_secs(61);
         let compiled_image = namespace.image(&function, &[]).await;
 
@@ -733,8 +751,9 @@ mod the_job_controller {
     #[tokio::test]
     async fn removes_job_and_pod_after_their_time_and_leaves_the_secret() {
         let mut namespace = Namespace::new().await;
-        let job = create(&namespace.builder().env("JOB_TTL_SECONDS", "1").start(), &event()).await;
-        let pod = namespace.pod(&job).await;
+        let (job, pod) = namespace.job_and_pod().await;
+        assert_eq!(namespace.get(&format!("jobs/{job}")).await["spec"]["ttlSecondsAfterFinished"], 600);
+        namespace.patch(&format!("jobs/{job}"), &json!({"spec": {"ttlSecondsAfterFinished": 1}})).await;
         namespace.end_pod(&pod, "Succeeded", 0, &json!([])).await;
         eventually("Job and Pod are still there", async || {
             (namespace.count("jobs").await == 0 && namespace.count("pods").await == 0).then_some(())

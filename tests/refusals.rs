@@ -170,6 +170,34 @@ mod a_job_that_can_never_start {
     }
 
     #[tokio::test]
+    async fn is_one_whose_rule_the_api_server_refuses_and_no_other_field() {
+        let invalid = |field: &str| {
+            Fault::invalid(format!("Job.batch \"a\" is invalid: spec.template.spec.{field}: Invalid value: \"hidden\""))
+        };
+        for (field, is_final) in [("containers[0].image", true), ("volumes[0].name", false)] {
+            let event = event(&["image=node"]);
+            let fixture = fixture(&event, |lab, function| {
+                lab.kubernetes.inject(When::request("POST", "/jobs"), invalid(field), 2);
+                function
+            })
+            .await;
+            let Fixture { lab, function } = &fixture;
+            if is_final {
+                let answer = function.succeed(&event).await;
+                assert_eq!(answer["outcome"], "refused", "{answer}");
+                let (state, detail, _) = build_page(lab);
+                assert!(state == "finished" && detail.unwrap().contains("the step asks for image=node, which"));
+            } else {
+                assert_eq!(function.fail(&event).await.0, "RejectedByApiServer");
+                let (state, _, notifications) = build_page(lab);
+                let [text] = &notifications[..] else { panic!("not one line: {notifications:?}") };
+                assert!(state == "scheduled" && text.contains(field) && !text.contains("hidden"), "{text}");
+            }
+            fixture.end().await;
+        }
+    }
+
+    #[tokio::test]
     async fn of_a_batch_is_not_a_failed_message() {
         let event = event(&["cpu=many"]);
         let fixture = fixture(&event, |_, function| function).await;

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -61,26 +62,23 @@ impl Attempts {
         TimeoutConfig::builder().operation_attempt_timeout(self.deadline.attempt(ATTEMPT_TIMEOUT)).build()
     }
 
-    /// The answer that comes in time; else why the last attempt failed.
+    /// The answer that comes in time; else why the last attempt failed. The request is on the heap, since it is rare: every event's
+    /// future would have room for it.
     pub async fn answer<T, E>(
         &self,
-        sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        sent: Pin<Box<impl Future<Output = Result<T, SdkError<E, HttpResponse>>>>>,
     ) -> Result<T, Failure>
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        // On the heap, since it is rare: every event's future would have room for it.
-        match timeout_at(self.deadline.instant(), Box::pin(sent)).await {
+        match timeout_at(self.deadline.instant(), sent).await {
             Ok(answer) => answer.map_err(|error| {
                 let code = error.code().map(str::to_owned);
-                let message = error.raw_response().and_then(message);
-                let source = error.into_source().unwrap_or_else(Into::into);
-                match (&code, message) {
-                    (Some(code), Some(message)) => {
-                        Failure { source: format!("{code}: {message}").into(), code: Some(code.clone()) }
-                    }
-                    _ => Failure { code, source },
-                }
+                let source = match (&code, error.raw_response().and_then(message)) {
+                    (Some(code), Some(message)) => format!("{code}: {message}").into(),
+                    _ => error.into_source().unwrap_or_else(Into::into),
+                };
+                Failure { code, source }
             }),
             Err(late) => {
                 let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -42,7 +42,7 @@ impl Eks {
         let config = aws_sdk_eks::config::Builder::from(&self.0).retry_partition(unlimited_retries());
         let config = config.timeout_config(attempts.timeouts()).interceptor(attempts.clone());
         let request = Client::from_conf(config.build()).describe_cluster().name(cluster);
-        let described = attempts.answer(request.send()).await.map_err(|failure| Error::Describe {
+        let described = attempts.answer(Box::pin(request.send())).await.map_err(|failure| Error::Describe {
             cluster: cluster.to_owned(),
             hint: match failure.code.as_deref() {
                 Some("ResourceNotFoundException") => {

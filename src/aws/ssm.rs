@@ -31,7 +31,7 @@ impl Ssm {
         let config = aws_sdk_ssm::config::Builder::from(&self.0).retry_partition(unlimited_retries());
         let config = config.timeout_config(attempts.timeouts()).interceptor(attempts.clone());
         let request = Client::from_conf(config.build()).get_parameter().name(name).with_decryption(true);
-        let answer = attempts.answer(request.send()).await?;
+        let answer = attempts.answer(Box::pin(request.send())).await?;
         let found = answer.parameter();
         // A line break at the end is a remainder of `echo token | …`, and not part of it.
         let value = found.and_then(|parameter| parameter.value()).map(str::trim).filter(|value| !value.is_empty());

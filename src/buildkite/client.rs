@@ -87,8 +87,7 @@ impl Client {
         deadline: Deadline,
     ) -> Result<T, Error> {
         let name = call.name;
-        let answer = self.send(call, body, token, deadline).await?;
-        serde_json::from_slice(answer.body()).map_err(|source| Error::Garbage { call: name, source })
+        parse(name, &self.send(call, body, token, deadline).await?)
     }
 
     pub(super) async fn send(
@@ -115,6 +114,10 @@ impl Client {
         let answer = retry::send(&API, deadline, attempt).await.map_err(unreachable)?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
     }
+}
+
+pub(super) fn parse<T: DeserializeOwned>(call: &'static str, answer: &Response<Bytes>) -> Result<T, Error> {
+    serde_json::from_slice(answer.body()).map_err(|source| Error::Garbage { call, source })
 }
 
 fn headers(token: &SecretString) -> Result<HeaderMap, BoxError> {

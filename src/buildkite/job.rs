@@ -2,13 +2,14 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// One job that waits for an agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One job that waits for an agent. As JSON it stands on its Kubernetes Job, so that the sweep can create that again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduledJob {
     /// When it was announced, to the second: the `time` of its event.
+    #[serde(skip)]
     pub time: Option<SystemTime>,
     /// Identifies the job to `buildkite-agent start --acquire-job`.
     pub uuid: Uuid,
@@ -17,15 +18,21 @@ pub struct ScheduledJob {
     /// The step's `agents:`, each as `key=value`, such as `queue=kubernetes`.
     pub agent_query_rules: Vec<String>,
     /// The step's `key:`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub step_key: Option<String>,
     /// Counts per pipeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub build_number: Option<u64>,
     /// What is built; may be `HEAD`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     /// Where it is built from.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
     /// The pipeline's name in its URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<String>,
     /// The organization's name in its URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
 }

@@ -5,13 +5,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use http::Method;
+use k8s_openapi::jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::client::{Call, Client};
-use crate::{deadline::Deadline, https::CertificateAuthority};
+use super::client::{self, Call, Client};
+use crate::{
+    deadline::Deadline,
+    https::{self, CertificateAuthority},
+};
 
 pub use super::client::Error;
 
@@ -51,6 +55,9 @@ pub struct ScheduledJobs {
     /// The queue itself.
     #[serde(default)]
     pub cluster_queue: ClusterQueue,
+    /// Buildkite's clock, by the `Date` of the answer.
+    #[serde(skip)]
+    pub now: Option<Timestamp>,
 }
 
 /// A job that waits for an agent.
@@ -68,6 +75,38 @@ pub struct WaitingJob {
     pub scheduled_at: Option<String>,
     /// RFC 3339; not documented.
     pub runnable_at: Option<String>,
+    /// Its pipeline.
+    #[serde(default)]
+    pub pipeline: Pipeline,
+    /// Its build.
+    #[serde(default)]
+    pub build: Build,
+    /// Its step.
+    #[serde(default)]
+    pub step: Step,
+}
+
+/// The pipeline of a job.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Pipeline {
+    /// Its name in its URL.
+    pub slug: Option<String>,
+}
+
+/// The build of a job.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Build {
+    /// Counts per pipeline.
+    pub number: Option<u64>,
+    /// Where it is built from.
+    pub branch: Option<String>,
+}
+
+/// The step of a job.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Step {
+    /// Its `key:`.
+    pub key: Option<String>,
 }
 
 /// Where a list goes on.
@@ -155,8 +194,13 @@ impl Stacks {
     ) -> Result<ScheduledJobs, Error> {
         let after = after.map(|cursor| format!("&after={}", encoded(cursor))).unwrap_or_default();
         let query = format!("queue_key={}&limit={MAX_UUIDS}{after}", encoded(queue_key));
-        let path = format!("{}/scheduled-jobs?{query}", self.stack());
-        self.client.read(Call { name: "scheduled-jobs", method: Method::GET, path }, NOTHING, token, deadline).await
+        let call = Call {
+            name: "scheduled-jobs",
+            method: Method::GET,
+            path: format!("{}/scheduled-jobs?{query}", self.stack()),
+        };
+        let answer = self.client.send(call, NOTHING, token, deadline).await?;
+        Ok(ScheduledJobs { now: https::date(answer.headers()), ..client::parse("scheduled-jobs", &answer)? })
     }
 
     /// Reserves jobs for this stack. One that it has already is reserved for longer.

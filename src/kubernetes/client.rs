@@ -6,12 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_smithy_types::{DateTime, date_time::Format};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, DATE, USER_AGENT, WARNING},
+    header::{AUTHORIZATION, USER_AGENT, WARNING},
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     client::{Body, middleware::BaseUriLayer},
     core::Status,
@@ -52,9 +52,26 @@ pub(super) struct WrongClock(i64);
 #[derive(Clone, Copy)]
 pub(super) struct MayHaveMoved;
 
-/// On a request: where the client puts the `Warning` headers of its answer.
+/// On a request: where the client puts the headers of its answer.
 #[derive(Clone, Default)]
-pub(super) struct Warnings(pub Arc<Mutex<Vec<String>>>);
+pub(super) struct Headers(Arc<Mutex<HeaderMap>>);
+
+impl Headers {
+    fn set(&self, headers: &HeaderMap) {
+        headers.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What the API server accepts and finds questionable.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let headers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        headers.get_all(WARNING).iter().filter_map(|header| warning(header.to_str().ok()?)).collect()
+    }
+
+    /// The API server's clock.
+    pub(super) fn date(&self) -> Option<Timestamp> {
+        https::date(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// A client for one API server. Its requests carry their [`Deadline`] as an extension.
 pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
@@ -87,8 +104,8 @@ where
     let (mut parts, body) = request.into_parts();
     let body = body.collect_bytes().await?;
     parts.headers.insert(USER_AGENT, HeaderValue::from_static(https::AGENT));
-    let may_have_moved = parts.extensions.get::<MayHaveMoved>().is_some();
-    let warnings = parts.extensions.get::<Warnings>().cloned();
+    let may_have_moved = parts.extensions.remove::<MayHaveMoved>().is_some();
+    let headers = parts.extensions.remove::<Headers>();
     let mut token_is_new = false;
     loop {
         let attempt = |time| {
@@ -106,10 +123,8 @@ where
         };
         let response = retry::send(&API, deadline, attempt).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            if let Some(Warnings(warnings)) = &warnings {
-                let headers = response.headers().get_all(WARNING).iter();
-                let texts = headers.filter_map(|header| warning(header.to_str().ok()?));
-                warnings.lock().unwrap_or_else(PoisonError::into_inner).extend(texts);
+            if let Some(headers) = &headers {
+                headers.set(response.headers());
             }
             return Ok(response.map(Body::from));
         }
@@ -124,18 +139,27 @@ where
     }
 }
 
-/// Two writers met at an object that the API server updates beside ours, such as a `ResourceQuota`. A conflict of field managers
-/// would be met again.
+/// Two writers met at an object that the API server updates beside ours, such as a `ResourceQuota`. A conflict of field managers, and
+/// another uid than that of a delete, would be met again.
 fn is_write_conflict(response: &Response<Bytes>) -> bool {
     let status = || serde_json::from_slice::<Status>(response.body()).ok();
     response.status() == StatusCode::CONFLICT
-        && status().is_some_and(|status| status.reason == "Conflict" && manager_conflict(&status).is_none())
+        && status().is_some_and(|status| {
+            status.reason == "Conflict" && manager_conflict(&status).is_none() && !is_other_uid(&status)
+        })
 }
 
 /// The field manager that owns a field which was to be applied, in the words of the API server.
 pub(super) fn manager_conflict(status: &Status) -> Option<&str> {
     let causes = status.details.as_ref()?.causes.iter();
     causes.into_iter().find(|cause| cause.reason == "FieldManagerConflict").map(|cause| &*cause.message)
+}
+
+/// The object that was to be deleted is gone, and another has its name. The API server says "the UID in the precondition (…) does not
+/// match the UID in record (…)", or, if it finds out late, "Precondition failed: UID in precondition: …".
+pub(super) fn is_other_uid(status: &Status) -> bool {
+    let Status { reason, message, .. } = status;
+    reason == "Conflict" && message.contains("UID in") && message.contains("precondition")
 }
 
 /// The text of a header such as `299 - "would violate PodSecurity"`.
@@ -146,14 +170,15 @@ fn warning(header: &str) -> Option<String> {
 }
 
 fn wrong_clock(headers: &HeaderMap, now: SystemTime) -> Option<WrongClock> {
-    let theirs = DateTime::from_str(headers.get(DATE)?.to_str().ok()?, Format::HttpDate).ok()?.secs();
-    let behind = theirs.saturating_sub(DateTime::from(now).secs());
+    let now = Timestamp::try_from(now).ok()?;
+    let behind = https::date(headers)?.duration_since(now).as_secs();
     (behind.abs() >= MAX_CLOCK_SKEW).then_some(WrongClock(behind))
 }
 
 #[cfg(test)]
 mod tests {
     use aws_credential_types::Credentials;
+    use http::header::DATE;
 
     use super::*;
 

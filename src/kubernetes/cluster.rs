@@ -2,8 +2,6 @@
 //! stand here and nowhere else.
 
 use std::{
-    collections::BTreeMap,
-    mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,27 +9,31 @@ use std::{
 use aws_credential_types::Credentials;
 use http::{HeaderValue, Request, Uri, header};
 use k8s_openapi::{
+    NamespaceResourceScope,
     api::{
-        batch::v1::{Job, JobCondition},
-        core::v1::{PodTemplate, Secret},
+        batch::v1::Job,
+        core::v1::{Pod, PodTemplate, Secret},
     },
     apimachinery::pkg::apis::meta::v1::ListMeta,
+    jiff::Timestamp,
 };
 use kube::{
     Resource, ResourceExt,
     core::{
         Request as Requests,
-        params::{GetParams, ListParams, Patch, PatchParams},
+        params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, Preconditions},
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
+use uuid::Uuid;
 
 use super::{
-    client::{self, MayHaveMoved, Warnings},
+    client::{self, Headers, MayHaveMoved},
     error::Error,
+    objects,
 };
 use crate::{
     aws::{eks::Eks, eks_token::Signer},
@@ -45,8 +47,9 @@ use crate::{
 /// How long the answer of EKS is trusted when the API server cannot be reached: it is asked again at most this often.
 const LOCATION_AGE: Duration = Duration::from_mins(1);
 
-/// How many objects a page of a list has.
-const PAGE: u32 = 250;
+/// How many objects a page of a list has: the size of a `PodTemplate` is its author's.
+const TEMPLATES_PER_PAGE: u32 = 250;
+const JOBS_PER_PAGE: u32 = 500;
 
 /// The cluster and the namespace that this function creates Jobs in.
 #[derive(Clone)]
@@ -54,6 +57,7 @@ pub struct Cluster {
     client: kube::Client,
     pub(super) name: String,
     pub(super) namespace: String,
+    stack_id: String,
     pub(super) endpoint: Uri,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
@@ -71,49 +75,26 @@ pub struct Created {
 impl Created {
     /// If the answer can be read: the Job is there in any case.
     pub fn uid(&self) -> Option<String> {
-        serde_json::from_str(&self.answer).ok().and_then(|FoundJob { metadata, .. }| metadata.uid)
+        serde_json::from_str(&self.answer).ok().and_then(|objects::Job { metadata, .. }| metadata.uid)
     }
 }
 
-/// What we read of a Job.
-#[derive(Debug, Default, Deserialize)]
-pub struct FoundJob {
-    /// Who made it, and whether it is being deleted.
-    #[serde(default)]
-    pub metadata: Metadata,
-    /// How it ended, if it did.
-    #[serde(default)]
-    pub status: JobStatus,
+/// A list, all of it.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// What is in it.
+    pub items: Vec<T>,
+    /// When the API server began to answer, by its own clock.
+    pub now: Option<Timestamp>,
 }
 
-/// What we read of an object's metadata.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Metadata {
-    /// Given by the API server, different for each object that ever had the name.
-    pub uid: Option<String>,
-    /// As they were written.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Set while the object is being deleted.
-    pub deletion_timestamp: Option<String>,
-}
-
-/// What we read of a Job's status.
-#[derive(Debug, Default, Deserialize)]
-pub struct JobStatus {
-    /// `Complete`, `Failed`, `Suspended` and others.
-    #[serde(default)]
-    pub conditions: Vec<JobCondition>,
-}
-
-/// With each item as the JSON of its author.
+/// One page.
 #[derive(Deserialize)]
-struct List {
+struct Page<T> {
     #[serde(default)]
     metadata: ListMeta,
-    #[serde(default)]
-    items: Vec<Value>,
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
 }
 
 impl Cluster {
@@ -147,11 +128,11 @@ impl Cluster {
 
     /// A cluster behind any client, such as a test's.
     pub fn new(client: kube::Client, endpoint: Uri, config: &Config) -> Self {
-        let (name, namespace) = (config.cluster.clone(), config.stack.namespace.clone());
         Self {
             client,
-            name,
-            namespace,
+            name: config.cluster.clone(),
+            namespace: config.stack.namespace.clone(),
+            stack_id: config.stack.id.clone(),
             endpoint,
             certificate_authority: CertificateAuthority(Vec::new()),
             located: None,
@@ -192,16 +173,17 @@ impl Cluster {
         // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.
         let jobs = Job::url_path(&(), Some(&self.namespace));
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
-        let warnings = Warnings::default();
-        let request = request.header(header::CONTENT_TYPE, "application/json").extension(warnings.clone());
-        let body = serde_json::to_vec(job).map_err(|error| Error::Client(error.into()))?;
+        let headers = Headers::default();
+        let request = request.header(header::CONTENT_TYPE, "application/json").extension(headers.clone());
+        // Room for any Job of usual length.
+        let mut body = Vec::with_capacity(8 * 1024);
+        serde_json::to_writer(&mut body, job).map_err(|error| Error::Client(error.into()))?;
         let answer = self.send(metadata_only(request.body(body)), deadline).await?;
-        let warnings = mem::take(&mut *warnings.0.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Created { answer, warnings })
+        Ok(Created { answer, warnings: headers.warnings() })
     }
 
     /// A Job that exists.
-    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<FoundJob, Error> {
+    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<objects::Job, Error> {
         let jobs = Requests::new(Job::url_path(&(), Some(&self.namespace)));
         self.read(jobs.get(name, &GetParams::default()), deadline).await
     }
@@ -215,15 +197,57 @@ impl Cluster {
 
     /// All `PodTemplates` of the namespace.
     pub async fn pod_templates(&self, deadline: Deadline) -> Result<Vec<Value>, Error> {
-        let templates = Requests::new(PodTemplate::url_path(&(), Some(&self.namespace)));
-        let mut page = ListParams::default().limit(PAGE);
-        let mut all = Vec::new();
+        let all = ListParams::default().limit(TEMPLATES_PER_PAGE);
+        Ok(self.list::<PodTemplate, _>(all, deadline).await?.items)
+    }
+
+    /// The stack's Jobs.
+    pub async fn jobs(&self, deadline: Deadline) -> Result<Listed<objects::Job>, Error> {
+        self.list::<Job, _>(self.of_stack(), deadline).await
+    }
+
+    /// Deletes a Job, if it still has that uid, and then its pods.
+    pub async fn delete_job(&self, name: &str, uid: &str, deadline: Deadline) -> Result<(), Error> {
+        let jobs = Requests::new(Job::url_path(&(), Some(&self.namespace)));
+        let this_one = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let request = jobs.delete(name, &DeleteParams::background().preconditions(this_one));
+        self.send(metadata_only(request), deadline).await.map(drop)
+    }
+
+    /// The stack's pods.
+    pub async fn pods(&self, deadline: Deadline) -> Result<Listed<objects::Pod>, Error> {
+        self.list::<Pod, _>(self.of_stack(), deadline).await
+    }
+
+    /// The pods for one Buildkite job, also those of an earlier Job.
+    pub async fn pods_for(&self, job: Uuid, deadline: Deadline) -> Result<Vec<objects::Pod>, Error> {
+        let of_job = ListParams::default().labels(&format!("{}={job}", job::JOB_UUID_LABEL));
+        Ok(self.list::<Pod, _>(of_job, deadline).await?.items)
+    }
+
+    fn of_stack(&self) -> ListParams {
+        ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", job::STACK_LABEL, self.stack_id))
+    }
+
+    async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+        &self,
+        mut page: ListParams,
+        deadline: Deadline,
+    ) -> Result<Listed<T>, Error> {
+        let requests = Requests::new(K::url_path(&(), Some(&self.namespace)));
+        let mut listed = Listed { items: Vec::new(), now: None };
         loop {
-            let List { metadata, items } = self.read(templates.list(&page), deadline).await?;
-            all.extend(items);
+            let (headers, request) = (Headers::default(), requests.list(&page));
+            let request = request.map(|mut request| {
+                request.extensions_mut().insert(headers.clone());
+                request
+            });
+            let Page { metadata, items } = self.read(request, deadline).await?;
+            listed.items.extend(items);
+            listed.now = listed.now.or_else(|| headers.date());
             match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
-                None => return Ok(all),
+                None => return Ok(listed),
             }
         }
     }

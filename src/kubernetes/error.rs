@@ -5,7 +5,7 @@ use kube::core::Status;
 use tower::BoxError;
 
 use super::{
-    client::{Unsigned, WrongClock, manager_conflict},
+    client::{Unsigned, WrongClock, is_other_uid, manager_conflict},
     cluster::Cluster,
 };
 use crate::{aws::eks, cause, https::NoAnswer, text::message};
@@ -100,6 +100,16 @@ impl Error {
         matches!(self, Self::Rejected(status) if status.is_already_exists())
     }
 
+    /// There is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Rejected(status) if status.code == 404)
+    }
+
+    /// The object that was to be deleted is gone, and another one has its name.
+    pub fn is_other_uid(&self) -> bool {
+        matches!(self, Self::Rejected(status) if is_other_uid(status))
+    }
+
     /// Another field manager owns a field that was to be applied: in the words of the API server, which name it.
     pub fn manager_conflict(&self) -> Option<&str> {
         match self {
@@ -177,6 +187,18 @@ mod tests {
     use serde_json::json;
 
     use crate::{deadline::Deadline, kubernetes::fake::ApiServer, text::chain};
+
+    #[tokio::test]
+    async fn the_fields_of_an_invalid_object_are_named_and_those_of_another_refusal_are_not() {
+        for (code, expected) in [(422, 1), (400, 1), (403, 0), (409, 0)] {
+            let causes = json!([{"reason": "FieldValueInvalid", "message": "Invalid value", "field": "spec.a"}]);
+            let status = json!({"kind": "Status", "status": "Failure", "code": code, "details": {"causes": causes}});
+            let cluster = ApiServer::answering(StatusCode::from_u16(code).unwrap(), status).cluster();
+            let error = cluster.pod_templates(Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+            let fields: Vec<_> = error.refused_fields().collect();
+            assert_eq!(fields, vec![("spec.a", "Invalid value"); expected], "{error}");
+        }
+    }
 
     /// The answer of a proxy before the API server.
     #[tokio::test]

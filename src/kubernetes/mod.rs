@@ -5,8 +5,10 @@ mod cluster;
 mod error;
 pub(crate) mod fake;
 
+pub use agent_scheduler_core::kubernetes::objects;
+
 pub use self::{
     client::{ATTEMPT_TIMEOUT, over},
-    cluster::{Cluster, Created, FoundJob},
+    cluster::{Cluster, Created, Listed},
     error::{Error, SUBJECT},
 };

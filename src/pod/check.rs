@@ -248,7 +248,7 @@ fn is_slugs(value: &Value) -> bool {
 }
 
 fn is_quantity(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| text.parse::<Quantity>().is_ok())
+    value.as_str().and_then(Quantity::parse).is_some()
 }
 
 fn is_set(value: &Value) -> bool {

@@ -145,7 +145,7 @@ impl PodDefinition {
         }
         let metadata = &object["metadata"];
         let annotation = |name| metadata["annotations"][name].as_str();
-        let quantity = |name| annotation(name)?.parse().ok();
+        let quantity = |name| annotation(name).and_then(Quantity::parse);
         Self {
             name: metadata["name"].as_str().unwrap_or_default().to_owned(),
             allow_pipelines: annotation(ALLOW_PIPELINES).map(|text| slugs(text).map(str::to_owned).collect()),
@@ -170,6 +170,12 @@ impl PodDefinition {
     /// The one ordinary container.
     pub fn agent(&self) -> &Value {
         &self.template["spec"]["containers"][0]
+    }
+
+    /// The agent's image, if it is at a host that no registry can have (RFC 2606): the definition waits for a real one.
+    pub fn placeholder_image(&self) -> Option<&str> {
+        let image = self.agent()["image"].as_str()?;
+        image.split_once('/').filter(|(host, _)| host.ends_with(".invalid")).map(|_| image)
     }
 
     /// Whether its author provides the agent token, so that ours is not needed.
@@ -347,6 +353,28 @@ mod tests {
             panic!("it is not refused")
         };
         assert!(refused.to_string().len() < 1_000 && !refused.to_string().contains(char::is_control));
+    }
+
+    #[test]
+    fn a_field_that_the_api_server_refuses_is_of_the_rule_that_set_it() {
+        let rules = ["image=node", "cpu=3", "memory=1Gi"].map(str::to_owned);
+        let cases = [
+            ("containers[0].image", "Required value", Some("image")),
+            ("containers[0].resources.requests", "must be less than or equal to cpu limit of 2", Some("cpu")),
+            ("containers[0].resources.limits[memory]", "Invalid value", Some("memory")),
+            ("containers[0].resources.requests", "must be less than or equal to nvidia.com/gpu limit of 1", None),
+            ("containers[0].imagePullPolicy", "Unsupported value", None),
+            ("containers[0].env[0].name", "the image has one", None),
+            ("initContainers[0].image", "Required value", None),
+            ("serviceAccountName", "cpu", None),
+        ];
+        for (field, problem, rule) in cases {
+            let field = format!("spec.template.spec.{field}");
+            let unmet = refused_rule(&AgentQueryRules::parse(&rules), &field, problem);
+            assert_eq!(unmet.as_ref().map(|unmet| unmet.rule), rule, "{field}");
+            assert!(unmet.is_none_or(|unmet| unmet.problem.ends_with(problem)));
+            assert_eq!(refused_rule(&AgentQueryRules::default(), &field, problem), None, "the step set nothing");
+        }
     }
 
     #[test]

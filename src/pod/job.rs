@@ -6,10 +6,16 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::Value;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use uuid::Uuid;
 
-use super::definition::{AGENT, PodDefinition, variable};
+use super::{
+    attempt::{self, Attempt},
+    definition::{AGENT, PodDefinition, variable},
+};
 use crate::{buildkite::job::ScheduledJob, stack::Stack};
 
 /// The label, on Job and pod, that says which Buildkite job they are for.
@@ -36,7 +42,7 @@ const BACKOFF_LIMIT: u32 = 3;
 
 /// What becomes of the Job when its pod fails. The first rule that matches counts. A pod that matches none is replaced: the kubelet
 /// refused it, or an init container failed, and its agent never ran.
-static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| {
+static POD_FAILURE_POLICY: LazyLock<Box<RawValue>> = LazyLock::new(|| {
     let agent_exits = |operator: &str, code| batch::PodFailurePolicyRule {
         action: "FailJob".to_owned(),
         on_exit_codes: Some(batch::PodFailurePolicyOnExitCodesRequirement {
@@ -57,7 +63,8 @@ static POD_FAILURE_POLICY: LazyLock<batch::PodFailurePolicy> = LazyLock::new(|| 
     };
     // An agent that ran is not replaced.
     let ended = agent_exits("NotIn", 0);
-    batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] }
+    to_raw_value(&batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] })
+        .expect("texts and numbers are JSON")
 });
 
 /// Name of the Kubernetes Job that runs a Buildkite job.
@@ -71,20 +78,22 @@ pub fn name(job: Uuid) -> String {
 /// The Job of one Buildkite job, ready to be sent: serialised in one pass from what it is built of.
 #[derive(Debug)]
 pub struct Job<'a> {
-    job: &'a ScheduledJob,
+    scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
+    attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 }
 
-/// Builds the Job whose pod takes `job`, on `queue` where the job names one.
+/// Builds the Job whose pod takes the scheduled job, on `queue` where the job names one. `attempt` is absent for the first one.
 pub fn build<'a>(
-    job: &'a ScheduledJob,
+    scheduled: &'a ScheduledJob,
     queue: Option<&'a str>,
+    attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
-    Job { job, queue, definition, stack }
+    Job { scheduled, queue, attempt, definition, stack }
 }
 
 /// A part of the Job's JSON.
@@ -93,7 +102,7 @@ pub fn build<'a>(
 enum Part<'a> {
     Theirs(&'a Value),
     Variable(&'a core::EnvVar),
-    Policy(&'a batch::PodFailurePolicy),
+    Policy(&'a RawValue),
     Number(u32),
     Text(Cow<'a, str>),
     List(&'a [Part<'a>]),
@@ -123,11 +132,15 @@ fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Resul
 
 impl Serialize for Job<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { job, queue, definition, stack } = *self;
+        let Self { scheduled: job, queue, attempt, definition, stack } = *self;
         let template = definition.template();
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
-        let labels = labels(job, queue, stack, &of_pod["labels"]);
-        let annotations = annotations(job, definition.name(), &of_pod["annotations"]);
+        let mut labels = labels(job, queue, stack, &of_pod["labels"]);
+        let mut annotations = annotations(job, definition.name(), &of_pod["annotations"]);
+        // What follows is for the sweep, and on the Job alone.
+        let (pod_labels, pod_annotations) = (labels.len(), annotations.len());
+        labels.extend(attempt::labels(attempt).into_iter().map(|(name, value)| (name, text(value))));
+        annotations.extend(attempt::annotations(job, attempt).into_iter().map(|(name, value)| (name, text(value))));
         let metadata = [
             ("name", text(name(job.uuid))),
             ("namespace", text(&stack.namespace)),
@@ -139,8 +152,8 @@ impl Serialize for Job<'_> {
         let agent = [("env", Part::List(&env))];
         let containers = [Part::Object(definition.agent(), &agent)];
         let pod_metadata = [
-            ("labels", Part::Object(&of_pod["labels"], &labels)),
-            ("annotations", Part::Object(&of_pod["annotations"], &annotations)),
+            ("labels", Part::Object(&of_pod["labels"], &labels[..pod_labels])),
+            ("annotations", Part::Object(&of_pod["annotations"], &annotations[..pod_annotations])),
         ];
         let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(&containers))];
         let pod =
@@ -269,7 +282,7 @@ mod tests {
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 
     fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-        serde_json::to_value(build(job, queue, definition, stack)).unwrap()
+        serde_json::to_value(build(job, queue, None, definition, stack)).unwrap()
     }
 
     fn built(template: &Value) -> Value {

@@ -3,21 +3,40 @@
 //! Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>. Amounts below zero are
 //! refused, since no container can have one.
 
-use std::{fmt, str::FromStr};
-
-/// An amount, and how its author wrote it.
+/// An amount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quantity {
     /// Kubernetes keeps nothing finer than a billionth, and rounds up to it.
     nanos: u128,
-    text: String,
+    /// How its author wrote it.
+    pub text: String,
 }
 
-/// It is not written as Kubernetes writes amounts, or it is more than any machine has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidQuantity;
-
 impl Quantity {
+    /// Reads an amount. `None` for what is not written as Kubernetes writes amounts, or is more than any machine has.
+    pub fn parse(text: &str) -> Option<Self> {
+        let unsigned = text.strip_prefix('+').unwrap_or(text);
+        let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+        let (number, suffix) = unsigned.split_at(end);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+        let decimals = i64::try_from(fraction.len()).ok()?;
+
+        let (factor, exponent) = multiplier(suffix)?;
+        let amount = digits.checked_mul(factor)?;
+        // As a power of ten, in billionths.
+        let power = i64::from(exponent) - decimals + 9;
+        let scale = u32::try_from(power.unsigned_abs()).ok().and_then(|power| 10_u128.checked_pow(power));
+        let nanos = match scale {
+            _ if amount == 0 => 0,
+            Some(scale) if power >= 0 => amount.checked_mul(scale)?,
+            Some(scale) => amount.div_ceil(scale),
+            None if power >= 0 => return None,
+            None => 1,
+        };
+        Some(Self { nanos, text: text.to_owned() })
+    }
+
     /// Whether it is more than the limit, however both are written.
     pub fn exceeds(&self, limit: &Self) -> bool {
         self.nanos > limit.nanos
@@ -26,39 +45,6 @@ impl Quantity {
     /// Nothing at all.
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
-    }
-}
-
-impl fmt::Display for Quantity {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(&self.text)
-    }
-}
-
-impl FromStr for Quantity {
-    type Err = InvalidQuantity;
-
-    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let unsigned = text.strip_prefix('+').unwrap_or(text);
-        let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
-        let (number, suffix) = unsigned.split_at(end);
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| InvalidQuantity)?;
-        let decimals = i64::try_from(fraction.len()).map_err(|_| InvalidQuantity)?;
-
-        let (factor, exponent) = multiplier(suffix).ok_or(InvalidQuantity)?;
-        let amount = digits.checked_mul(factor).ok_or(InvalidQuantity)?;
-        // As a power of ten, in billionths.
-        let power = i64::from(exponent) - decimals + 9;
-        let scale = u32::try_from(power.unsigned_abs()).ok().and_then(|power| 10_u128.checked_pow(power));
-        let nanos = match scale {
-            _ if amount == 0 => 0,
-            Some(scale) if power >= 0 => amount.checked_mul(scale).ok_or(InvalidQuantity)?,
-            Some(scale) => amount.div_ceil(scale),
-            None if power >= 0 => return Err(InvalidQuantity),
-            None => 1,
-        };
-        Ok(Self { nanos, text: text.to_owned() })
     }
 }
 
@@ -81,7 +67,7 @@ mod tests {
     const NANOS: u128 = 1_000_000_000;
 
     fn nanos(text: &str) -> Option<u128> {
-        text.parse::<Quantity>().ok().map(|quantity| quantity.nanos)
+        Quantity::parse(text).map(|quantity| quantity.nanos)
     }
 
     #[test]
@@ -152,8 +138,7 @@ mod tests {
 
     #[test]
     fn amounts_are_compared_by_value() {
-        let exceeds =
-            |more: &str, less: &str| more.parse::<Quantity>().unwrap().exceeds(&less.parse::<Quantity>().unwrap());
+        let exceeds = |more, less| Quantity::parse(more).unwrap().exceeds(&Quantity::parse(less).unwrap());
         for (more, less) in [("1001m", "1"), ("1Gi", "1G"), ("1025Mi", "1Gi"), ("1.0000000001", "1"), ("1e1", "9")] {
             assert!(exceeds(more, less) && !exceeds(less, more), "{more} is more than {less}");
         }
@@ -163,11 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_zero_however_written_and_every_amount_is_printed_as_written() {
+    fn zero_is_zero_however_written_and_every_amount_keeps_its_text() {
         for (text, zero) in [("512m", false), ("1.5Ki", false), ("0.0", true), ("0Gi", true), ("1n", false)] {
-            let quantity: Quantity = text.parse().unwrap();
+            let quantity = Quantity::parse(text).unwrap();
             assert_eq!(quantity.is_zero(), zero, "{text}");
-            assert_eq!(quantity.to_string(), text);
+            assert_eq!(quantity.text, text);
         }
     }
 }

@@ -15,9 +15,11 @@ const MIN_MEMORY: &str = "16Mi";
 pub(super) fn set_cpu(cpu: &str, definition: &PodDefinition, agent: &mut Value) -> Result<(), Unmet> {
     let own = &agent["resources"]["limits"]["cpu"];
     // Text or a number; the API server judges whether it is well written.
-    let own = own.as_str().map_or_else(|| own.to_string(), str::to_owned).parse().ok();
-    let limits =
-        [(definition.max_cpu.clone(), format!("annotation {MAX_CPU}")), (own, "resources.limits.cpu".to_owned())];
+    let own = own.as_str().map_or_else(|| own.to_string(), str::to_owned);
+    let limits = [
+        (definition.max_cpu.clone(), format!("annotation {MAX_CPU}")),
+        (Quantity::parse(&own), "resources.limits.cpu".to_owned()),
+    ];
     amount("cpu", cpu, limits, definition)?;
     agent["resources"]["requests"]["cpu"] = cpu.into();
     Ok(())
@@ -27,7 +29,7 @@ pub(super) fn set_cpu(cpu: &str, definition: &PodDefinition, agent: &mut Value) 
 pub(super) fn set_memory(memory: &str, definition: &PodDefinition, agent: &mut Value) -> Result<(), Unmet> {
     let limits = [(definition.max_memory.clone(), format!("annotation {MAX_MEMORY}"))];
     let amount = amount("memory", memory, limits, definition)?;
-    if MIN_MEMORY.parse::<Quantity>().is_ok_and(|min| min.exceeds(&amount)) {
+    if Quantity::parse(MIN_MEMORY).is_some_and(|min| min.exceeds(&amount)) {
         let problem = format!("which is less than {MIN_MEMORY}; write 4Gi, not 4, and 512Mi, not 512m");
         return Err(Unmet { rule: "memory", value: memory.to_owned(), problem });
     }
@@ -45,14 +47,13 @@ fn amount<const N: usize>(
     definition: &PodDefinition,
 ) -> Result<Quantity, Unmet> {
     let unmet = |problem| Unmet { rule, value: value.to_owned(), problem };
-    let Some(amount) = value.parse::<Quantity>().ok().filter(|amount| !amount.is_zero()) else {
+    let Some(amount) = Quantity::parse(value).filter(|amount| !amount.is_zero()) else {
         let problem = "which is no amount; write a quantity of Kubernetes, such as 500m, 2 or 4Gi";
         return Err(unmet(problem.to_owned()));
     };
     for (limit, whose) in limits {
         if let Some(limit) = limit.filter(|limit| amount.exceeds(limit)) {
-            let (limit, name) = (limit.to_string(), definition.name());
-            let limit = excerpt(&limit);
+            let (limit, name) = (excerpt(&limit.text), definition.name());
             return Err(unmet(format!("and may have {limit} at most, as {whose} of pod definition {name:?} says")));
         }
     }

@@ -53,6 +53,9 @@ pub enum Error {
         "Job {name} exists already and is not ours: its label {JOB_UUID_LABEL} is {label}; delete it, and keep others from using the name"
     )]
     NameTaken { name: String, label: String },
+    /// Buildkite does not say whether a job still waits.
+    #[error("cannot ask Buildkite whether the job still waits for an agent")]
+    State { source: Arc<stacks::Error> },
     /// Buildkite does not finish a job that cannot start.
     #[error("cannot finish the job at Buildkite, which can never start ({refused})")]
     Finish { refused: String, source: Arc<stacks::Error> },
@@ -71,7 +74,7 @@ impl Error {
             }
             Self::JobIsDeleted { .. } => "JobIsDeleted",
             Self::NameTaken { .. } => "RejectedByApiServer",
-            Self::Finish { .. } => "BuildkiteUnavailable",
+            Self::State { .. } | Self::Finish { .. } => "BuildkiteUnavailable",
         }
     }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Error, Matched, Scheduler, already_exists};
 use crate::{
-    buildkite::stacks::{MAX_DETAIL_BYTES, MAX_NOTIFICATION_CHARS},
+    buildkite::stacks::MAX_NOTIFICATION_CHARS,
     clock,
     deadline::Deadline,
     pod::job,
@@ -22,14 +22,6 @@ const LIST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What an event waits for a notification.
 const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Each automatic retry would meet the same refusal.
-const RETRIES: &str = "
-
-Nothing was run. If the step has automatic retries, they meet the same refusal; a first entry of its retry.automatic ends them:
-  - exit_status: -1
-    signal_reason: stack_error
-    limit: 0";
 
 /// What a failure is, looked at again.
 enum Verdict {
@@ -84,7 +76,7 @@ impl Scheduler {
             Err(error) => return Verdict::MayPass(error),
         };
         let Some(definition) = target.definitions.any_compiled() else { return Verdict::MayPass(error) };
-        let other = job::build(job.job, job.queue, definition, &self.config.stack);
+        let other = job::build(job.job, job.queue, job.attempt, definition, &self.config.stack);
         match target.cluster.try_job(&other, deadline).await {
             // An earlier delivery created it, before the definition changed.
             Err(taken) if taken.is_already_exists() => already_exists(&target.cluster, job.job.uuid, deadline)
@@ -105,7 +97,8 @@ impl Scheduler {
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         let Ok(token) = self.agent_token.value(deadline).await else { return Err(error) };
-        match stacks_api.finish(job, &detail(&error), &token, deadline).await {
+        let reason = format!("agent-scheduler cannot start this job: {}.", chain(&error));
+        match stacks_api.finish(job, &reason, &token, deadline).await {
             Ok(true) => Ok(Outcome::Refused(error.failure())),
             Ok(false) => Ok(Outcome::Ignored(Reason::NotReserved { refused: chain(&error) })),
             Err(stacks_api::Error::Unavailable) => Err(error),
@@ -123,13 +116,6 @@ impl Scheduler {
     }
 }
 
-/// What was asked, what there is, what to change; then how to end automatic retries.
-fn detail(error: &Error) -> String {
-    let reason = format!("agent-scheduler cannot start this job: {}.", chain(error));
-    let end = reason.floor_char_boundary(MAX_DETAIL_BYTES - RETRIES.len());
-    format!("{}{RETRIES}", &reason[..end])
-}
-
 /// What is wrong, as far as there is room, that it is tried again, and what the operator does.
 fn notification(error: &Error) -> String {
     const TRIED_AGAIN: &str = "agent-scheduler could not start this job and tries again: ";
@@ -143,23 +129,7 @@ fn notification(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{definitions, kubernetes};
-
-    fn unknown(name: &str) -> Error {
-        let (compiled, cluster) = (vec!["default".to_owned()], Vec::new());
-        definitions::Error::Unknown { name: name.to_owned(), compiled, cluster, namespace: "buildkite".to_owned() }
-            .into()
-    }
-
-    #[test]
-    fn a_detail_keeps_its_limit_and_ends_with_how_to_stop_retries() {
-        for name in ["typo", &"🚀".repeat(100_000), "a\u{1b}[2J\nb"] {
-            let detail = detail(&unknown(name));
-            assert!(detail.len() <= MAX_DETAIL_BYTES && detail.ends_with(RETRIES), "{detail}");
-            assert!(detail.starts_with("agent-scheduler cannot start this job: there is no pod definition"));
-            assert!(!detail.contains('\u{1b}'));
-        }
-    }
+    use crate::kubernetes;
 
     #[test]
     fn a_notification_keeps_its_limit_and_ends_with_what_the_operator_does() {

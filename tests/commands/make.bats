@@ -30,6 +30,28 @@ setup() {
     [[ $output != *--env* ]]
 }
 
+@test "make render prints the Job of STEP or EVENT, with definitions that are not compiled in" {
+    local definition=cli/tests/definitions/own.yaml
+    run make render STEP='queue=gpu pod-definition=own' DEFINITION="$definition ${definition%/*}/deploy.yaml"
+    [ "$status" -eq 0 ]
+    [ "$output" = "$(cat cli/tests/golden/own.yaml)" ]
+    run make render EVENT=events/job-scheduled.json NAMESPACE=agents
+    [[ $output == *$'\n  namespace: agents\n'* ]]
+    run --separate-stderr make render STEP='queue=gpu' QUEUE=linux
+    [ "$status" -ne 0 ]
+    [ -z "$output" ]
+    [[ $stderr == *"queue=gpu is not served here (BuildkiteQueue is linux)"* ]]
+}
+
+@test "make check-definitions fails with the file and the field of a wrong definition" {
+    run make check-definitions
+    [ "$status" -eq 0 ]
+    sed s/Never/Always/ pod-definitions/default.yaml >"$BATS_TEST_TMPDIR/default.yaml"
+    run make check-definitions DEFINITIONS="pod-definitions $BATS_TEST_TMPDIR"
+    [ "$status" -ne 0 ]
+    [[ $output == "$BATS_TEST_TMPDIR/default.yaml: template.spec.restartPolicy must be Never"* ]]
+}
+
 @test "make test runs the stages without a release build first" {
     run make --dry-run test
     [[ $output == *"scripts/stages test-scripts test-quick "*" instructions test-deployment"* ]]

@@ -20,6 +20,9 @@ pub const REGION: &str = "us-east-1";
 pub const PERMISSIONS: [(&str, &str); 5] =
     [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
 
+/// Those of the sweep.
+pub const SWEEP_PERMISSIONS: [(&str, &str); 3] = [("jobs", "list"), ("jobs", "delete"), ("pods", "list")];
+
 /// A namespace, and a lab whose functions use it.
 pub struct Namespace {
     pub control_plane: &'static ControlPlane,
@@ -38,7 +41,7 @@ impl Namespace {
     pub async fn on(control_plane: &'static ControlPlane) -> Self {
         let namespace = Self::bare(control_plane).await;
         namespace.apply_role_file().await;
-        for (resource, verb) in PERMISSIONS {
+        for (resource, verb) in PERMISSIONS.into_iter().chain(SWEEP_PERMISSIONS) {
             namespace.until_permitted(resource, verb, true).await;
         }
         namespace

@@ -116,7 +116,12 @@ class AlarmOfStack(CloudFormationModel):
         options = {re.sub(r"(?<!^)(?=[A-Z])", "_", key).lower(): value for key, value in properties.items()}
         options["description"] = options.pop("alarm_description")
         backend = cloudwatch_backends[account_id][region_name]
-        return cls(backend.put_metric_alarm(name=resource_name, **{"alarm_actions": []} | options))
+        # An alarm of an expression has none of its own.
+        options.pop("metrics", None)
+        absent = dict.fromkeys(["namespace", "metric_name", "period", "statistic"])
+        return cls(
+            backend.put_metric_alarm(name=resource_name, **absent | {"alarm_actions": [], "dimensions": []} | options)
+        )
 
     @classmethod
     def delete_from_cloudformation_json(cls, resource_name, _json, account_id, region_name):

@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
 
 import json
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
@@ -21,8 +22,11 @@ STACK = "redrive"
 @pytest.fixture
 def failure_queue(account):
     """The failure queue of a new stack."""
-    # Not switched on: else moto itself takes the messages, to a function in a container that it fetches from somewhere.
-    account.create_stack(ROOT / "template.yml", STACK, RedriveEnabled="false")
+    account.create_stack(ROOT / "template.yml", STACK)
+    # Else moto itself takes the messages, to a function in a container that it fetches from somewhere.
+    functions = account.client("lambda")
+    [mapping] = functions.list_event_source_mappings()["EventSourceMappings"]
+    functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
     yield FailureQueue(account)
     account.delete_stack(STACK)
 
@@ -106,6 +110,8 @@ def scheduled():
     """The sample event, of a job of its own."""
     event = json.loads((ROOT / "events" / "job-scheduled.json").read_text())
     event["detail"]["job"]["uuid"] = str(uuid.uuid4())
+    # Of an event that is older than JobTtlSeconds, Buildkite is asked first.
+    event["time"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return event
 
 

@@ -58,8 +58,9 @@ def changes(**parameters):
 
 
 ALARMS = [name for name, resource in Stack().resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
-_, BINDING = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
+_, BINDING, _, OF_SWEEP = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
 SUBJECTS = {subject["kind"]: subject["name"] for subject in BINDING["subjects"]}
+assert OF_SWEEP["subjects"] == BINDING["subjects"]
 ACCESS_ENTRY = {
     "Type": "AWS::EKS::AccessEntry",
     "ClusterName": "example-cluster",
@@ -75,13 +76,19 @@ def vpc_config(subnets, groups):
 
 
 RULE = "AgentSchedulerJobScheduled.EventPattern.detail.job"
+NO_SWEEP = {"AgentSchedulerSweep.State": "DISABLED", "MissingSweepsAlarm.TreatMissingData": "notBreaching"}
 SWITCHES = {
     "nothing": ({}, {}),
     "access entry": (
         {"CreateAccessEntry": "true"},
         {f"AccessEntry.{key}": value for key, value in ACCESS_ENTRY.items()},
     ),
-    "redrive": ({"RedriveEnabled": "true"}, {"AgentSchedulerRedrive.Enabled": True}),
+    "no sweep": ({"SweepEnabled": "false"}, {"AgentScheduler.SWEEP_ENABLED": "false"} | NO_SWEEP),
+    "no Stacks API": ({"StacksApi": "false"}, {"AgentScheduler.STACKS_API": "false"} | NO_SWEEP),
+    "patience": (
+        {"PodPendingSeconds": "1800"},
+        {"AgentScheduler.POD_PENDING_SECONDS": "1800", "WaitingJobsAlarm.Threshold": "1800"},
+    ),
     "alarm topic": ({"AlarmTopicArn": TOPIC}, {f"{alarm}.AlarmActions": [TOPIC] for alarm in ALARMS}),
     "concurrency": ({"ReservedConcurrency": "5"}, {"AgentScheduler.ReservedConcurrentExecutions": "5"}),
     "network": (VPC, vpc_config(["subnet-1", "subnet-2"], ["sg-1"])),
@@ -169,7 +176,8 @@ def test_an_event_that_fails_anywhere_is_in_the_failure_queue_which_may_take_it(
     redrive = stack.properties("AgentSchedulerRedrive")
     queues = {target["DeadLetterConfig"]["Arn"], failed, policy["Resource"], redrive["EventSourceArn"]}
     assert queues == {"<FailureQueue.Arn>"}
-    assert redrive["ScalingConfig"] == {"MaximumConcurrency": 2}, "the least ReservedConcurrency"
+    assert redrive.get("Enabled", True), "always on"
+    assert redrive["ScalingConfig"] == {"MaximumConcurrency": 2}, "half of the least ReservedConcurrency"
     assert policy["Principal"] == {"Service": "events.amazonaws.com"}
     arn = f"arn:aws:events:us-east-1:111122223333:rule/{rule['EventBusName']}/{rule['Name']}"
     assert policy["Condition"] == {"ArnEquals": {"aws:SourceArn": arn}}
@@ -180,6 +188,18 @@ def test_an_event_that_fails_anywhere_is_in_the_failure_queue_which_may_take_it(
         assert queue["SqsManagedSseEnabled"]
     # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
     assert stack.properties("FailureQueue")["VisibilityTimeout"] >= 6 * function["Timeout"]
+
+
+def test_the_sweep_runs_once_a_minute_on_the_default_bus_and_a_late_one_is_dropped():
+    stack = Stack()
+    rule = stack.properties("AgentSchedulerSweep")
+    assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 minute)", "ENABLED")
+    assert "EventBusName" not in rule
+    [target] = rule["Targets"]
+    assert target["Arn"] == "<AgentScheduler.Arn>"
+    assert target["RetryPolicy"] == {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
+    permission = stack.properties("AgentSchedulerSweepPermission")
+    assert (permission["Principal"], permission["SourceArn"]) == ("events.amazonaws.com", "<AgentSchedulerSweep.Arn>")
 
 
 def test_sam_and_cfn_lint_find_nothing():
@@ -256,7 +276,7 @@ VALUES = {
     "AgentTokenSecretName": (["buildkite-agent-token", "a.b"], ["", "Token", "a_b", "a..b"]),
     "VpcSubnets": (["", "subnet-0a1b"], ["vpc-1", "subnet-"]),
     "VpcSecurityGroupIds": (["", "sg-0a1b"], ["subnet-1"]),
-    "ReservedConcurrency": (["", "2", "10", "1000"], ["0", "1", "-1", "ten"]),
+    "ReservedConcurrency": (["", "4", "10", "1000"], ["0", "3", "-1", "ten"]),
     "AlarmTopicArn": (["", TOPIC], ["alarms"]),
 }
 

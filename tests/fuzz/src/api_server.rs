@@ -66,7 +66,7 @@ async fn ask(data: &[u8]) {
     let of_cluster = |error| Error::Cluster(Arc::new(error));
 
     check_error(cluster().pod_templates(deadline().await).await.map_err(of_cluster));
-    let built = job::build(&job, Some("kubernetes"), &DEFINITIONS[0], stack);
+    let built = job::build(&job, Some("kubernetes"), None, &DEFINITIONS[0], stack);
     check_error(cluster().create_job(&built, deadline().await).await.map_err(of_cluster));
     check_error(cluster().job(&job::name(job.uuid), deadline().await).await.map_err(of_cluster));
 

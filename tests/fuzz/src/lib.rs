@@ -67,7 +67,9 @@ static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
 
 /// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    const REQUIRED: [(&str, &str); 10] = [
+    const REQUIRED: [(&str, &str); 14] = [
+        ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
+        ("STACKS_API", "true"),
         ("BUILDKITE_QUEUE", "kubernetes"),
         ("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", "/buildkite/agent-token"),
         ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
@@ -76,6 +78,8 @@ fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
         ("JOB_TTL_SECONDS", "600"),
         ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+        ("SWEEP_ENABLED", "true"),
+        ("POD_PENDING_SECONDS", "900"),
         ("AWS_REGION", "us-east-1"),
         ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),
     ];

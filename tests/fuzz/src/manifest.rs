@@ -1,7 +1,5 @@
 //! What must hold of every Job that is sent to the API server.
 
-use std::collections::BTreeSet;
-
 use agent_scheduler::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
     pod::{
@@ -73,7 +71,7 @@ pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefi
 }
 
 fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-    let json = serde_json::to_vec(&job::build(job, queue, definition, stack)).expect("a Job is JSON");
+    let json = serde_json::to_vec(&job::build(job, queue, None, definition, stack)).expect("a Job is JSON");
     serde_json::from_slice(&json).expect("what was written is JSON")
 }
 
@@ -92,23 +90,24 @@ fn labels(labels: &Value, uuid: &str, definition: &PodDefinition, stack: &Stack)
     assert_eq!(labels["app.kubernetes.io/managed-by"], "agent-scheduler");
     assert_eq!(labels["buildkite.com/job-uuid"], uuid);
     assert_eq!(labels["agent-scheduler.buildkite.com/stack"], *stack.id);
-    let theirs: BTreeSet<_> = definition.metadata("labels").map(|(key, _)| key.to_owned()).collect();
+    let theirs = &definition.template()["metadata"]["labels"];
     for (key, value) in labels.as_object().expect("labels are a map") {
         let value = value.as_str().expect("a label is a string");
-        if key == "buildkite.com/queue" && !theirs.contains(key) {
+        if key == "buildkite.com/queue" && theirs[key].is_null() {
             assert!(stack.queues.iter().any(|queue| queue == value), "queue {value:?} is not ours");
             assert!(value.len() <= 63 && !value.ends_with(['-', '_']), "{value:?} is not a valid label value");
         } else if !OURS.contains(&key.as_str()) {
-            assert!(theirs.contains(key), "label {key} has no source");
+            assert_eq!(theirs[key], value, "label {key} has no source");
         }
     }
 }
 
 fn annotations(annotations: &Value, definition: &PodDefinition) {
-    let size = |key: &str, value: &str| key.len() + value.len();
-    let annotations = annotations.as_object().expect("annotations are a map");
-    let all: usize = annotations.iter().map(|(key, value)| size(key, value.as_str().expect("each is a string"))).sum();
-    let theirs: usize = definition.metadata("annotations").map(|(key, value)| size(key, &value)).sum();
+    let size = |annotations: &Value| -> usize {
+        let each = annotations.as_object().into_iter().flatten();
+        each.map(|(key, value)| key.len() + value.as_str().expect("each is a string").len()).sum()
+    };
+    let (all, theirs) = (size(annotations), size(&definition.template()["metadata"]["annotations"]));
     // The API server checks the author's own annotations when they are applied. An event adds little to them.
     assert!(all - theirs.min(all) <= MAX_ANNOTATION_BYTES / 4, "{} bytes of annotations beside {theirs}", all - theirs);
 }

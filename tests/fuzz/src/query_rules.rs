@@ -13,8 +13,8 @@ pub fn run(data: &[u8]) {
     let rules: Vec<_> = text.split('\n').map(str::to_owned).collect();
     let parsed = AgentQueryRules::parse(&rules);
     for (_, amount) in pairs(&rules).filter(|(key, _)| matches!(*key, "cpu" | "memory")) {
-        let Ok(quantity) = amount.parse::<Quantity>() else { continue };
-        assert_eq!(quantity.to_string(), amount);
+        let Some(quantity) = Quantity::parse(amount) else { continue };
+        assert_eq!(quantity.text, amount);
         assert!(!quantity.exceeds(&quantity));
     }
     let job = manifest::job(Uuid::nil());

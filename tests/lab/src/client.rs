@@ -131,6 +131,11 @@ impl Client {
     pub async fn delete(&mut self, path: &str) -> (u16, Value) {
         self.ask(Request::delete(path), "").await
     }
+
+    /// Deletes with `DeleteOptions`.
+    pub async fn delete_with(&mut self, path: &str, options: &Value) -> (u16, Value) {
+        self.ask(Request::delete(path).header(CONTENT_TYPE, "application/json"), options.to_string()).await
+    }
 }
 
 async fn open(

@@ -3,12 +3,16 @@
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 /// The published `Job Scheduled` event.
 pub const SCHEDULED: &str = include_str!("../../../events/job-scheduled.json");
+
+/// The event of the stack's schedule.
+const SWEEP: &str = include_str!("../../../events/sweep.json");
 
 /// An event as EventBridge delivers it; `Display` is its JSON.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +36,11 @@ impl Event {
     /// The published event.
     pub fn scheduled() -> Self {
         Self(serde_json::from_str(SCHEDULED).expect("the published event is JSON"))
+    }
+
+    /// The event of the stack's schedule, due now.
+    pub fn sweep() -> Self {
+        Self(serde_json::from_str(SWEEP).expect("the event is JSON")).now()
     }
 
     /// The event of a file, as it stands there and parsed.
@@ -65,9 +74,21 @@ impl Event {
 
     /// The same event, sent now.
     #[must_use]
-    pub fn now(mut self) -> Self {
-        self.0["time"] = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+    pub fn now(self) -> Self {
+        self.sent(Duration::ZERO)
+    }
+
+    /// The same event, sent this long ago.
+    #[must_use]
+    pub fn sent(mut self, ago: Duration) -> Self {
+        let time = jiff::Timestamp::now() - ago;
+        self.0["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
         self
+    }
+
+    /// Whether it is the event of a schedule.
+    pub fn is_sweep(&self) -> bool {
+        self.0["detail-type"] == "Scheduled Event"
     }
 
     /// The uuid of its job.

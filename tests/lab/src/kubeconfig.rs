@@ -264,13 +264,13 @@ mod tests {
                 &["`kubectl --context staging create namespace buildkite`"],
             ),
         ];
-        let served = servers.iter().map(|(server, words)| (server.url(), *words));
+        let answering = servers.iter().map(|(server, words)| (server.url(), *words));
         let others = [
             (url(closed), &["cannot connect to", "Connection refused"][..]),
             ("https://cluster.invalid".to_owned(), &["cannot connect to", "lookup"]),
             (url(silent.local_addr().unwrap()), &["did not answer within 5 s"]),
         ];
-        for (url, words) in served.chain(others) {
+        for (url, words) in answering.chain(others) {
             if words[0].starts_with("did not answer") {
                 tokio::time::pause();
             }

@@ -2,7 +2,9 @@
 
 mod api;
 mod apply;
+mod controllers;
 mod forwarder;
+mod list;
 mod status;
 mod store;
 
@@ -13,13 +15,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use axum::middleware::map_response_with_state;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use self::{
-    api::{API_SERVER, Api, routes},
+    api::{API_SERVER, Api, date, routes},
     store::Store,
 };
 use crate::{
@@ -62,7 +66,8 @@ impl Kubernetes {
             verifier,
             timeline: timeline.clone(),
         });
-        let service = stand_in.service(Actor::Kubernetes, routes(&api), API_SERVER);
+        let mut service = stand_in.service(Actor::Kubernetes, routes(&api), API_SERVER);
+        service.router = service.router.layer(map_response_with_state(Arc::clone(&api), date));
         let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), service.clone()).await;
         let certificates = Arc::clone(certificates);
         Self { api, stand_in, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
@@ -104,6 +109,38 @@ impl Kubernetes {
     /// Adds a Job without validation; the default namespace is `buildkite`.
     pub fn put_job(&self, job: Value) {
         self.api.store.lock().put_job(job);
+    }
+
+    /// Changes a Job, as the Job controller does.
+    pub fn change_job(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut store = self.api.store.lock();
+        let job = store.jobs.iter_mut().find(|((_, own), _)| own == name);
+        change(job.unwrap_or_else(|| panic!("there is no Job {name}")).1);
+    }
+
+    /// All pods, of all namespaces.
+    pub fn pods(&self) -> Vec<Value> {
+        self.api.store.lock().pods.values().cloned().collect()
+    }
+
+    /// Adds or replaces a pod without validation; the default namespace is `buildkite`.
+    pub fn put_pod(&self, pod: Value) {
+        self.api.store.lock().put_pod(pod);
+    }
+
+    /// The time at the API server, which the `Date` of each answer shows.
+    pub fn now(&self) -> Timestamp {
+        self.api.store.lock().now()
+    }
+
+    /// Puts the API server's clock forward. The EKS tokens stay as old as they are.
+    pub fn skip(&self, time: Duration) {
+        self.api.store.lock().skipped += time;
+    }
+
+    /// Answers 410 to a list that asks for its second page.
+    pub fn lose_continues(&self) {
+        self.api.store.lock().continues_are_lost = true;
     }
 
     /// Removes a Job, as its TTL does.
@@ -172,7 +209,9 @@ impl Kubernetes {
 
     pub(crate) fn forget(&self) {
         self.stand_in.forget();
-        self.api.store.lock().jobs.clear();
+        let mut store = self.api.store.lock();
+        store.jobs.clear();
+        store.pods.clear();
     }
 }
 

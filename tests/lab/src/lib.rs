@@ -53,6 +53,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use self::{credentials::random_hex, eks_token::Verifier, server::Server};
@@ -146,6 +147,12 @@ impl Lab {
         (self.endpoint, self.ca_data) = (endpoint, ca_data);
     }
 
+    /// Puts the clocks of Buildkite and of the API server forward; the functions have that of this machine.
+    pub fn skip(&self, time: Duration) {
+        self.buildkite.lock().skipped += time;
+        self.kubernetes.skip(time);
+    }
+
     /// Verifies the EKS tokens of this lab's functions.
     pub(crate) fn verifier(&self) -> Verifier {
         verifier(&self.credentials)
@@ -205,6 +212,8 @@ impl Lab {
             ("AGENT_TOKEN_SECRET_NAME", "buildkite-agent-token"),
             ("JOB_TTL_SECONDS", "600"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
+            ("SWEEP_ENABLED", "true"),
+            ("POD_PENDING_SECONDS", "900"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
             ("STACKS_API", "true"),

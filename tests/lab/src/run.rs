@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_scheduler_cli::{
+    definitions::{Definition, Definitions},
+    yaml,
+};
 use clap::Args;
 use lab::{
     AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, buildkite,
@@ -49,6 +53,9 @@ pub struct Run {
     /// The Buildkite agent token that the pod gets; better given in the variable, where others do not see it.
     #[arg(long, value_name = "TOKEN", env = "BUILDKITE_AGENT_TOKEN", hide_env_values = true)]
     agent_token: Option<String>,
+    /// The pod definitions that are compiled into the function: what is not in them has a comment in the Job.
+    #[arg(long, value_name = "FOLDER", default_value = "pod-definitions")]
+    definitions: PathBuf,
     /// A variable for the function, in place of the lab's own; may be given several times.
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -79,8 +86,6 @@ pub enum Problem {
          or the variable BUILDKITE_AGENT_TOKEN"
     )]
     NoAgentToken,
-    #[error("cannot show the Job as YAML: {0}")]
-    Yaml(#[from] serde_saphyr::ser::Error),
 }
 
 impl Run {
@@ -134,8 +139,9 @@ impl Run {
                 }
             }
             None => {
+                let definitions = Definitions::read(&[self.definitions]).valid;
                 for job in lab.kubernetes.jobs() {
-                    print!("\n{}", serde_saphyr::to_string(&job)?);
+                    print!("\n{}", in_definition(&job, &definitions));
                 }
             }
         }
@@ -203,6 +209,13 @@ fn print_build_pages(lab: &Lab) {
             println!("\nThe build page of job {uuid}:\n{}", textwrap::indent(&reports.join("\n"), "  "));
         }
     }
+}
+
+/// The Job as YAML, beside the definition that its annotation names.
+fn in_definition(job: &Value, definitions: &[Definition]) -> String {
+    let name = &job["metadata"]["annotations"]["buildkite.com/pod-definition"];
+    let definition = definitions.iter().find(|found| *name == *found.definition.name());
+    yaml::job(job, definition.map_or(&Value::Null, |found| found.definition.template()))
 }
 
 /// The jobs that have a Kubernetes Job now, by what the function logged: its answer to a batch names none.

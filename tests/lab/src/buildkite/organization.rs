@@ -118,6 +118,11 @@ impl Organization {
         self.jobs.entry(event.job_uuid().to_owned()).insert_entry(job).into_mut()
     }
 
+    /// The keys of the stacks that have registered.
+    pub fn stack_keys(&self) -> Vec<String> {
+        self.stacks.keys().cloned().collect()
+    }
+
     /// Cancels a job, as a user does.
     pub fn cancel(&mut self, uuid: &str) {
         let now = self.now();

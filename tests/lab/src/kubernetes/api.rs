@@ -8,19 +8,21 @@ use axum::{
     extract::{Path, Query, Request as HttpRequest, State},
     http::{
         HeaderMap, StatusCode,
-        header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
+        header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE},
     },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, patch, post},
 };
+use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     USER,
-    status::{Cause, JOBS, NAMESPACES, POD_TEMPLATES, Resource, SECRETS, Status},
+    list::{DeleteOptions, Listing},
+    status::{Cause, JOBS, NAMESPACES, POD_TEMPLATES, PODS, Resource, SECRETS, Status},
     store::Store,
 };
 use crate::{
@@ -54,10 +56,11 @@ type Answer = Result<Response, Status>;
 
 pub(super) fn routes(api: &Arc<Api>) -> Router {
     Router::new()
-        .route("/apis/batch/v1/namespaces/{namespace}/jobs", post(create_job))
+        .route("/apis/batch/v1/namespaces/{namespace}/jobs", post(create_job).get(list_jobs))
         .route("/apis/batch/v1/namespaces/{namespace}/jobs/{name}", get(get_job).delete(delete_job))
         .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret))
         .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
+        .route("/api/v1/namespaces/{namespace}/pods", get(list_pods))
         .fallback(async || Status::no_such_path())
         .layer(from_fn_with_state(Arc::clone(api), authenticate))
         // The only path without authentication.
@@ -210,18 +213,16 @@ async fn get_job(State(api): State<Arc<Api>>, Path((namespace, name)): Path<(Str
     Ok(Json(job).into_response())
 }
 
-async fn delete_job(State(api): State<Arc<Api>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
+async fn delete_job(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer {
     api.authorise("delete", JOBS, &namespace, &name)?;
-    let job = api.store.lock().jobs.remove(&(namespace, name.clone()));
-    let job = job.ok_or_else(|| Status::not_found(JOBS, &name))?;
-    Ok(Json(json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Success",
-        "details": {"name": name, "group": JOBS.group, "kind": JOBS.plural, "uid": job["metadata"]["uid"]},
-    }))
-    .into_response())
+    let options = if body.is_empty() { Ok(DeleteOptions::default()) } else { serde_json::from_slice(&body) };
+    let options = options.map_err(|problem| Status::bad_request(problem.to_string()))?;
+    let deleted = api.store.lock().delete_job(&namespace, &name, &options)?;
+    Ok(Json(deleted).into_response())
 }
 
 #[derive(Deserialize)]
@@ -271,9 +272,28 @@ fn no_manager() -> Status {
     Status::invalid(PATCH_OPTIONS, "", &[Cause { field: "fieldManager", message }])
 }
 
-async fn list_pod_templates(State(api): State<Arc<Api>>, Path(namespace): Path<String>) -> Answer {
-    api.authorise("list", POD_TEMPLATES, &namespace, "")?;
-    Ok(Json(api.store.lock().pod_template_list(&namespace)).into_response())
+async fn list_jobs(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {
+    list(&api, JOBS, &namespace, &listing)
+}
+
+async fn list_pods(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {
+    list(&api, PODS, &namespace, &listing)
+}
+
+async fn list_pod_templates(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {
+    list(&api, POD_TEMPLATES, &namespace, &listing)
+}
+
+fn list(api: &Api, resource: Resource, namespace: &str, listing: &Listing) -> Answer {
+    api.authorise("list", resource, namespace, "")?;
+    Ok(Json(api.store.lock().list(resource, namespace, listing)?).into_response())
+}
+
+/// Each answer has the date of the lab, and not that of this machine.
+pub(super) async fn date(State(api): State<Arc<Api>>, mut response: Response) -> Response {
+    let now = DateTimePrinter::new().timestamp_to_rfc9110_string(&api.store.lock().now());
+    response.headers_mut().insert(DATE, now.expect("a date of this era").try_into().expect("a date is ASCII"));
+    response
 }
 
 /// The API server as a stand-in.

@@ -11,7 +11,7 @@ use super::apply::Conflict;
 use crate::fault::ErrorAnswer;
 
 /// A kind of object, with the names that messages use.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Resource {
     pub(super) group: &'static str,
     pub(super) plural: &'static str,
@@ -21,6 +21,7 @@ pub(super) struct Resource {
 pub(super) const JOBS: Resource = Resource { group: "batch", plural: "jobs", kind: "Job" };
 pub(super) const SECRETS: Resource = Resource { group: "", plural: "secrets", kind: "Secret" };
 pub(super) const POD_TEMPLATES: Resource = Resource { group: "", plural: "podtemplates", kind: "PodTemplate" };
+pub(super) const PODS: Resource = Resource { group: "", plural: "pods", kind: "Pod" };
 pub(super) const NAMESPACES: Resource = Resource { group: "", plural: "namespaces", kind: "Namespace" };
 
 impl Resource {
@@ -82,6 +83,22 @@ impl Status {
         Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(details(resource, resource.plural, name)))
     }
 
+    /// The object that was to be deleted is another by now.
+    pub(super) fn other_uid(resource: Resource, name: &str, wanted: &str, own: &str) -> Self {
+        let object = resource.qualified(resource.kind);
+        let message = format!(
+            "Operation cannot be fulfilled on {object} \"{name}\": the UID in the precondition ({wanted}) does not match the UID in \
+             record ({own}). The object might have been deleted and then recreated"
+        );
+        Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details(resource, resource.plural, name)))
+    }
+
+    /// A list cannot go on where its last page ended.
+    pub(super) fn expired() -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result.";
+        Self::new(StatusCode::GONE, "Expired", message, None)
+    }
+
     /// Other managers own fields that were applied with another value.
     pub(super) fn conflict(conflicts: &[Conflict]) -> Self {
         let cause = |Conflict { manager, field }: &Conflict| json!({"reason": "FieldManagerConflict", "message": format!("conflict with \"{manager}\""), "field": field});
@@ -127,7 +144,11 @@ impl Status {
         };
         let code = StatusCode::from_u16(error.code).expect("a fault has an HTTP status");
         let message = error.message.as_deref().unwrap_or(message);
-        let details = error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()}));
+        // The message of an invalid object repeats its cause: `Job.batch "a" is invalid: spec.b: Required value`.
+        let cause = message.split_once(" is invalid: ").and_then(|(_, cause)| cause.split_once(": "));
+        let causes = cause.map(|(field, problem)| json!({"causes": [{"field": field, "message": problem}]}));
+        let pause = error.retry_after.map(|time| json!({"retryAfterSeconds": time.as_secs()}));
+        let details = causes.or(pause);
         Self::new(code, error.reason.unwrap_or(reason), message, details)
     }
 }

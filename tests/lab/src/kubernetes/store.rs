@@ -1,14 +1,18 @@
 //! The objects of the API server.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     NAMESPACE,
     apply::{Applied, Conflict},
+    status::{JOBS, POD_TEMPLATES, PODS, Resource},
 };
 
 /// Namespace and name.
@@ -20,9 +24,14 @@ pub(super) struct Store {
     pub(super) jobs: BTreeMap<Key, Value>,
     pub(super) secrets: BTreeMap<Key, Applied>,
     pub(super) pod_templates: BTreeMap<Key, Value>,
+    pub(super) pods: BTreeMap<Key, Value>,
     /// Verb and resource that the user lacks.
     pub(super) forbidden: HashSet<(String, String)>,
-    revision: u64,
+    /// A list cannot go on after its first page.
+    pub(super) continues_are_lost: bool,
+    /// Time to add to the clock.
+    pub(super) skipped: Duration,
+    pub(super) revision: u64,
 }
 
 impl Store {
@@ -32,7 +41,10 @@ impl Store {
             jobs: BTreeMap::new(),
             secrets: BTreeMap::new(),
             pod_templates: BTreeMap::new(),
+            pods: BTreeMap::new(),
             forbidden: HashSet::new(),
+            continues_are_lost: false,
+            skipped: Duration::ZERO,
             revision: 1000,
         }
     }
@@ -42,6 +54,12 @@ impl Store {
         self.stamp(&mut job);
         self.jobs.insert(key(&job), job.clone());
         job
+    }
+
+    /// Like [`Self::put_job`], for a pod.
+    pub(super) fn put_pod(&mut self, mut pod: Value) {
+        self.stamp(&mut pod);
+        self.pods.insert(key(&pod), pod);
     }
 
     /// Like [`Self::put_job`], for a `PodTemplate`.
@@ -80,10 +98,11 @@ impl Store {
     /// Adds what the server adds: identity and time of a new object, and the revision.
     fn stamp(&mut self, object: &mut Value) {
         self.revision += 1;
+        let now = self.timestamp();
         let metadata = &mut object["metadata"];
         if metadata["uid"].is_null() {
             metadata["uid"] = Uuid::new_v4().to_string().into();
-            metadata["creationTimestamp"] = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+            metadata["creationTimestamp"] = now.into();
         }
         if metadata["namespace"].is_null() {
             metadata["namespace"] = NAMESPACE.into();
@@ -91,20 +110,24 @@ impl Store {
         metadata["resourceVersion"] = self.revision.to_string().into();
     }
 
-    /// The list of all templates of a namespace.
-    pub(super) fn pod_template_list(&self, namespace: &str) -> Value {
-        let items: Vec<&Value> = self
-            .pod_templates
-            .iter()
-            .filter(|((home, _), _)| home == namespace)
-            .map(|(_, template)| template)
-            .collect();
-        json!({
-            "kind": "PodTemplateList",
-            "apiVersion": "v1",
-            "metadata": {"resourceVersion": self.revision.to_string()},
-            "items": items,
-        })
+    /// What a list lists.
+    pub(super) fn objects(&self, resource: Resource) -> &BTreeMap<Key, Value> {
+        match resource {
+            JOBS => &self.jobs,
+            PODS => &self.pods,
+            POD_TEMPLATES => &self.pod_templates,
+            other => unreachable!("{} are not listed", other.plural),
+        }
+    }
+
+    /// The API server's clock.
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::now() + self.skipped
+    }
+
+    /// The same as it stands in an object.
+    pub(super) fn timestamp(&self) -> String {
+        self.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 }
 

@@ -357,3 +357,71 @@ async fn no_secret_is_recorded() {
     let request = &scene.lab.kubernetes.requests()[0];
     assert!(request.body.contains("dG9rZW4=") && !format!("{request:?}").contains("dG9rZW4="));
 }
+
+#[tokio::test]
+async fn a_list_has_what_its_selector_selects_page_by_page() {
+    let mut scene = Scene::new().await;
+    for (name, stack) in [("a", "one"), ("b", "two"), ("c", "one"), ("d", "one")] {
+        scene.lab.kubernetes.put_job(json!({"metadata": {"name": name, "labels": {"stack": stack}}}));
+        scene.lab.kubernetes.put_pod(json!({"metadata": {"name": name, "labels": {"stack": stack}}}));
+    }
+    for path in [JOBS, "/api/v1/namespaces/buildkite/pods"] {
+        let mut names = Vec::new();
+        let mut next = String::new();
+        loop {
+            let page = HttpRequest::get(format!("{path}?labelSelector=stack%3Done&limit=2&continue={next}"));
+            let (status, list) = scene.ask(page, "").await;
+            assert_eq!(status, 200, "{list}");
+            let page: Vec<_> =
+                list["items"].as_array().unwrap().iter().map(|job| job["metadata"]["name"].clone()).collect();
+            names.push(page);
+            match list["metadata"]["continue"].as_str() {
+                Some(token) => next = token.replace('=', "%3D"),
+                None => break,
+            }
+        }
+        assert_eq!(names, [vec![json!("a"), json!("c")], vec![json!("d")]]);
+    }
+    scene.lab.kubernetes.lose_continues();
+    let second = HttpRequest::get(format!("{JOBS}?limit=2&continue=YQ%3D%3D"));
+    scene.refused(second, "", 410, "Expired").await;
+}
+
+#[tokio::test]
+async fn a_delete_meets_the_job_of_its_uid_and_the_pods_of_that() {
+    let mut scene = Scene::new().await;
+    let kubernetes = scene.lab.kubernetes.clone();
+    kubernetes.put_job(json!({"metadata": {"name": "a", "uid": "u1"}}));
+    for (name, uid, deleted) in
+        [("a-1", "u1", json!(null)), ("a-2", "u1", json!("2026-01-15T10:00:00Z")), ("a-0", "u0", json!(null))]
+    {
+        let metadata = json!({"name": name, "ownerReferences": [{"uid": uid}], "deletionTimestamp": deleted});
+        kubernetes.put_pod(json!({"metadata": metadata}));
+    }
+    let options = |uid: &str| json!({"preconditions": {"uid": uid}, "propagationPolicy": "Background"}).to_string();
+    let delete = || HttpRequest::delete(format!("{JOBS}/a"));
+    let message = scene.refused(delete(), &options("u2"), 409, "Conflict").await;
+    assert!(message.contains("the UID in the precondition (u2) does not match the UID in record (u1)"), "{message}");
+    kubernetes.change_job("a", |job| job["metadata"]["finalizers"] = json!(["example.com/theirs"]));
+    let (status, job) = scene.ask(delete(), &options("u1")).await;
+    assert!(status == 200 && job["metadata"]["deletionTimestamp"].is_string(), "{job}");
+    let left: Vec<_> = kubernetes.pods().iter().map(|pod| pod["metadata"]["name"].clone()).collect();
+    assert_eq!(left, ["a-0", "a-2"], "the node of a-2 is dead");
+    kubernetes.change_job("a", |job| job["metadata"]["finalizers"] = json!(null));
+    assert_eq!(scene.ask(delete(), &options("u1")).await.0, 200);
+    assert!(!scene.has_job("a"));
+}
+
+#[tokio::test]
+async fn the_clock_of_the_lab_is_the_date_of_its_answers_and_of_its_objects() {
+    let mut scene = Scene::new().await;
+    scene.lab.skip(Duration::from_hours(1));
+    let response = scene.post("late").await.unwrap();
+    let date = response.headers()["date"].to_str().unwrap();
+    let date: Timestamp = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).unwrap();
+    let created = scene.lab.kubernetes.job("late").unwrap()["metadata"]["creationTimestamp"].as_str().unwrap().parse();
+    for time in [date, created.unwrap(), scene.lab.buildkite.lock().now()] {
+        let ahead = time.duration_since(Timestamp::now()).as_secs();
+        assert!((3_595..=3_600).contains(&ahead), "{ahead}");
+    }
+}

@@ -1,0 +1,53 @@
+//! The brake: if the jobs of several builds cannot start and no agent takes a job, then the cluster, the registry or the network is
+//! at fault, and not the jobs. The sweep finishes none of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{detail, finding::Found, plan::Ended};
+
+/// Why no job is finished.
+pub(super) struct Brake {
+    /// How many builds have jobs that cannot start.
+    pub builds: usize,
+    /// When the first of the Jobs at fault was created.
+    pub since: Timestamp,
+    /// What most of them report.
+    pub reason: String,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Build {
+    Number(Option<String>, u64),
+    /// The build is not known.
+    OfJob(Uuid),
+}
+
+/// Whether `due`, of `all`, must not be finished.
+///
+/// They may be finished after an agent took the job of a Job that was created since the first Job at fault, and before the last
+/// attempt of each of them ended: those attempts failed in a cluster that worked. A Job that was created later is no proof of that.
+/// Perhaps the cluster works again, and the next attempt succeeds.
+pub(super) fn brake(all: &[Found], due: &[Ended]) -> Option<Brake> {
+    let until = due.iter().map(|ended| ended.end).min()?;
+    let faults: Vec<_> = all.iter().filter(|found| found.shows_a_fault()).collect();
+    let since = faults.iter().map(|found| found.created).min()?;
+    let builds = faults.iter().map(|found| build(found)).collect::<BTreeSet<_>>().len();
+    if builds < 2 || all.iter().any(|found| found.was_taken() && (since..=until).contains(&found.created)) {
+        return None;
+    }
+    let mut reasons = BTreeMap::<_, usize>::new();
+    for found in faults.iter().filter(|found| found.ended_in_vain().is_some()) {
+        *reasons.entry(detail::cause(found)).or_default() += 1;
+    }
+    let reason = reasons.into_iter().max_by_key(|(_, count)| *count).map(|(reason, _)| reason).unwrap_or_default();
+    Some(Brake { builds, since, reason })
+}
+
+fn build(found: &Found) -> Build {
+    let job = found.scheduled_job();
+    let number = job.and_then(|job| Some((job.pipeline, job.build_number?)));
+    number.map_or(Build::OfJob(found.uuid), |(pipeline, number)| Build::Number(pipeline, number))
+}

@@ -1,0 +1,187 @@
+//! One Job with what belongs to it, and what is wrong with it.
+//!
+//! The sweep asks twice: for its plan, and with fresh values before it finishes a job or deletes a Job.
+
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use super::seen::Seen;
+use crate::{
+    buildkite::{job::ScheduledJob, state::State},
+    kubernetes::objects::{ContainerStatus, Job, Pod},
+    pod::{
+        attempt::{Attempt, JOB_ANNOTATION},
+        definition::AGENT,
+        job::{self, JOB_UUID_LABEL, STACK_LABEL},
+    },
+};
+
+/// How long after its grace period a pod is there only because its node is dead.
+const MAX_TERMINATING: SignedDuration = SignedDuration::from_secs(60);
+
+/// What is wrong with a Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The Job failed, and its job waits.
+    Failed,
+    /// The Job completed, and its job waits: the agent ended with 0 and without a job.
+    Complete,
+    /// The Job's pod is on a dead node, and its job waits.
+    Stuck,
+    /// The job is over, and no agent of the Job ever started.
+    Over,
+    /// The job is over, and an agent of the Job runs.
+    OverAndRuns,
+}
+
+/// What is wrong, and since when by the control plane's clock. `pods` are those that the Job controls.
+pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(Finding, Timestamp)> {
+    let runs = agents(pods).any(ContainerStatus::runs);
+    match end(job) {
+        Some((finding, Some(time))) if state.is_waiting() && !runs => Some((finding, time)),
+        None if state.is_over() => {
+            let created = job.metadata.creation_timestamp?;
+            let started = agents(pods).any(ContainerStatus::started);
+            match (runs, started) {
+                (true, _) => Some((Finding::OverAndRuns, created)),
+                (false, true) => None,
+                (false, false) => Some((Finding::Over, created)),
+            }
+        }
+        None if *state == State::Scheduled && !runs && job.status.active == 0 => {
+            let due = pods.iter().filter_map(|pod| pod.metadata.deletion_timestamp);
+            let stuck = due.filter(|due| now.duration_since(*due) >= MAX_TERMINATING).min()?;
+            Some((Finding::Stuck, stuck))
+        }
+        _ => None,
+    }
+}
+
+/// Whether it is still wrong with the same Job, with fresh values. `pods` may have others.
+pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, now: Timestamp) -> bool {
+    let (uid, finding) = found;
+    let pods: Vec<_> = pods.iter().filter(|pod| pod.owner() == Some(uid)).collect();
+    let is_same = job.metadata.uid.as_deref() == Some(uid);
+    is_same && find(job, &pods, state, now).is_some_and(|(again, _)| again == finding)
+}
+
+/// The jobs whose state matters: all but those whose agent is known to run. Of these the newest fill the last call of `per_call` jobs;
+/// they may prove that agents take jobs.
+pub fn jobs_to_ask(jobs: &[Job], pods: &[Pod], stack_id: &str, per_call: usize) -> Vec<Uuid> {
+    let runs = |pod: &&Pod| pod.container(AGENT).is_some_and(ContainerStatus::runs);
+    let run: HashSet<_> = pods.iter().filter(runs).filter_map(Pod::owner).collect();
+    let ours = jobs.iter().filter_map(|job| Identity::of(job, stack_id));
+    let (mut run, wait): (Vec<_>, Vec<_>) = ours.partition(|job| run.contains(job.uid));
+    run.sort_by_key(|job| Reverse(job.created));
+    let room = wait.len().next_multiple_of(per_call) - wait.len();
+    wait.iter().chain(run.iter().take(room)).map(|job| job.uuid).collect()
+}
+
+/// How the Job ended, and when, if the control plane says so.
+pub fn end(job: &Job) -> Option<(Finding, Option<Timestamp>)> {
+    if let Some(failed) = job.condition("Failed") {
+        return Some((Finding::Failed, failed.last_transition_time));
+    }
+    let complete = job.condition("Complete")?;
+    Some((Finding::Complete, job.status.completion_time.or(complete.last_transition_time)))
+}
+
+/// A Job whose job has a state that is known.
+pub(super) struct Found<'a> {
+    pub uuid: Uuid,
+    pub uid: &'a str,
+    pub created: Timestamp,
+    pub job: &'a Job,
+    pub pods: Vec<&'a Pod>,
+    pub state: &'a State,
+    pub attempt: Attempt,
+    pub finding: Option<(Finding, Timestamp)>,
+}
+
+/// The Jobs of the stack, those of the oldest jobs first, and beside them the jobs of Jobs that Buildkite does not know and whose agent
+/// does not run. `None` if a list is unknown.
+pub(super) fn jobs<'a>(seen: &'a Seen) -> Option<(Vec<Found<'a>>, Vec<Uuid>)> {
+    let (now, jobs, pods, states) = (*seen.now.get()?, seen.jobs.get()?, seen.pods.get()?, seen.states.get()?);
+    let mut pods_of = HashMap::<_, Vec<_>>::new();
+    for pod in pods {
+        if let Some(owner) = pod.owner() {
+            pods_of.entry(owner).or_default().push(pod);
+        }
+    }
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+    for job in jobs {
+        let Some(Identity { uuid, uid, created }) = Identity::of(job, &seen.stack.id) else { continue };
+        let pods = pods_of.remove(uid).unwrap_or_default();
+        let Some(state) = states.get(&uuid) else {
+            if end(job).is_none() && !agents(&pods).any(ContainerStatus::runs) {
+                unknown.push(uuid);
+            }
+            continue;
+        };
+        let attempt = Attempt::of(&job.metadata.labels, &job.metadata.annotations, created);
+        let finding = find(job, &pods, state, now);
+        found.push(Found { uuid, uid, created, job, pods, state, attempt, finding });
+    }
+    found.sort_by_key(|found| (found.attempt.first_created, found.uuid));
+    unknown.sort();
+    Some((found, unknown))
+}
+
+/// What identifies a Job of the stack.
+pub struct Identity<'a> {
+    /// Of the Buildkite job.
+    pub uuid: Uuid,
+    /// Of the Job.
+    pub uid: &'a str,
+    /// By the API server's clock.
+    pub created: Timestamp,
+}
+
+impl<'a> Identity<'a> {
+    /// `None` for a Job that is not the stack's.
+    pub fn of(job: &'a Job, stack_id: &str) -> Option<Self> {
+        let metadata = &job.metadata;
+        let uuid = metadata.labels.get(JOB_UUID_LABEL)?.parse().ok()?;
+        let ours = metadata.labels.get(STACK_LABEL)? == stack_id && metadata.name == job::name(uuid);
+        ours.then_some(Self { uuid, uid: metadata.uid.as_deref()?, created: metadata.creation_timestamp? })
+    }
+}
+
+fn agents<'a>(pods: &'a [&Pod]) -> impl Iterator<Item = &'a ContainerStatus> {
+    pods.iter().filter_map(|pod| pod.container(AGENT))
+}
+
+impl Found<'_> {
+    /// Its Buildkite job, if the Job says so.
+    pub fn scheduled_job(&self) -> Option<ScheduledJob> {
+        serde_json::from_str(self.job.metadata.annotations.get(JOB_ANNOTATION)?).ok()
+    }
+
+    /// The Job is on its way out already.
+    pub fn is_deleted(&self) -> bool {
+        self.job.metadata.deletion_timestamp.is_some()
+    }
+
+    /// What is wrong, if an attempt ended and no agent had taken the job.
+    pub fn ended_in_vain(&self) -> Option<(Finding, Timestamp)> {
+        self.finding.filter(|(finding, _)| !matches!(finding, Finding::Over | Finding::OverAndRuns))
+    }
+
+    /// This attempt ended in vain, or an earlier one did and no agent has taken the job since.
+    pub fn shows_a_fault(&self) -> bool {
+        let again = self.attempt.number > 1 && self.state.is_waiting() && end(self.job).is_none();
+        self.ended_in_vain().is_some() || again
+    }
+
+    /// An agent has the job, or had it. What the sweep has finished is finished, too, but never after the first attempt.
+    pub fn was_taken(&self) -> bool {
+        let ran =
+            *self.state == State::Finished && self.attempt.number == 1 && self.job.condition("Complete").is_some();
+        self.state.is_held() || ran
+    }
+}

@@ -1,0 +1,60 @@
+//! Ten thousand Jobs.
+
+use std::{fs, time::Instant};
+
+use super::*;
+
+const JOBS: u64 = 10_000;
+
+/// Of a list.
+const PAGE: u64 = 500;
+
+/// The most memory that the process ever had, in kilobytes.
+fn peak(function: &Function) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", function.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn ten_thousand_jobs_fit_in_memory_and_in_time() {
+    let scene = Scene::with(|function| function.timeout(Duration::from_mins(1))).await;
+    scene.create(1).await;
+    let (job, pod) = (scene.lab.kubernetes.job(&name(1)).unwrap(), scene.lab.kubernetes.pods()[0].clone());
+    for number in 2..=JOBS {
+        scene.wait(number);
+        let uuid = event(number).job_uuid().to_owned();
+        let uid = format!("00000000-0000-4000-8000-{number:012}");
+        let (mut job, mut pod) = (job.clone(), pod.clone());
+        for labels in [&mut job["metadata"], &mut pod["metadata"]] {
+            labels["labels"]["buildkite.com/job-uuid"] = uuid.as_str().into();
+            labels["uid"] = uid.as_str().into();
+        }
+        job["metadata"]["name"] = name(number).into();
+        // The memory has its peak at the last page; the others are quicker without what is not read.
+        if number <= JOBS - PAGE {
+            job["spec"] = json!(null);
+        }
+        pod["metadata"]["name"] = format!("{}-abcde", name(number)).into();
+        pod["metadata"]["ownerReferences"][0]["uid"] = uid.into();
+        scene.lab.kubernetes.put_job(job);
+        scene.lab.kubernetes.put_pod(pod);
+    }
+    // One of them at the end of all lists.
+    scene.set_state(JOBS, "canceled");
+    scene.wait(JOBS + 1);
+    let before = peak(&scene.function);
+    let began = Instant::now();
+    let changes = scene.sweep_after(90).await;
+    let took = began.elapsed();
+    let memory = peak(&scene.function) - before;
+    assert_eq!(changes, [format!("DELETE {}", name(JOBS))], "three pages of the queue are read");
+    println!("{} MB and {took:?} for {JOBS} Jobs and as many pods", memory / 1024);
+    assert!(memory < 64 * 1024, "{memory} kB");
+    let asked = scene.lab.buildkite.requests().iter().filter(|request| request.path.ends_with("get-states")).count();
+    assert_eq!(asked, 11);
+    let (log, metrics) = scene.stop().await;
+    assert_eq!(sum(&metrics, "JobsWaiting"), 3_000);
+    let [warning] = &of_level(&log, "WARN")[..] else { panic!("{log:#?}") };
+    assert!(warning["message"].as_str().unwrap().starts_with("more than 3000 jobs wait in kubernetes"), "{warning}");
+}
