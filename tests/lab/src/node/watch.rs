@@ -50,7 +50,7 @@ fn states(event: &Value) -> Vec<String> {
         });
     }
     if object["status"]["reason"].is_string() {
-        states.push(format!("{} {}", text(&status["phase"]), text(&object["status"]["reason"])));
+        states.push(format!("{} {}", text(&object["status"]["phase"]), text(&object["status"]["reason"])));
     }
     if object["metadata"]["deletionTimestamp"].is_string() {
         states.push("terminating".to_owned());
