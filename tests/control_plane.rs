@@ -27,13 +27,15 @@ use futures_util::future::join_all;
 use http::Request;
 use lab::{
     AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Entry, Event, Function, Kind, Lab, Parameter, control_plane::eventually,
-    kubeconfig::Cluster,
+    function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use common::{Clock, FUNCTION, leaks};
-use namespace::{Namespace, PERMISSIONS, REGION, SUBJECT, compiled, create, event, event_with, name, ok};
+use namespace::{
+    Namespace, PERMISSIONS, REGION, SUBJECT, SWEEP_PERMISSIONS, compiled, create, event, event_with, name, ok,
+};
 
 const OTHER_PARAMETER: &str = "/buildkite/other-token";
 const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
