@@ -11,8 +11,6 @@ mod outage;
 mod scene;
 #[path = "sweep/second_look.rs"]
 mod second_look;
-#[path = "sweep/size.rs"]
-mod size;
 
 use std::{process::Command, time::Duration};
 

@@ -1,8 +1,20 @@
-//! Ten thousand Jobs.
+//! A sweep of ten thousand Jobs, in a process of its own: it needs the machine for some seconds.
 
-use std::{fs, time::Instant};
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
-use super::*;
+mod common;
+#[path = "sweep/scene.rs"]
+mod scene;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use lab::Function;
+use serde_json::json;
+
+use scene::{Scene, event, name, of_level, sum};
 
 const JOBS: u64 = 10_000;
 
