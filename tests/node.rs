@@ -21,7 +21,10 @@ use lab::{
     function::Builder,
 };
 use serde_json::{Value, json};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
 
 use namespace::{Namespace, compiled, event_with, name};
 
@@ -117,6 +120,16 @@ impl Scene {
         self.namespace.lab.agent_token().trim_start_matches("bkct_")
     }
 
+    /// Sweeps until Buildkite knows how the job ended; the sweep touches no Job of the last minute.
+    async fn sweep_until_ended(&self, run: &Run) {
+        eventually("no sweep helps", async || {
+            assert_eq!(self.function.succeed(Event::sweep()).await["outcome"], "swept");
+            sleep(Duration::from_secs(2)).await;
+            run.job().finished_at
+        })
+        .await;
+    }
+
     /// Evicts the pod of a run through the Eviction API, as a drain does.
     async fn evict(&self, run: &Run) {
         let mut admin = self.namespace.control_plane.admin().await;
@@ -205,33 +218,53 @@ async fn a_job_runs_in_its_pod() {
     assert!(run.log().contains("in queue kubernetes"), "{}", run.log());
 }
 
-/// The Job's end when Buildkite answers the agent's acquire call with this status; only 422 has an exit code of its own.
+/// How the Job ends when Buildkite answers the first acquire call with this status; only 422 has an exit code of its own. The sweep
+/// then gives the job another agent.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_does_not_get_its_job_ends_the_job() {
+async fn an_agent_that_does_not_get_its_job_is_followed_by_one_that_does() {
     let cases = [
         (422, "agent terminated 27", FAILED),
         (404, "agent terminated 0", COMPLETE),
         (403, "agent terminated 0", COMPLETE),
+        (401, "agent terminated 0", COMPLETE),
     ];
     join_all(cases.map(async |(status, exit, end)| {
         let scene = Scene::new().await;
-        scene.namespace.lab.buildkite.inject(When::request("PUT", "/acquire"), Fault::status(status), 100);
+        scene.namespace.lab.buildkite.inject(When::request("PUT", "/acquire"), Fault::status(status), 1);
         let run = scene.send("true", &[]).await;
         run.until(end).await;
         assert!(run.has_been(exit), "{status}: {:?}", run.states());
-        assert_eq!((run.job().state, run.answers("acquire")), ("scheduled", vec![status]));
+        assert_eq!(run.job().state, "scheduled");
+        scene.sweep_until_ended(&run).await;
+        assert_eq!((run.job().exit_status, run.answers("acquire")), (Some(0), vec![status, 200]));
     }))
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_with_a_wrong_token_fails_the_job() {
+async fn an_agent_with_a_wrong_token_is_followed_by_one_with_the_right_one() {
     let scene = Scene::new().await;
-    scene.namespace.lab.buildkite.lock().tokens.clear();
+    let right = std::mem::take(&mut scene.namespace.lab.buildkite.lock().tokens);
     let run = scene.send("true", &[]).await;
     run.until(FAILED).await;
     assert!(run.has_been("agent terminated 1"), "{:?}", run.states());
     assert_eq!(run.job().state, "scheduled");
+    scene.namespace.lab.buildkite.lock().tokens = right;
+    scene.sweep_until_ended(&run).await;
+    assert_eq!((run.job().exit_status, run.answers("acquire")), (Some(0), vec![200]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_evicted_while_it_waits_for_its_job_is_followed_by_another() {
+    let scene = Scene::new().await;
+    scene.namespace.lab.buildkite.inject(When::request("PUT", "/acquire"), Fault::status(423), 1);
+    let run = scene.send("true", &[]).await;
+    eventually("there is no acquire call", async || (!run.answers("acquire").is_empty()).then_some(())).await;
+    scene.evict(&run).await;
+    run.until(COMPLETE).await;
+    assert_eq!(run.job().state, "scheduled");
+    scene.sweep_until_ended(&run).await;
+    assert_eq!((run.job().exit_status, run.answers("acquire")), (Some(0), vec![423, 200]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
