@@ -22,6 +22,7 @@ use crate::{
         job::ScheduledJob,
     },
     deadline::Deadline,
+    doctor,
     json::{self, Malformed},
     report::{self, Failure, Occasion},
     scheduler::{self, Scheduler},
@@ -48,6 +49,8 @@ pub enum Event {
         /// When it was due.
         time: Option<SystemTime>,
     },
+    /// An operator asks for an examination of the set-up.
+    Doctor,
     /// Anything else that Buildkite announces; the bus carries all of it.
     Other {
         /// The envelope's `detail-type`.
@@ -107,6 +110,8 @@ pub enum Answer {
     Event(report::Answer),
     /// To a batch: the messages that SQS keeps.
     Batch(SqsBatchResponse),
+    /// To an operator.
+    Doctor(doctor::Answer),
 }
 
 impl Trigger {
@@ -143,6 +148,7 @@ impl Event {
                 match (&*detail_type, &*source) {
                     (JOB_SCHEDULED, _) => Err(InvalidEvent::JobScheduled(malformed)),
                     ("Scheduled Event", "aws.events") => Ok(Self::Sweep { time: time.map(Into::into) }),
+                    (doctor::DETAIL_TYPE, doctor::SOURCE) => Ok(Self::Doctor),
                     _ => Ok(Self::Other { detail_type }),
                 }
             }
@@ -195,6 +201,7 @@ pub async fn handle(scheduler: &Scheduler, payload: &str, deadline: Deadline) ->
         Ok(Trigger::Event(Event::Sweep { time })) => {
             Ok(Answer::Event(Box::pin(sweep::run(scheduler, time, deadline)).await))
         }
+        Ok(Trigger::Event(Event::Doctor)) => Ok(Answer::Doctor(Box::pin(doctor::run(scheduler, deadline)).await)),
         Ok(Trigger::Event(event)) => serve(scheduler, Ok(event), Occasion::Event, deadline).await.map(Answer::Event),
         Err(error) => serve(scheduler, Err(error), Occasion::Event, deadline).await.map(Answer::Event),
     }
@@ -216,6 +223,7 @@ async fn serve(
             Ok(report::Answer::of(&outcome, &job, &scheduler.config.stack.namespace))
         }
         Ok(Event::Sweep { .. }) => Ok(ignored("a sweep that failed is not repeated: the next one comes")),
+        Ok(Event::Doctor) => Ok(ignored("an examination of the set-up is not repeated")),
         Ok(Event::Other { detail_type }) => {
             Ok(ignored(&format!("\"{}\" is not \"{JOB_SCHEDULED}\"", excerpt(&detail_type))))
         }
