@@ -97,7 +97,16 @@ pub(super) async fn clock(doctor: &Doctor<'_>) -> Vec<Finding> {
     if skews.is_empty() {
         return vec![Finding::waits_for("cluster")];
     }
-    let texts: Vec<_> = skews.iter().map(|(side, seconds)| format!("{side} is {seconds} s ahead")).collect();
+    let texts: Vec<_> = skews
+        .iter()
+        .map(|(side, seconds)| {
+            format!(
+                "the clock of {side} is {} s {} ours",
+                seconds.abs(),
+                if *seconds < 0 { "behind" } else { "ahead of" }
+            )
+        })
+        .collect();
     vec![if skews.iter().all(|(_, seconds)| seconds.abs() <= MAX_SKEW_SECONDS) {
         Finding::well(texts.join(", "))
     } else {
