@@ -5,26 +5,27 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
-use std::{borrow::Cow, fmt, time::SystemTime};
+mod kind;
+
+use std::time::SystemTime;
 
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
     sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage},
 };
 use futures_util::future::join_all;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
-use serde_json::{Value, value::RawValue};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tracing::Instrument;
 
+use self::kind::Kind;
 use crate::{
     buildkite::{
         event::{JOB_SCHEDULED, JobScheduled},
         job::ScheduledJob,
     },
     deadline::Deadline,
+    doctor,
     json::{self, Malformed},
     report::{self, Failure, Occasion},
     scheduler::{self, Scheduler},
@@ -51,6 +52,8 @@ pub enum Event {
         /// When it was due.
         time: Option<SystemTime>,
     },
+    /// An operator asks for an examination of the set-up.
+    Doctor,
     /// Anything else that Buildkite announces; the bus carries all of it.
     Other {
         /// The envelope's `detail-type`.
@@ -110,53 +113,8 @@ pub enum Answer {
     Event(report::Answer),
     /// To a batch: the messages that SQS keeps.
     Batch(SqsBatchResponse),
-}
-
-/// What a payload is, by the first field that only one kind has.
-enum Kind {
-    /// It has `detail-type`, with this value.
-    Event(Option<String>),
-    /// It has `Records`.
-    Batch,
-}
-
-impl Kind {
-    /// Reads no further than that field: most payloads are events, and have it near their beginning.
-    fn of(payload: &str) -> Result<Self, InvalidEvent> {
-        struct Fields<'a>(&'a mut Option<Kind>);
-
-        impl<'de> Visitor<'de> for Fields<'_> {
-            type Value = ();
-
-            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-                while let Some(field) = fields.next_key::<Cow<str>>()? {
-                    *self.0 = match &*field {
-                        "detail-type" => Some(Kind::Event(fields.next_value::<Value>()?.as_str().map(str::to_owned))),
-                        "Records" => Some(Kind::Batch),
-                        _ => {
-                            fields.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    return Ok(());
-                }
-                Ok(())
-            }
-        }
-
-        let mut kind = None;
-        let read = serde_json::Deserializer::from_str(payload).deserialize_map(Fields(&mut kind));
-        // Where it was found, the rest of the payload is not read, which the deserializer calls an error.
-        match (kind, read) {
-            (Some(kind), _) => Ok(kind),
-            (None, Ok(())) => Err(InvalidEvent::Unknown(None)),
-            (None, Err(_)) => Err(InvalidEvent::Unknown(json::parse::<IgnoredAny>(payload, "").err())),
-        }
-    }
+    /// To an operator.
+    Doctor(doctor::Answer),
 }
 
 impl Trigger {
@@ -177,6 +135,7 @@ impl Event {
         let event = json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "").map_err(InvalidEvent::Envelope)?;
         match (&*event.detail_type, &*event.source) {
             ("Scheduled Event", "aws.events") => Ok(Self::Sweep { time: event.time.map(Into::into) }),
+            (doctor::DETAIL_TYPE, doctor::SOURCE) => Ok(Self::Doctor),
             _ => Ok(Self::Other { detail_type: event.detail_type }),
         }
     }
@@ -245,6 +204,7 @@ pub async fn handle(scheduler: &Scheduler, payload: &str, deadline: Deadline) ->
         Ok(Trigger::Event(Event::Sweep { time })) => {
             Ok(Answer::Event(Box::pin(sweep::run(scheduler, time, deadline)).await))
         }
+        Ok(Trigger::Event(Event::Doctor)) => Ok(Answer::Doctor(Box::pin(doctor::run(scheduler, deadline)).await)),
         Ok(Trigger::Event(event)) => serve(scheduler, Ok(event), Occasion::Event, deadline).await.map(Answer::Event),
         Err(error) => serve(scheduler, Err(error), Occasion::Event, deadline).await.map(Answer::Event),
     }
@@ -266,6 +226,7 @@ async fn serve(
             Ok(report::Answer::of(&outcome, &job, &scheduler.config.stack.namespace))
         }
         Ok(Event::Sweep { .. }) => Ok(ignored("a sweep that failed is not repeated: the next one comes")),
+        Ok(Event::Doctor) => Ok(ignored("an examination of the set-up is not repeated")),
         Ok(Event::Other { detail_type }) => {
             Ok(ignored(&format!("\"{}\" is not \"{JOB_SCHEDULED}\"", excerpt(&detail_type))))
         }

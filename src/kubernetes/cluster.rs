@@ -57,7 +57,7 @@ pub struct Cluster {
     client: kube::Client,
     pub(super) name: String,
     pub(super) namespace: String,
-    stack_id: String,
+    pub(super) stack_id: String,
     pub(super) endpoint: Uri,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
@@ -164,9 +164,9 @@ impl Cluster {
         self.post_job(job, "", deadline).await
     }
 
-    /// Whether the API server would create the Job.
-    pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<(), Error> {
-        self.post_job(job, "&dryRun=All", deadline).await.map(drop)
+    /// Whether the API server would create the Job, and its warnings.
+    pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
+        self.post_job(job, "&dryRun=All", deadline).await
     }
 
     async fn post_job(&self, job: &job::Job<'_>, query: &str, deadline: Deadline) -> Result<Created, Error> {
@@ -189,9 +189,9 @@ impl Cluster {
     }
 
     /// Creates or changes a Secret by server-side apply. Its values do not come back.
-    pub async fn apply_secret(&self, secret: &Secret, field_manager: &str, deadline: Deadline) -> Result<(), Error> {
+    pub async fn apply_secret(&self, secret: &Secret, how: &PatchParams, deadline: Deadline) -> Result<(), Error> {
         let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
-        let request = secrets.patch(&secret.name_any(), &PatchParams::apply(field_manager), &Patch::Apply(secret));
+        let request = secrets.patch(&secret.name_any(), how, &Patch::Apply(secret));
         self.send(metadata_only(request), deadline).await.map(drop)
     }
 
@@ -229,7 +229,7 @@ impl Cluster {
         ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", job::STACK_LABEL, self.stack_id))
     }
 
-    async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+    pub(super) async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
         &self,
         mut page: ListParams,
         deadline: Deadline,
@@ -252,7 +252,7 @@ impl Cluster {
         }
     }
 
-    async fn read<T: DeserializeOwned>(
+    pub(super) async fn read<T: DeserializeOwned>(
         &self,
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
@@ -261,7 +261,7 @@ impl Cluster {
         serde_json::from_str(&text).map_err(|error| self.explain(kube::Error::SerdeError(error)))
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
@@ -283,7 +283,7 @@ impl Cluster {
 }
 
 /// Asks the API server to leave everything but the metadata out of its answer.
-fn metadata_only<E>(request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
+pub(super) fn metadata_only<E>(request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
     const METADATA: HeaderValue =
         HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
     request.map(|mut request| {

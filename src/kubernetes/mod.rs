@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod error;
 pub(crate) mod fake;
+mod review;
 
 pub use agent_scheduler_core::kubernetes::objects;
 
@@ -11,4 +12,5 @@ pub use self::{
     client::{ATTEMPT_TIMEOUT, over},
     cluster::{Cluster, Created, Listed},
     error::{Error, SUBJECT},
+    review::{NamedKind, Permission, User},
 };
