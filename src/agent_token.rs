@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::core::params::PatchParams;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tower::BoxError;
@@ -134,10 +135,22 @@ impl AgentToken {
         applied.0.fresh(|(), _| false, deadline, apply).await
     }
 
+    /// The value as it is now.
+    pub async fn read_again(&self, deadline: Deadline) -> Result<Arc<SecretString>, Arc<Error>> {
+        let token = self.value.fresh(|_, _| false, deadline, async |deadline| self.read(deadline).await).await;
+        token.map(|token| token.value)
+    }
+
+    /// Whether the API server would take the Secret.
+    pub async fn try_apply(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+        let token = self.value.get(deadline, async |deadline| self.read(deadline).await).await.map_err(Error::Value)?;
+        self.write(&token, cluster, PatchParams::dry_run, deadline).await
+    }
+
     async fn write_fresh(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
         let read = async |deadline| self.read(deadline).await;
         let token = self.value.fresh(|_, time| time.elapsed() < MAX_AGE, deadline, read).await;
-        self.write(&token.map_err(Error::Value)?, cluster, deadline).await
+        self.write(&token.map_err(Error::Value)?, cluster, |how| how, deadline).await
     }
 
     async fn read(&self, deadline: Deadline) -> Result<Token, Error> {
@@ -158,7 +171,13 @@ impl AgentToken {
         }
     }
 
-    async fn write(&self, token: &Token, cluster: &Cluster, deadline: Deadline) -> Result<(), Error> {
+    async fn write(
+        &self,
+        token: &Token,
+        cluster: &Cluster,
+        how: impl FnOnce(PatchParams) -> PatchParams,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let value = ByteString(token.value.expose_secret().as_bytes().to_vec());
         let secret = Secret {
             metadata: ObjectMeta {
@@ -170,7 +189,8 @@ impl AgentToken {
             data: Some(BTreeMap::from([(TOKEN_KEY.to_owned(), value)])),
             ..Secret::default()
         };
-        cluster.apply_secret(&secret, &token.field_manager, deadline).await.map_err(|source| {
+        let how = how(PatchParams::apply(&token.field_manager));
+        cluster.apply_secret(&secret, &how, deadline).await.map_err(|source| {
             let (secret, namespace) = (self.secret.clone(), cluster.namespace().to_owned());
             match source.manager_conflict().map(|owner| excerpt(owner).into_owned()) {
                 Some(owner) => Error::Conflict { secret, namespace, owner, source },

@@ -170,6 +170,22 @@ fn first_of(names: &[String]) -> String {
     shown.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
 }
 
+/// All that a step may ask for, as they are now, each with where it comes from; and why those of the cluster are not known.
+pub async fn all(
+    cluster: &Cluster,
+    deadline: Deadline,
+) -> (Vec<(String, Result<Arc<PodDefinition>, Invalid>)>, Option<kubernetes::Error>) {
+    let (listed, error) = match list(cluster, deadline).await {
+        Ok(listed) => (listed, None),
+        Err(error) => (Arc::default(), Some(error)),
+    };
+    let compiled = COMPILED.iter().filter(|(name, _)| !listed.contains_key(*name));
+    let compiled =
+        compiled.map(|(name, definition)| (format!("compiled definition {name}"), Ok(Arc::clone(definition))));
+    let listed = listed.iter().map(|(name, definition)| (format!("PodTemplate {}", excerpt(name)), definition.clone()));
+    (compiled.chain(listed).collect(), error)
+}
+
 async fn list(cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, kubernetes::Error> {
     // On the heap, since it is rare: every event's future would have room for it.
     let templates = Box::pin(cluster.pod_templates(deadline)).await?;

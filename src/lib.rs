@@ -18,6 +18,7 @@
 //! | --- | --- |
 //! | [`lambda`] | payload to [`lambda::Trigger`], and its answer |
 //! | [`scheduler`] | one job: match, build, create |
+//! | [`doctor`] | what of the set-up is missing, and the command that adds it |
 //! | [`report`] | what became of a job: answer, log line, metrics |
 //! | [`definitions`], [`agent_token`], [`stacks_api`] | the compiled definitions and the cluster's; the token and how a pod gets it; this stack at Buildkite |
 //! | [`kubernetes`] | the API server: one function per request, the client, what a refusal means |
@@ -32,6 +33,7 @@ pub mod clock;
 pub mod config;
 pub mod deadline;
 pub mod definitions;
+pub mod doctor;
 pub mod https;
 pub mod kept;
 pub mod kubernetes;

@@ -1,5 +1,6 @@
 //! One job: is it for us, what does it run in, create the Job, name the result.
 
+mod doctor;
 mod error;
 mod redrive;
 mod refusal;

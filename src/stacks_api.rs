@@ -169,6 +169,18 @@ impl StacksApi {
         })
     }
 
+    /// The API, for a stack that may not be registered.
+    pub fn connect(&self) -> Result<Stacks, stacks::Error> {
+        Stacks::new(&self.endpoint, self.key.clone(), self.roots.clone())
+    }
+
+    /// Makes the stack known at Buildkite.
+    pub async fn register(&self, token: &SecretString, deadline: Deadline) -> Result<Stacks, stacks::Error> {
+        let stacks = self.connect()?;
+        stacks.register(&self.queue, &self.metadata, token, deadline).await?;
+        Ok(stacks)
+    }
+
     /// The stack, registered after `since`, if given.
     async fn registered(
         &self,
@@ -180,16 +192,13 @@ impl StacksApi {
             Some(_) => since.is_none_or(|since| time >= since),
             None => time.elapsed() < REFUSAL_AGE,
         };
-        let register = async |deadline| {
-            let stacks = Stacks::new(&self.endpoint, self.key.clone(), self.roots.clone())?;
-            match stacks.register(&self.queue, &self.metadata, token, deadline).await {
-                Ok(()) => Ok(Some(Arc::new(stacks))),
-                Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => {
-                    self.warn(&error);
-                    Ok(None)
-                }
-                Err(error) => Err(error),
+        let register = async |deadline| match self.register(token, deadline).await {
+            Ok(stacks) => Ok(Some(Arc::new(stacks))),
+            Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => {
+                self.warn(&error);
+                Ok(None)
             }
+            Err(error) => Err(error),
         };
         let registered = self.registered.fresh(is_fresh, deadline, register).await.map_err(Error::Call)?;
         registered.ok_or(Error::Unavailable)

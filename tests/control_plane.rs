@@ -9,6 +9,8 @@ mod common;
 mod namespace;
 #[path = "control_plane/pod_security.rs"]
 mod pod_security;
+#[path = "control_plane/doctor.rs"]
+mod the_doctor;
 #[path = "control_plane/sweep.rs"]
 mod the_sweep;
 
@@ -27,13 +29,15 @@ use futures_util::future::join_all;
 use http::Request;
 use lab::{
     AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Entry, Event, Function, Kind, Lab, Parameter, control_plane::eventually,
-    kubeconfig::Cluster,
+    function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use common::{Clock, FUNCTION, leaks};
-use namespace::{Namespace, PERMISSIONS, REGION, SUBJECT, compiled, create, event, event_with, name, ok};
+use namespace::{
+    Namespace, PERMISSIONS, REGION, SUBJECT, SWEEP_PERMISSIONS, compiled, create, event, event_with, name, ok,
+};
 
 const OTHER_PARAMETER: &str = "/buildkite/other-token";
 const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
@@ -50,6 +54,19 @@ impl Namespace {
         rules.retain(|rule| rule["verbs"] != json!([]));
         ok(self.admin.put(&path, &role).await);
         self.until_permitted(resource, verb, false).await;
+    }
+
+    /// Returns when it has its effect.
+    async fn forbid_jobs_by_quota(&mut self) {
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-jobs"},
+            "spec": {"hard": {"count/jobs.batch": "0"}},
+        });
+        ok(self.admin.post(&self.path("resourcequotas"), &quota).await);
+        eventually("the quota has no effect", async || {
+            (self.get("resourcequotas/no-jobs").await["status"]["hard"]["count/jobs.batch"] == "0").then_some(())
+        })
+        .await;
     }
 
     /// Its refusals are errors: there is no build page for them.
@@ -874,15 +891,7 @@ mod a_namespace {
     #[tokio::test]
     async fn with_a_quota_of_jobs_gives_the_error_of_the_api_server() {
         let mut namespace = Namespace::new().await;
-        let quota = json!({
-            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-jobs"},
-            "spec": {"hard": {"count/jobs.batch": "0"}},
-        });
-        ok(namespace.admin.post(&namespace.path("resourcequotas"), &quota).await);
-        eventually("the quota has no effect", async || {
-            (namespace.get("resourcequotas/no-jobs").await["status"]["hard"]["count/jobs.batch"] == "0").then_some(())
-        })
-        .await;
+        namespace.forbid_jobs_by_quota().await;
         let words = ["Job buildkite-", "exceeded quota: no-jobs", "limited: count/jobs.batch=0"];
         fails(namespace.function(), "RejectedByApiServer", &words).await;
     }

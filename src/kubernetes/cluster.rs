@@ -58,7 +58,7 @@ pub struct Cluster {
     client: kube::Client,
     pub(super) name: String,
     pub(super) namespace: String,
-    stack_id: String,
+    pub(super) stack_id: String,
     pub(super) endpoint: Uri,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
@@ -147,9 +147,9 @@ impl Cluster {
         self.post_job(job, "", deadline).await
     }
 
-    /// Whether the API server would create the Job.
-    pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<(), Error> {
-        self.post_job(job, "&dryRun=All", deadline).await.map(drop)
+    /// Whether the API server would create the Job, and its warnings.
+    pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
+        self.post_job(job, "&dryRun=All", deadline).await
     }
 
     async fn post_job(&self, job: &job::Job<'_>, query: &str, deadline: Deadline) -> Result<Created, Error> {
@@ -172,21 +172,21 @@ impl Cluster {
     }
 
     /// Creates or changes a Secret by server-side apply. Its values do not come back.
-    pub async fn apply_secret(&self, secret: &Secret, field_manager: &str, deadline: Deadline) -> Result<(), Error> {
+    pub async fn apply_secret(&self, secret: &Secret, how: &PatchParams, deadline: Deadline) -> Result<(), Error> {
         let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
-        let request = secrets.patch(&secret.name_any(), &PatchParams::apply(field_manager), &Patch::Apply(secret));
+        let request = secrets.patch(&secret.name_any(), how, &Patch::Apply(secret));
         self.send(metadata_only(request), deadline).await.map(drop)
     }
 
     /// All `PodTemplates` of the namespace.
     pub async fn pod_templates(&self, deadline: Deadline) -> Result<Vec<Value>, Error> {
         let all = ListParams::default().limit(TEMPLATES_PER_PAGE);
-        Ok(self.list::<PodTemplate, _>(all, |_| true, deadline).await?.items)
+        Ok(self.list::<PodTemplate, _>(all, deadline).await?.items)
     }
 
     /// The stack's Jobs.
     pub async fn jobs(&self, deadline: Deadline) -> Result<Listed<objects::Job>, Error> {
-        self.list::<Job, _>(self.of_stack(), |_| true, deadline).await
+        self.list::<Job, _>(self.of_stack(), deadline).await
     }
 
     /// Deletes a Job, if it still has that uid, and then its pods.
@@ -199,13 +199,13 @@ impl Cluster {
 
     /// The stack's pods.
     pub async fn pods(&self, deadline: Deadline) -> Result<Listed<objects::Pod>, Error> {
-        self.list::<Pod, _>(self.of_stack(), |_| true, deadline).await
+        self.list::<Pod, _>(self.of_stack(), deadline).await
     }
 
     /// The pods for one Buildkite job, also those of an earlier Job.
     pub async fn pods_for(&self, job: Uuid, deadline: Deadline) -> Result<Vec<objects::Pod>, Error> {
         let of_job = ListParams::default().labels(&format!("{}={job}", job::JOB_UUID_LABEL));
-        Ok(self.list::<Pod, _>(of_job, |_| true, deadline).await?.items)
+        Ok(self.list::<Pod, _>(of_job, deadline).await?.items)
     }
 
     /// Of these objects the Events with a field such as `type=Warning`.
@@ -217,14 +217,22 @@ impl Cluster {
     ) -> Result<Vec<events::Event>, Error> {
         let all = ListParams::default().limit(JOBS_PER_PAGE).fields(field);
         let is_of_them = |event: &events::Event| objects.contains(&event.involved_object.uid);
-        Ok(self.list::<Event, _>(all, is_of_them, deadline).await?.items)
+        Ok(self.list_some::<Event, _>(all, is_of_them, deadline).await?.items)
     }
 
     fn of_stack(&self) -> ListParams {
         ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", job::STACK_LABEL, self.stack_id))
     }
 
-    async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+    pub(super) async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+        &self,
+        page: ListParams,
+        deadline: Deadline,
+    ) -> Result<Listed<T>, Error> {
+        self.list_some::<K, T>(page, |_| true, deadline).await
+    }
+
+    async fn list_some<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
         &self,
         mut page: ListParams,
         is_needed: impl Fn(&T) -> bool,
@@ -248,7 +256,7 @@ impl Cluster {
         }
     }
 
-    async fn read<T: DeserializeOwned>(
+    pub(super) async fn read<T: DeserializeOwned>(
         &self,
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
@@ -257,7 +265,7 @@ impl Cluster {
         serde_json::from_str(&text).map_err(|error| self.explain(kube::Error::SerdeError(error)))
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
@@ -279,7 +287,7 @@ impl Cluster {
 }
 
 /// Asks the API server to leave everything but the metadata out of its answer.
-fn metadata_only<E>(request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
+pub(super) fn metadata_only<E>(request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
     const METADATA: HeaderValue =
         HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
     request.map(|mut request| {

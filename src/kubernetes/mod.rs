@@ -5,6 +5,7 @@ mod cluster;
 mod error;
 pub(crate) mod fake;
 mod list;
+mod review;
 
 pub use agent_scheduler_core::kubernetes::{events, objects};
 
@@ -13,4 +14,5 @@ pub use self::{
     cluster::{Cluster, Created},
     error::{Error, SUBJECT},
     list::Listed,
+    review::{NamedKind, Permission, User},
 };

@@ -196,6 +196,7 @@ mod tests {
                     {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/cache/plugins"},
                     {"name": "BUILDKITE_AGENT_CONFIG", "value": "/buildkite/buildkite-agent.cfg"},
                     {"name": "BUILDKITE_BUILD_PATH", "value": "/buildkite/builds"},
+                    {"name": "BUILDKITE_SOCKETS_PATH", "value": "/buildkite/sockets"},
                 ],
                 "volumeMounts": [
                     {"name": "agent-scheduler-agent", "mountPath": "/buildkite"},
@@ -238,7 +239,7 @@ mod tests {
             agent["env"] = json!([{"name": "BEFORE"}, own, {"name": "AFTER", "value": "$(BUILDKITE_BUILD_PATH)"}]);
             let spec = &for_step(&["image=node:24"], &definition(&template)).unwrap()["spec"];
             let env = spec["containers"][0]["env"].as_array().unwrap();
-            assert_eq!((&env[1], env.len()), (&expected, 6), "{own}");
+            assert_eq!((&env[1], env.len()), (&expected, 7), "{own}");
         }
     }
 

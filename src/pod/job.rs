@@ -21,6 +21,9 @@ use crate::{buildkite::job::ScheduledJob, stack::Stack};
 /// The label, on Job and pod, that says which Buildkite job they are for.
 pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
 
+/// The label, on Job and pod, that says which queue their job is in, where it can be a label's value.
+pub const QUEUE_LABEL: &str = "buildkite.com/queue";
+
 /// The label, on all that this function makes, that says who made it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
@@ -221,15 +224,14 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
 fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
-    const QUEUE: &str = "buildkite.com/queue";
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
-    let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE].is_null());
+    let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE_LABEL].is_null());
     let found_by = [
         (MANAGED_BY_LABEL, text(MANAGER)),
         (STACK_LABEL, text(&stack.id)),
         (JOB_UUID_LABEL, text(job.uuid.to_string())),
     ];
-    found_by.into_iter().chain(queue.map(|queue| (QUEUE, text(queue)))).collect()
+    found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, text(queue)))).collect()
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the

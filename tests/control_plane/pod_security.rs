@@ -17,7 +17,7 @@ const SERVICE_ACCOUNT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/pod-definitions/elastic-ci-stack/service-account.yaml");
 
 impl Namespace {
-    async fn enforcing(standard: &str) -> Self {
+    pub(super) async fn enforcing(standard: &str) -> Self {
         let mut namespace = Self::new().await;
         namespace.control_plane.apply(SERVICE_ACCOUNT, &namespace.name).await.unwrap();
         namespace.put_own_image().await;

@@ -77,7 +77,7 @@ pub enum ClusterKind {
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// kubectl failed on a manifest.
-    #[error("kubectl cannot apply {0}: {1}")]
+    #[error("cannot apply {0}: {1}")]
     Apply(String, String),
     /// `tests/control-plane/build` failed and printed why.
     #[error("there are no programs for a control plane: tests/control-plane/build failed ({0})")]
@@ -260,6 +260,20 @@ impl ControlPlane {
             return Ok(());
         }
         Err(Problem::Apply(file.to_owned(), String::from_utf8_lossy(&applied.stderr).into_owned()))
+    }
+
+    /// Runs lines of a shell with kubectl as the administrator, in this folder.
+    pub async fn shell(&self, script: &str, folder: &str) -> Result<(), Problem> {
+        let kubectl = self.programs.path("kubectl");
+        let path = format!("{}:/usr/bin:/bin", kubectl.parent().unwrap_or(&self.folder).display());
+        let mut bash = AsyncCommand::new("bash");
+        bash.env_clear().env("HOME", &self.folder).env("KUBECONFIG", self.kubeconfig()).env("PATH", path);
+        bash.args(["-euo", "pipefail", "-c", script]).current_dir(folder);
+        let ran = bash.kill_on_drop(true).output().await?;
+        if ran.status.success() {
+            return Ok(());
+        }
+        Err(Problem::Apply(script.to_owned(), String::from_utf8_lossy(&ran.stderr).into_owned()))
     }
 
     /// The audit log of a namespace; requests about Jobs with their bodies.

@@ -5,6 +5,7 @@ mod apply;
 mod controllers;
 mod forwarder;
 mod list;
+mod reviews;
 mod status;
 mod store;
 
@@ -165,7 +166,7 @@ impl Kubernetes {
             "metadata": {"namespace": namespace, "name": name},
             "data": {key: BASE64_STANDARD.encode(value)},
         });
-        let applied = self.api.store.lock().apply_secret(manager, &secret, true);
+        let applied = self.api.store.lock().apply_secret(manager, &secret, true, false);
         assert!(applied.is_ok(), "force has no conflict");
     }
 
@@ -197,6 +198,26 @@ impl Kubernetes {
     /// Takes back [`Self::forbid`].
     pub fn allow(&self, verb: impl Into<String>, resource: impl Into<String>) {
         self.api.store.lock().forbidden.remove(&(verb.into(), resource.into()));
+    }
+
+    /// Maps the function's role to another user.
+    pub fn map_to(&self, user: &str) {
+        user.clone_into(&mut self.api.store.lock().user);
+    }
+
+    /// Becomes this minor version.
+    pub fn become_version(&self, minor: u32) {
+        self.api.store.lock().minor_version = minor;
+    }
+
+    /// Lets the user read service accounts, Secrets and priority classes, of which only these are there.
+    pub fn let_read(&self, names: &[&str]) {
+        self.api.store.lock().readable = Some(names.iter().map(ToString::to_string).collect());
+    }
+
+    /// Answers the creation of a Job with a warning.
+    pub fn warn(&self, warning: &str) {
+        self.api.store.lock().warning = Some(warning.to_owned());
     }
 
     /// Refuses from here on every token that was signed until now.

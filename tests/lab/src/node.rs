@@ -53,7 +53,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 /// A control plane with a node that is ready. Everything ends with this process.
 pub struct Node {
     // In the order of the drops: the node, then what it uses and leaves.
-    _node: Vec<Running>,
+    _running: Vec<Running>,
     control_plane: ControlPlane,
     folder: PathBuf,
     _cgroups: Supervisor,
@@ -68,17 +68,15 @@ impl Node {
         let folder = supervisor::folder(&name)?;
         let folder_supervisor = Supervisor::remove(&folder)?;
         let cgroups = Supervisor::remove_cgroup(&name)?;
-        // A range for benchmarks of networks, which no network has.
-        let network = format!("198.18.{}", fastrand::u8(1..255));
-        let ip: IpAddr = format!("{network}.1").parse().expect("an address");
+        let (network, ip) = free_network();
         write_files(&folder, &name, &network)?;
 
         let mut command = Command::new("bash");
         let interface = format!("node-{}", random_hex::<4>());
         command.args(["-c", UNSHARE, "node", &interface, &network, &name]).arg(images);
         let log = folder.join("node.log");
-        let mut node = vec![Running { name: "node", supervisor: Supervisor::run(&command, &log)?, log }];
-        wait_for("the node has no network", &mut node, async || TcpListener::bind((ip, 0)).is_ok()).await?;
+        let mut running = vec![Running { name: "node", supervisor: Supervisor::run(&command, &log)?, log }];
+        wait_for("the node has no network", &mut running, async || TcpListener::bind((ip, 0)).is_ok()).await?;
 
         let mut control_plane = ControlPlane::start_on(ip).await?;
         control_plane.start_scheduler()?;
@@ -86,9 +84,9 @@ impl Node {
         fs::copy(control_plane.file("node.kubeconfig"), folder.join(".node.kubeconfig"))?;
         fs::rename(folder.join(".node.kubeconfig"), folder.join("node.kubeconfig"))?;
         let mut admin = control_plane.admin().await;
-        wait_for("the node was not ready", &mut node, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
+        wait_for("the node was not ready", &mut running, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
             .await?;
-        Ok(Self { _node: node, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
+        Ok(Self { _running: running, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
     }
 
     /// The node that all tests of a process share.
@@ -105,6 +103,11 @@ impl Node {
         let capacity = json!({"status": {"capacity": {resource: amount.to_string()}}});
         let (status, answer) = self.admin().await.patch("/api/v1/nodes/node/status", &capacity).await;
         assert_eq!(status, 200, "{answer}");
+    }
+
+    /// The folder of its files, which ends with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What the containers of a namespace printed, as far as the node still has it; each line with its time.
@@ -146,6 +149,17 @@ fn images() -> Result<PathBuf, Problem> {
         return Err(Problem::NoImages(made.status));
     }
     Ok(String::from_utf8_lossy(&made.stdout).trim().into())
+}
+
+/// The first three numbers of a network, and its address of this machine. From a range for benchmarks, which no network has.
+fn free_network() -> (String, IpAddr) {
+    loop {
+        let network = format!("198.18.{}", fastrand::u8(1..255));
+        let ip = format!("{network}.1").parse().expect("an address");
+        if TcpListener::bind((ip, 0)).is_err() {
+            return (network, ip);
+        }
+    }
 }
 
 fn is_ready(node: &Value) -> bool {

@@ -8,10 +8,10 @@ use axum::{
     extract::{Path, Query, Request as HttpRequest, State},
     http::{
         HeaderMap, StatusCode,
-        header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE},
+        header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, WARNING},
     },
     middleware::{Next, from_fn_with_state},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::{get, patch, post},
 };
 use jiff::fmt::rfc2822::DateTimePrinter;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use super::{
     USER,
     list::{DeleteOptions, Listing},
+    reviews,
     status::{Cause, EVENTS, JOBS, NAMESPACES, POD_TEMPLATES, PODS, Resource, SECRETS, Status},
     store::Store,
 };
@@ -58,14 +59,15 @@ pub(super) fn routes(api: &Arc<Api>) -> Router {
     Router::new()
         .route("/apis/batch/v1/namespaces/{namespace}/jobs", post(create_job).get(list_jobs))
         .route("/apis/batch/v1/namespaces/{namespace}/jobs/{name}", get(get_job).delete(delete_job))
-        .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret))
+        .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret).get(reviews::secret))
         .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
         .route("/api/v1/namespaces/{namespace}/pods", get(list_pods))
         .route("/api/v1/namespaces/{namespace}/events", get(list_events))
+        .merge(reviews::routes())
         .fallback(async || Status::no_such_path())
         .layer(from_fn_with_state(Arc::clone(api), authenticate))
         // The only path without authentication.
-        .route("/version", get(version))
+        .route("/version", get(reviews::version))
         .with_state(Arc::clone(api))
 }
 
@@ -115,10 +117,6 @@ fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
     header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
 }
 
-async fn version() -> Json<Value> {
-    Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-lab", "platform": "linux/amd64"}))
-}
-
 /// How a Job is posted.
 #[derive(Deserialize)]
 struct Posting {
@@ -153,7 +151,8 @@ async fn create_job(
         return Err(Status::already_exists(JOBS, &name));
     }
     let job = if query.dry_run.as_deref() == Some("All") { job } else { store.put_job(job) };
-    Ok((StatusCode::CREATED, represent(&headers, job)).into_response())
+    let warning = store.warning.iter().map(|warning| (WARNING, format!("299 - {warning:?}"))).collect::<Vec<_>>();
+    Ok((StatusCode::CREATED, AppendHeaders(warning), represent(&headers, job)).into_response())
 }
 
 /// The whole object, or its metadata alone if the client asks for no more.
@@ -232,6 +231,7 @@ struct Apply {
     field_manager: Option<String>,
     #[serde(default)]
     force: bool,
+    dry_run: Option<String>,
 }
 
 async fn apply_secret(
@@ -261,8 +261,9 @@ async fn apply_secret(
     if !store.namespaces.contains(&namespace) {
         return Err(Status::not_found(NAMESPACES, &namespace));
     }
-    let (secret, new) =
-        store.apply_secret(&manager, &secret, apply.force).map_err(|conflicts| Status::conflict(&conflicts))?;
+    let (secret, new) = store
+        .apply_secret(&manager, &secret, apply.force, apply.dry_run.is_some())
+        .map_err(|conflicts| Status::conflict(&conflicts))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, represent(&headers, secret)).into_response())
 }

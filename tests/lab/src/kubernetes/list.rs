@@ -46,14 +46,17 @@ impl Store {
             return Err(Status::expired());
         }
         let selector: Vec<_> = listing.label_selector.split(',').filter(|term| !term.is_empty()).collect();
-        if selector.iter().any(|term| !term.contains('=') || term.contains(['!', '(', ' '])) {
+        if selector.iter().any(|term| !term.contains('=') || term.contains(['(', ' '])) {
             return Err(Status::bad_request(format!("the lab has no selector such as {}", listing.label_selector)));
         }
         let is_selected = |object: &Value| {
             let mut terms = selector.iter().filter_map(|term| term.split_once('='));
+            let is_labelled = terms.all(|(key, value)| {
+                let (label, value) = (key.trim_end_matches('!'), value.trim_start_matches('='));
+                (object["metadata"]["labels"][label] == value) != key.ends_with('!')
+            });
             let of_field = listing.field_selector.split_once('=');
-            terms.all(|(key, value)| object["metadata"]["labels"][key] == value.trim_start_matches('='))
-                && of_field.is_none_or(|(field, value)| object[field] == value)
+            is_labelled && of_field.is_none_or(|(field, value)| object[field] == value)
         };
         let objects = self.objects(resource).iter();
         let ours = objects.filter(|((home, name), object)| *home == namespace && *name > after && is_selected(object));

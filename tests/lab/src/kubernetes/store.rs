@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    NAMESPACE,
+    NAMESPACE, USER,
     apply::{Applied, Conflict},
     status::{EVENTS, JOBS, POD_TEMPLATES, PODS, Resource},
 };
@@ -28,6 +28,13 @@ pub(super) struct Store {
     pub(super) events: BTreeMap<Key, Value>,
     /// Verb and resource that the user lacks.
     pub(super) forbidden: HashSet<(String, String)>,
+    /// As whom the function's role is known.
+    pub(super) user: String,
+    pub(super) minor_version: u32,
+    /// The names of what is there beside Jobs, if the user may look.
+    pub(super) readable: Option<BTreeSet<String>>,
+    /// Of each Job.
+    pub(super) warning: Option<String>,
     /// A list cannot go on after its first page.
     pub(super) continues_are_lost: bool,
     /// Time to add to the clock.
@@ -45,6 +52,10 @@ impl Store {
             pods: BTreeMap::new(),
             events: BTreeMap::new(),
             forbidden: HashSet::new(),
+            user: USER.to_owned(),
+            minor_version: 33,
+            readable: None,
+            warning: None,
             continues_are_lost: false,
             skipped: Duration::ZERO,
             revision: 1000,
@@ -82,6 +93,7 @@ impl Store {
         manager: &str,
         wanted: &Value,
         force: bool,
+        is_dry_run: bool,
     ) -> Result<(Value, bool), Vec<Conflict>> {
         let key = key(wanted);
         let new = !self.secrets.contains_key(&key);
@@ -99,7 +111,9 @@ impl Store {
             self.stamp(object);
         }
         let object = secret.object.clone();
-        self.secrets.insert(key, secret);
+        if !is_dry_run {
+            self.secrets.insert(key, secret);
+        }
         Ok((object, new))
     }
 

@@ -26,19 +26,19 @@ pub(super) async fn watch(mut client: Client, path: &str, timeline: &Timeline) {
 
 /// The states of an object, in the order in which it gets them.
 fn states(event: &Value) -> Vec<String> {
-    let (metadata, status) = (&event["object"]["metadata"], &event["object"]["status"]);
+    let object = &event["object"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut states = vec!["created".to_owned()];
-    if event["object"]["spec"]["nodeName"].is_string() {
+    if object["spec"]["nodeName"].is_string() {
         states.push("scheduled".to_owned());
     }
-    for condition in status["conditions"].as_array().into_iter().flatten() {
+    for condition in object["status"]["conditions"].as_array().into_iter().flatten() {
         if condition["status"] == "True" {
             states.push(format!("{} {}", text(&condition["type"]), text(&condition["reason"])).trim().to_owned());
         }
     }
     let containers =
-        ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| status[list].as_array());
+        ["initContainerStatuses", "containerStatuses"].into_iter().filter_map(|list| object["status"][list].as_array());
     for container in containers.flatten() {
         let (name, state) = (text(&container["name"]), &container["state"]);
         states.push(if state["running"].is_object() {
@@ -49,10 +49,10 @@ fn states(event: &Value) -> Vec<String> {
             format!("{name} waiting {}", text(&state["waiting"]["reason"]))
         });
     }
-    if status["reason"].is_string() {
-        states.push(format!("{} {}", text(&status["phase"]), text(&status["reason"])));
+    if object["status"]["reason"].is_string() {
+        states.push(format!("{} {}", text(&object["status"]["phase"]), text(&object["status"]["reason"])));
     }
-    if metadata["deletionTimestamp"].is_string() {
+    if object["metadata"]["deletionTimestamp"].is_string() {
         states.push("terminating".to_owned());
     }
     if event["type"] == "DELETED" {
