@@ -261,6 +261,8 @@ fn found(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use serde_json::json;
 
     use super::*;
@@ -470,7 +472,7 @@ mod tests {
         let read_only = (&*format!("{AGENT}/securityContext"), json!({"readOnlyRootFilesystem": true}));
         let mounts = |paths: &[&str]| {
             let mounts = paths.iter().map(|path| json!({"name": "writable", "mountPath": path}));
-            (format!("{AGENT}/volumeMounts"), Value::from_iter(mounts))
+            (format!("{AGENT}/volumeMounts"), mounts.collect::<Value>())
         };
         let env = (ENV, json!([{"name": "HOME", "value": "/home/me"}, {"name": "TMPDIR", "valueFrom": {}}]));
         let (field, problem) =
@@ -478,7 +480,7 @@ mod tests {
         let all = format!(
             "{field} {problem} /buildkite/builds, /buildkite/plugins, /root/.buildkite-agent, /tmp; mount an emptyDir there"
         );
-        refused(&[read_only.clone()], &all);
+        refused(slice::from_ref(&read_only), &all);
         let (path, some) = mounts(&["/buildkite/", "/home/me/builds"]);
         let own = format!("{field} {problem} /home/me/.buildkite-agent; mount an emptyDir there");
         refused(&[read_only.clone(), env, (&path, some)], &own);

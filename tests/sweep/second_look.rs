@@ -103,7 +103,7 @@ async fn a_job_that_goes_is_left() {
         scene
             .lab
             .kubernetes
-            .change_job(&name(1), |job| job["metadata"]["deletionTimestamp"] = "2026-01-15T10:00:00Z".into())
+            .change_job(&name(1), |job| job["metadata"]["deletionTimestamp"] = "2026-01-15T10:00:00Z".into());
     };
     assert_eq!(meanwhile(&scene, delete).await, NONE);
 }
