@@ -427,33 +427,32 @@ async fn a_job_runs_with_a_root_that_is_read_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_leaves_the_machine_as_it_was() {
-    Node::shared().await;
-    let before = traces();
+    let settings = kernel_settings();
     let node = Node::start().await.unwrap();
-    assert_ne!(traces(), before);
+    let name = node.folder().file_name().unwrap().to_str().unwrap();
+    let id = name.rsplit('-').next().unwrap().to_owned();
+    assert!(traces(&id).len() >= 3, "a folder, an interface and a cgroup: {:?}", traces(&id));
     spawn_blocking(move || drop(node)).await.unwrap();
-    assert_eq!(traces(), before);
+    assert_eq!((traces(&id), kernel_settings()), (Vec::new(), settings));
 }
 
-/// What nodes have on this machine: folders, interfaces, mounts and cgroups; and the kernel settings that a kubelet changes.
-fn traces() -> Vec<String> {
+/// The folders, interfaces, cgroups and mounts of a node.
+fn traces(id: &str) -> Vec<String> {
     let files = |folder: &str| {
         fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path().display().to_string())
     };
-    let folders = ["/tmp", "/sys/class/net", "/sys/fs/cgroup"].iter().map(|folder| (*folder).to_owned());
-    let folders = folders.chain(files("/sys/fs/cgroup"));
-    let mut traces: Vec<_> = folders.flat_map(|folder| files(&folder).collect::<Vec<_>>()).collect();
+    let mut traces: Vec<_> = ["/tmp", "/sys/class/net", "/sys/fs/cgroup"].into_iter().flat_map(files).collect();
+    traces.extend(files("/sys/fs/cgroup").collect::<Vec<_>>().iter().flat_map(|hierarchy| files(hierarchy)));
     traces.extend(fs::read_to_string("/proc/mounts").unwrap().lines().map(str::to_owned));
-    traces.retain(|trace| {
-        trace.contains("agent-scheduler-node-")
-            || trace.contains("agent-scheduler-control-plane-")
-            || trace.contains("/net/node-")
-    });
+    traces.retain(|trace| trace.contains(id));
+    traces
+}
+
+/// Those that a kubelet changes.
+fn kernel_settings() -> Vec<String> {
     let settings =
         ["kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "vm/overcommit_memory", "vm/panic_on_oom"];
-    traces.extend(settings.map(|setting| fs::read_to_string(format!("/proc/sys/{setting}")).unwrap()));
-    traces.sort();
-    traces
+    settings.map(|setting| fs::read_to_string(format!("/proc/sys/{setting}")).unwrap()).to_vec()
 }
 
 /// Where the time of ten warm jobs goes, from the event to the agent's acquire call. The function has little of it.
