@@ -13,7 +13,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let read = Definitions::read(&[PathBuf::from(FOLDER)]);
     // Cargo prints these first, without its frame around a script that failed, and fails the build.
     for (kind, lines) in [("error", read.problems), ("warning", read.warnings)] {
-        lines.iter().for_each(|line| println!("cargo::{kind}={}", line.replace('\n', " ")));
+        for line in lines {
+            println!("cargo::{kind}={}", line.replace('\n', " "));
+        }
     }
     let definitions = read.valid.iter().map(|found| {
         let (name, json) = (found.definition.name(), found.manifest.to_string());

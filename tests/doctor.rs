@@ -78,6 +78,7 @@ fn other_job(stack: &str, queue: &str) -> Value {
     }}})
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     let case = |fault, wrong, found, fix| Case { fault, wrong, found, fix };
     vec![

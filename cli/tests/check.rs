@@ -1,5 +1,7 @@
 //! What `make check-definitions` and the build say of definitions in files.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 use std::{fs, path::PathBuf};
 
 use agent_scheduler_cli::{definitions::Definitions, schema};

@@ -127,26 +127,22 @@ impl Run {
             }
         };
         println!("\n{}", outcome(&answer));
-        match &setup.cluster {
-            Some(cluster) => {
-                let jobs = job_uuids(&log);
-                if !jobs.is_empty() {
-                    show(cluster, &namespace, &jobs, secret).await;
-                    if let Some(context) = &self.context {
-                        println!("\nThe Job is removed after its TTL. Remove the token's Secret yourself:");
-                        println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
-                    }
-                }
+        let Some(cluster) = &setup.cluster else {
+            let definitions = Definitions::read(&[self.definitions]).valid;
+            for job in lab.kubernetes.jobs() {
+                print!("\n{}", in_definition(&job, &definitions));
             }
-            None => {
-                let definitions = Definitions::read(&[self.definitions]).valid;
-                for job in lab.kubernetes.jobs() {
-                    print!("\n{}", in_definition(&job, &definitions));
-                }
+            return Ok(exit_code(&answer));
+        };
+        let jobs = job_uuids(&log);
+        if !jobs.is_empty() {
+            show(cluster, &namespace, &jobs, secret).await;
+            if let Some(context) = &self.context {
+                println!("\nThe Job is removed after its TTL. Remove the token's Secret yourself:");
+                println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
             }
         }
-        let failures = answer["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
-        Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(exit_code(&answer))
     }
 
     /// Where the function makes its Jobs.
@@ -246,6 +242,12 @@ async fn show(cluster: &Cluster, namespace: &str, jobs: &[&str], secret: &str) {
             Err(problem) => println!("\n{path} cannot be read: {problem}"),
         }
     }
+}
+
+/// A message of a batch may have failed though the function answered.
+fn exit_code(answer: &Value) -> ExitCode {
+    let failures = answer["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
+    if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn outcome(answer: &Value) -> String {
