@@ -126,7 +126,9 @@ pub async fn run(scheduler: &Scheduler, deadline: Deadline) -> Answer {
     });
     let checks: Vec<_> = join_all(looks).await.into_iter().flatten().collect();
     let wrong = checks.iter().filter(|check| check.finding.ok == Some(false)).map(|check| check.check);
-    let wrong = wrong.collect::<Vec<_>>().join(", ");
+    let mut wrong: Vec<_> = wrong.collect();
+    wrong.dedup();
+    let wrong = wrong.join(", ");
     tracing::info!(wrong, "the function has examined its set-up");
     Answer { ok: wrong.is_empty(), checks }
 }

@@ -82,7 +82,9 @@ def test_doctor_reads_the_answer(built, bridge):
     with Lab(bridge) as lab:
         direct_to(lab, built)
         answer, _ = invoke(built, "-e", "events/doctor.json", variables=lab.variables)
-    shown = subprocess.run([ROOT / "doctor", "-"], input=json.dumps(answer), text=True, capture_output=True, check=False)
+    shown = subprocess.run(
+        [ROOT / "doctor", "-"], input=json.dumps(answer), text=True, capture_output=True, check=False
+    )
     assert shown.returncode == (0 if answer["ok"] else 1)
     lines = [line for line in shown.stdout.splitlines() if not line.startswith(" ")]
     assert len(lines) == len(answer["checks"])
