@@ -18,6 +18,7 @@ FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 CLI = cargo run --quiet --package agent-scheduler-cli --
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
 BENCH = $(CARGO_TARGET_DIR)/lab/bench
+NODE_PACKAGES = containerd runc containernetworking-plugins debootstrap busybox-static jq iproute2
 # The long runs, with what the tests have built.
 SHORT = $(CARGO_TARGET_DIR)/debug/bench
 SHORT_EVENT = --function $(CARGO_TARGET_DIR)/debug/agent-scheduler --event events/job-scheduled.json
@@ -27,8 +28,8 @@ STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
 # The quick ones first.
 STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
-.PHONY: help run render check-definitions package build deploy deploy-guided connect doctor release dashboard test $(STAGES) deployment-tools docker-engine \
-	faketime bench fuzz load soak cold-starts scale binary binaries valgrind lint
+.PHONY: help run render check-definitions package build deploy deploy-guided connect doctor release dashboard test $(STAGES) \
+	deployment-tools docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
 
 ## Lists the targets.
 help:
@@ -103,6 +104,19 @@ control-plane:
 test-control-plane: control-plane faketime
 	cargo test --workspace --test control_plane --test process
 
+## The function's Jobs in real pods with the real Buildkite agent, on a real node beside a real control plane. Needs root and
+## cgroups, and is skipped without them. It installs containerd, and what else a node needs, from Debian.
+test-node:
+	@if [ "$$(id -u)" = 0 ] && unshare --mount --pid --net --fork true && ls -d /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null | grep -q .; \
+		then $(MAKE) --no-print-directory node; \
+		else echo "SKIPPED: make test-node needs root, namespaces and cgroups" >&2; fi
+
+node:
+	@dpkg --status $(NODE_PACKAGES) >/dev/null 2>&1 || { apt-get update && apt-get install -y $(NODE_PACKAGES); }
+	@tests/control-plane/build >/dev/null
+	@tests/node/images >/dev/null
+	cargo test --test node -- --test-threads 16
+
 ## Short forms of `make load`, `make soak` and `make cold-starts`.
 test-runs: control-plane binaries
 	@$(SHORT) load --cluster real --events 300 $(SHORT_EVENT)
@@ -119,7 +133,9 @@ test-scripts:
 	@( for tool in bats shellcheck busybox jq git; do command -v $$tool || exit 1; done ) >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck busybox jq git; } \
 		|| { echo "install bats (1.5 or newer), shellcheck, busybox, jq and git" >&2; exit 1; }
-	shellcheck --external-sources $(HOOKS) connect scripts/stages tests/elastic-ci-stack/* tests/commands/* tests/pod/*
+	shellcheck --external-sources $(HOOKS) connect scripts/stages tests/elastic-ci-stack/* tests/commands/* tests/pod/* \
+		tests/node/images tests/node/agent-image/*.sh tests/node/agent-image/*-entrypoint
+	shellcheck --shell=bash tests/lab/src/node/start.sh
 	shellcheck --shell=sh src/pod/*.sh
 	bats tests/elastic-ci-stack tests/commands tests/pod
 
@@ -204,7 +220,7 @@ lint: deployment-tools
 	tests/cargo-deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --test control_plane --test process -- -D warnings
+	cargo clippy --workspace --test control_plane --test node --test process -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	PATH="$$(tests/deployment/tools):$$PATH"; ruff check $(PYTHON) && ruff format --check $(PYTHON)
 	PATH="$$(tests/deployment/tools):$$PATH"; hadolint pod-definitions/elastic-ci-stack/agent/Dockerfile

@@ -5,17 +5,20 @@
 //! `requestPayload`: <https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html>. EventBridge sends an
 //! event that it could not deliver, as it is: <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-dlq.html>.
 
-use std::{collections::HashMap, time::SystemTime};
+mod kind;
+
+use std::time::SystemTime;
 
 use aws_lambda_events::{
     eventbridge::EventBridgeEvent,
     sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage},
 };
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::Instrument;
 
+use self::kind::Kind;
 use crate::{
     buildkite::{
         event::{JOB_SCHEDULED, JobScheduled},
@@ -115,44 +118,43 @@ pub enum Answer {
 }
 
 impl Trigger {
-    /// Reads a payload, in one pass if it is the event of a job, as most are. A batch has `Records`.
+    /// Reads a payload.
     pub fn parse(payload: &str) -> Result<Self, InvalidEvent> {
-        let malformed = match Event::parse(payload) {
-            Err(InvalidEvent::Envelope(malformed)) => malformed,
-            event => return event.map(Self::Event),
-        };
-        match serde_json::from_str::<HashMap<String, &RawValue>>(payload) {
-            Ok(fields) if fields.contains_key("Records") => messages(payload).map(Self::Redrive),
-            Ok(fields) if fields.contains_key("detail-type") => Err(InvalidEvent::Envelope(malformed)),
-            _ => Err(InvalidEvent::Unknown(json::parse::<IgnoredAny>(payload, "").err())),
+        match Kind::of(payload)? {
+            Kind::Event(detail_type) => Event::parse(payload, detail_type.as_deref()).map(Self::Event),
+            Kind::Batch => messages(payload).map(Self::Redrive),
         }
     }
 }
 
 impl Event {
-    fn parse(payload: &str) -> Result<Self, InvalidEvent> {
-        match json::parse::<EventBridgeEvent<JobScheduled>>(payload, "") {
-            Ok(EventBridgeEvent { detail_type, time, detail, .. }) if detail_type == JOB_SCHEDULED => {
-                let job = ScheduledJob { time: time.map(Into::into), ..detail.job };
-                if !detail.left_out.is_empty() {
-                    let fields = detail.left_out.join(", ");
-                    tracing::debug!(job = %job.uuid, fields, "fields that cannot be read are left out");
-                }
-                Ok(Self::JobScheduled(Box::new(job)))
-            }
-            Ok(EventBridgeEvent { detail_type, .. }) => Ok(Self::Other { detail_type }),
-            Err(malformed) => {
-                // With any detail.
-                let event = json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "");
-                let EventBridgeEvent { detail_type, source, time, .. } = event.map_err(InvalidEvent::Envelope)?;
-                match (&*detail_type, &*source) {
-                    (JOB_SCHEDULED, _) => Err(InvalidEvent::JobScheduled(malformed)),
-                    ("Scheduled Event", "aws.events") => Ok(Self::Sweep { time: time.map(Into::into) }),
-                    (doctor::DETAIL_TYPE, doctor::SOURCE) => Ok(Self::Doctor),
-                    _ => Ok(Self::Other { detail_type }),
-                }
-            }
+    fn parse(payload: &str, detail_type: Option<&str>) -> Result<Self, InvalidEvent> {
+        if detail_type == Some(JOB_SCHEDULED) {
+            return Self::job_scheduled(payload);
         }
+        let event = json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "").map_err(InvalidEvent::Envelope)?;
+        match (&*event.detail_type, &*event.source) {
+            ("Scheduled Event", "aws.events") => Ok(Self::Sweep { time: event.time.map(Into::into) }),
+            (doctor::DETAIL_TYPE, doctor::SOURCE) => Ok(Self::Doctor),
+            _ => Ok(Self::Other { detail_type: event.detail_type }),
+        }
+    }
+
+    /// Envelope and detail in one pass.
+    fn job_scheduled(payload: &str) -> Result<Self, InvalidEvent> {
+        let event =
+            json::parse::<EventBridgeEvent<JobScheduled>>(payload, "").map_err(|malformed| {
+                match json::parse::<EventBridgeEvent<Box<RawValue>>>(payload, "") {
+                    Ok(_) => InvalidEvent::JobScheduled(malformed),
+                    Err(malformed) => InvalidEvent::Envelope(malformed),
+                }
+            })?;
+        let job = ScheduledJob { time: event.time.map(Into::into), ..event.detail.job };
+        if !event.detail.left_out.is_empty() {
+            let fields = event.detail.left_out.join(", ");
+            tracing::debug!(job = %job.uuid, fields, "fields that cannot be read are left out");
+        }
+        Ok(Self::JobScheduled(Box::new(job)))
     }
 
     /// Reads a message of the failure queue.
@@ -164,10 +166,11 @@ impl Event {
         }
         let body = message.body.as_deref().unwrap_or_default();
         let failed: FailedInvocation = serde_json::from_str(body).map_err(|_| InvalidEvent::Message)?;
-        Self::parse(failed.request_payload.map_or(body, RawValue::get)).map_err(|error| match error {
-            InvalidEvent::Envelope(_) => InvalidEvent::Message,
-            error => error,
-        })
+        match Trigger::parse(failed.request_payload.map_or(body, RawValue::get)) {
+            Ok(Trigger::Event(event)) => Ok(event),
+            Err(error @ InvalidEvent::JobScheduled(_)) => Err(error),
+            _ => Err(InvalidEvent::Message),
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
-
+#[path = "common/namespace.rs"]
+mod namespace;
 #[path = "control_plane/pod_security.rs"]
 mod pod_security;
 #[path = "control_plane/doctor.rs"]
@@ -14,7 +15,7 @@ mod the_doctor;
 mod the_sweep;
 
 use std::{
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -27,79 +28,21 @@ use base64::{
 use futures_util::future::join_all;
 use http::Request;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Client, ControlPlane, Entry, Event, Function, Kind, Lab, Parameter,
-    control_plane::eventually, function::Builder, kubeconfig::Cluster,
+    AGENT_TOKEN_PARAMETER, Actor, CLUSTER, Entry, Event, Function, Kind, Lab, Parameter, control_plane::eventually,
+    function::Builder, kubeconfig::Cluster,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 use common::{Clock, FUNCTION, leaks};
+use namespace::{
+    Namespace, PERMISSIONS, REGION, SUBJECT, SWEEP_PERMISSIONS, compiled, create, event, event_with, name, ok,
+};
 
-const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/buildkite-role.yaml");
-const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
-const REGION: &str = "us-east-1";
 const OTHER_PARAMETER: &str = "/buildkite/other-token";
-
 const OWN_IMAGE: &str = "111122223333.dkr.ecr.us-east-1.amazonaws.com/elastic-ci-stack:1";
 
-/// The function's permissions, as resource and verb.
-const PERMISSIONS: [(&str, &str); 5] =
-    [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
-
-/// Those of the sweep.
-const SWEEP_PERMISSIONS: [(&str, &str); 3] = [("jobs", "list"), ("jobs", "delete"), ("pods", "list")];
-
-/// A namespace, and a lab whose functions use it.
-struct Namespace {
-    control_plane: &'static ControlPlane,
-    name: String,
-    admin: Client,
-    lab: Lab,
-}
-
 impl Namespace {
-    /// With the permissions that README gives.
-    async fn new() -> Self {
-        let namespace = Self::without_permissions().await;
-        namespace.apply_role_file().await;
-        for (resource, verb) in PERMISSIONS.into_iter().chain(SWEEP_PERMISSIONS) {
-            namespace.until_permitted(resource, verb, true).await;
-        }
-        namespace
-    }
-
-    async fn without_permissions() -> Self {
-        let control_plane = ControlPlane::shared().await;
-        let name = format!("test-{}", Uuid::new_v4().simple());
-        control_plane.make_namespace(&name).await;
-        Self { lab: control_plane.lab().await, admin: control_plane.admin().await, control_plane, name }
-    }
-
-    async fn apply_role_file(&self) {
-        self.control_plane.apply(ROLE_FILE, &self.name).await.unwrap();
-    }
-
-    /// The authoriser reads a changed role with a delay.
-    async fn until_permitted(&self, resource: &str, verb: &str, permitted: bool) {
-        let group = if resource == "jobs" { "batch" } else { "" };
-        let name = if resource == "secrets" { "buildkite-agent-token" } else { "" };
-        let review = json!({
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {
-                "namespace": self.name, "group": group, "resource": resource, "verb": verb, "name": name,
-            }},
-        });
-        let mut function = self.as_function().await;
-        eventually("the role has no effect", async || {
-            let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-            let (_, answer) = function.post(path, &review).await;
-            (answer["status"]["allowed"] == permitted).then_some(())
-        })
-        .await;
-    }
-
     /// Removes a verb from a role, and waits until that has its effect.
     async fn remove_verb(&mut self, role: &str, resource: &str, verb: &str) {
         let path = self.path(&format!("roles/{role}"));
@@ -126,49 +69,9 @@ impl Namespace {
         .await;
     }
 
-    fn function(&self) -> Function {
-        self.builder().start()
-    }
-
-    fn builder(&self) -> Builder {
-        self.lab.function(FUNCTION).env("KUBERNETES_NAMESPACE", &self.name)
-    }
-
     /// Its refusals are errors: there is no build page for them.
     fn without_stacks_api(&self) -> Builder {
         self.builder().env("STACKS_API", "false")
-    }
-
-    /// Gives the event to a new function, and returns the name of its Job.
-    async fn create(&self, event: &Event) -> String {
-        create(&self.function(), event).await
-    }
-
-    /// Replaces the agent token of a parameter in SSM.
-    fn put_token(&self, parameter: &str, token: &str) {
-        self.lab.aws.put_parameter(parameter, Parameter::secure_string(token));
-    }
-
-    /// The path of a namespaced resource, such as `jobs` or `secrets/name`.
-    fn path(&self, resource: &str) -> String {
-        let group = match resource.split(['/', '?']).next().unwrap() {
-            "jobs" => "/apis/batch/v1",
-            "roles" | "rolebindings" => "/apis/rbac.authorization.k8s.io/v1",
-            _ => "/api/v1",
-        };
-        format!("{group}/namespaces/{}/{resource}", self.name)
-    }
-
-    async fn get(&mut self, resource: &str) -> Value {
-        ok(self.admin.get(&self.path(resource)).await)
-    }
-
-    async fn list(&mut self, resource: &str) -> Vec<Value> {
-        self.get(resource).await["items"].as_array().unwrap().clone()
-    }
-
-    async fn patch(&mut self, resource: &str, changes: &Value) {
-        ok(self.admin.patch(&self.path(resource), changes).await);
     }
 
     /// The definition `elastic-ci-stack` with an image of the user's own: no job gets its placeholder.
@@ -176,56 +79,6 @@ impl Namespace {
         let mut manifest = compiled().into_iter().find(|manifest| name(manifest) == "elastic-ci-stack").unwrap();
         manifest["template"]["spec"]["containers"][0]["image"] = json!(OWN_IMAGE);
         self.apply(&manifest).await;
-    }
-
-    /// Applies a `PodTemplate`.
-    async fn apply(&mut self, manifest: &Value) {
-        let path = self.path(&format!("podtemplates/{}?fieldManager=lab&force=true", name(manifest)));
-        ok(self.admin.apply(&path, manifest).await);
-    }
-
-    async fn delete(&mut self, resource: &str) {
-        ok(self.admin.delete(&self.path(resource)).await);
-    }
-
-    fn credentials(&self) -> Credentials {
-        let keys = self.lab.credentials();
-        Credentials::new(&keys.access_key_id, &keys.secret_access_key, Some(keys.session_token.clone()), None, "lab")
-    }
-
-    /// An EKS token as the function signs it.
-    fn eks_token(&self) -> String {
-        eks_token::token(&self.credentials(), REGION, CLUSTER, SystemTime::now()).unwrap()
-    }
-
-    /// The API server as the function sees it.
-    async fn as_function(&self) -> Client {
-        self.control_plane.client(&self.eks_token()).await
-    }
-
-    /// The agent token that the pods get.
-    async fn secret_token(&mut self) -> String {
-        let secret = self.get("secrets/buildkite-agent-token").await;
-        String::from_utf8(BASE64_STANDARD.decode(secret["data"]["token"].as_str().unwrap()).unwrap()).unwrap()
-    }
-
-    /// The Pod that the Job controller makes for a Job.
-    async fn pod(&mut self, job: &str) -> Value {
-        eventually("there is no Pod", async || {
-            self.list("pods").await.into_iter().find(|pod| pod["metadata"]["labels"]["job-name"] == job)
-        })
-        .await
-    }
-
-    /// A new job of the published event, and its Pod.
-    async fn job_and_pod(&mut self) -> (String, Value) {
-        let job = self.create(&event()).await;
-        let pod = self.pod(&job).await;
-        (job, pod)
-    }
-
-    async fn count(&mut self, resource: &str) -> usize {
-        self.list(resource).await.len()
     }
 
     /// Writes the status that a kubelet writes when the agent has ended.
@@ -238,24 +91,17 @@ impl Namespace {
         self.patch(&format!("pods/{}/status", name(pod)), &status).await;
     }
 
-    /// A Pod other than these.
-    async fn next_pod(&mut self, others: &[&Value]) -> Value {
-        eventually("there is no other Pod", async || {
-            let pods = self.list("pods").await.into_iter();
-            pods.into_iter().find(|pod| others.iter().all(|other| other["metadata"]["uid"] != pod["metadata"]["uid"]))
-        })
-        .await
+    /// A new job of the published event, and its Pod.
+    async fn job_and_pod(&mut self) -> (String, Value) {
+        let job = self.create(&event()).await;
+        let pod = self.pod(&job).await;
+        (job, pod)
     }
 
-    /// The condition that says how a Job ended.
-    async fn finished(&mut self, job: &str) -> Value {
-        eventually("the Job has not ended", async || {
-            let job = self.get(&format!("jobs/{job}")).await;
-            let conditions = job["status"]["conditions"].as_array()?;
-            let ended = |condition: &&Value| condition["type"] == "Complete" || condition["type"] == "Failed";
-            conditions.iter().find(ended).cloned()
-        })
-        .await
+    /// The agent token that the pods get.
+    async fn secret_token(&mut self) -> String {
+        let secret = self.get("secrets/buildkite-agent-token").await;
+        String::from_utf8(BASE64_STANDARD.decode(secret["data"]["token"].as_str().unwrap()).unwrap()).unwrap()
     }
 
     async fn until_active(&mut self, job: &str) {
@@ -272,37 +118,29 @@ impl Namespace {
         audit.sort_by_key(|entry| entry["requestReceivedTimestamp"].to_string());
         audit
     }
-}
 
-/// The definitions of `pod-definitions/`. What the build writes calls `checked`.
-fn compiled() -> Vec<Value> {
-    fn checked(json: &str) -> Value {
-        serde_json::from_str(json).unwrap()
+    /// Replaces the agent token of a parameter in SSM.
+    fn put_token(&self, parameter: &str, token: &str) {
+        self.lab.aws.put_parameter(parameter, Parameter::secure_string(token));
     }
-    let definitions: Vec<(&str, LazyLock<Value>)> = include!(concat!(env!("OUT_DIR"), "/pod_definitions.rs"));
-    assert!(!definitions.is_empty());
-    definitions.iter().map(|(_, manifest)| (**manifest).clone()).collect()
+
+    async fn count(&mut self, resource: &str) -> usize {
+        self.list(resource).await.len()
+    }
+
+    /// A Pod other than these.
+    async fn next_pod(&mut self, others: &[&Value]) -> Value {
+        eventually("there is no other Pod", async || {
+            let pods = self.list("pods").await.into_iter();
+            pods.into_iter().find(|pod| others.iter().all(|other| other["metadata"]["uid"] != pod["metadata"]["uid"]))
+        })
+        .await
+    }
 }
 
 /// What a kubelet says of a container.
 fn status(name: &str, state: &Value) -> Value {
     json!({"name": name, "image": name, "imageID": "", "ready": false, "restartCount": 0, "state": state})
-}
-
-/// The published event for a new job.
-fn event() -> Event {
-    Event::scheduled().uuid(Uuid::new_v4())
-}
-
-/// The same for a step that asks for these beside the queue.
-fn event_with(rules: &[&str]) -> Event {
-    event().rules(["queue=kubernetes"].iter().chain(rules))
-}
-
-/// Gives the event to the function, which must create its Job, and returns the name of that.
-async fn create(function: &Function, event: &Event) -> String {
-    assert_eq!(function.succeed(event).await["outcome"], "created");
-    event.job_name()
 }
 
 /// A new event fails with this type, and a text that has all these words.
@@ -316,16 +154,6 @@ async fn fails_with(function: &Function, event: &Event, error_type: &str, words:
     for words in words {
         assert!(text.contains(words), "{words:?} is not in: {text}");
     }
-}
-
-/// The answer to a request that must succeed.
-fn ok((status, answer): (u16, Value)) -> Value {
-    assert!(matches!(status, 200 | 201), "{status}: {answer}");
-    answer
-}
-
-fn name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().unwrap()
 }
 
 fn template(name: &str, image: &str) -> Value {

@@ -6,10 +6,14 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, Certificate, Event, Fault, Lab, Parameter, When, event::batch, function::Builder,
+    AGENT_TOKEN_PARAMETER, Answer, Certificate, Event, Fault, Lab, Parameter, When, buildkite::CLUSTER, event::batch,
+    function::Builder,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -449,9 +453,9 @@ mod a_batch_of_the_failure_queue {
 
     const REDRIVE: &str = include_str!("../events/redrive.json");
 
-    /// For the job of that number.
+    /// For the job of that number; of an older one, Buildkite would be asked first.
     fn event(number: usize) -> String {
-        Event::scheduled().uuid(uuid(number)).into()
+        Event::scheduled().now().uuid(uuid(number)).into()
     }
 
     /// A batch of these, numbered from 0.
@@ -477,6 +481,10 @@ mod a_batch_of_the_failure_queue {
     #[tokio::test]
     async fn becomes_one_job_for_each_event_in_either_form() {
         let fixture = Fixture::new().await;
+        let (_, sample) = Event::read(Path::new("events/redrive.json")).unwrap();
+        for old in sample.jobs_scheduled() {
+            fixture.lab.buildkite.lock().schedule(&old, CLUSTER);
+        }
         for _ in 0..2 {
             assert_eq!(fixture.function.succeed(REDRIVE).await, failed([]));
             assert_eq!(uuids(&fixture.lab), [uuid(1), uuid(2)]);
@@ -560,7 +568,7 @@ mod a_batch_of_the_failure_queue {
                 function
             })
             .await;
-            let own = Event::scheduled().uuid(uuid(0)).rules(["queue=kubernetes", "pod-definition=own"]);
+            let own = Event::scheduled().now().uuid(uuid(0)).rules(["queue=kubernetes", "pod-definition=own"]);
             let bodies = [own.into(), event(1), FINISHED.to_owned(), "not an event".to_owned()];
             assert_eq!(fixture.function.succeed(numbered(bodies)).await, failed([1, 3]));
             assert_eq!(uuids(&fixture.lab), [uuid(0)]);
@@ -605,14 +613,18 @@ mod a_batch_of_the_failure_queue {
 mod metrics {
     use super::*;
 
-    fn directive(dimensions: &[&str], metrics: &[(&str, &str)]) -> Value {
-        let metrics: Vec<_> = metrics.iter().map(|(name, unit)| json!({"Name": name, "Unit": unit})).collect();
-        json!({"Namespace": "AgentScheduler", "Dimensions": [dimensions], "Metrics": metrics})
+    const BY_QUEUE: &[&str] = &["FunctionName", "Queue"];
+    const BY_FUNCTION: &[&str] = &["FunctionName"];
+
+    fn directive(dimensions: &[&[&str]], name: &str, unit: &str) -> Value {
+        json!({"Namespace": "AgentScheduler", "Dimensions": dimensions, "Metrics": [{"Name": name, "Unit": unit}]})
     }
 
     /// A line with that one metric.
     fn line(name: &str, queue: &str) -> Value {
-        let directives = [directive(&["FunctionName", "Queue"], &[(name, "Count")])];
+        // An alarm asks for these in all queues.
+        let dimensions = if name == "JobsCreated" { &[BY_QUEUE, BY_FUNCTION][..] } else { &[BY_QUEUE] };
+        let directives = [directive(dimensions, name, "Count")];
         json!({"_aws": {"CloudWatchMetrics": directives}, "FunctionName": "agent-scheduler", "Queue": queue, name: 1})
     }
 
@@ -634,15 +646,14 @@ mod metrics {
     async fn are_one_line_for_each_job() {
         let unserved = include_str!("../events/job-unserved-tag.json").to_owned();
         let mut of_unserved = line("JobsIgnored", "kubernetes");
-        let more = directive(&["FunctionName"], &[("JobsUnserved", "Count")]);
-        of_unserved["_aws"]["CloudWatchMetrics"].as_array_mut().unwrap().push(more);
+        let add = |line: &mut Value, more| line["_aws"]["CloudWatchMetrics"].as_array_mut().unwrap().push(more);
+        add(&mut of_unserved, directive(&[BY_FUNCTION], "JobsUnserved", "Count"));
         of_unserved["JobsUnserved"] = json!(1);
         let no_queue = || Event::scheduled().rules([""; 0]).to_string();
         let mut of_a_new_event = line("JobsCreated", "kubernetes");
-        let metrics = [("JobsCreated", "Count"), ("TimeToJob", "Milliseconds")];
-        of_a_new_event["_aws"]["CloudWatchMetrics"] = json!([directive(&["FunctionName", "Queue"], &metrics)]);
+        add(&mut of_a_new_event, directive(&[BY_QUEUE], "TimeToJob", "Milliseconds"));
         let events = [
-            (Event::scheduled().uuid(uuid(3)).now().to_string(), Some(of_a_new_event)),
+            (Event::scheduled().uuid(uuid(3)).now().to_string(), Some(of_a_new_event.clone())),
             // The time to a Job says nothing of a sample from last year.
             (Event::scheduled().to_string(), Some(line("JobsCreated", "kubernetes"))),
             (Event::scheduled().to_string(), Some(line("JobsExisting", "kubernetes"))),
@@ -653,7 +664,7 @@ mod metrics {
             ("{}".to_owned(), Some(line("JobsFailed", "none"))),
             (FINISHED.to_owned(), None),
             (batch([("1", ""); 0]), None),
-            (batch([("1", Event::scheduled().uuid(uuid(1)))]), Some(line("JobsCreated", "kubernetes"))),
+            (batch([("1", Event::scheduled().now().uuid(uuid(1)))]), Some(of_a_new_event)),
             (batch([("1", "not an event")]), Some(line("JobsFailed", "none"))),
         ];
         for format in ["JSON", "Text"] {

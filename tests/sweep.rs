@@ -5,19 +5,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
-#[path = "sweep/faults.rs"]
-mod faults;
 #[path = "sweep/outage.rs"]
 mod outage;
+#[path = "sweep/scene.rs"]
+mod scene;
 #[path = "sweep/second_look.rs"]
 mod second_look;
-#[path = "sweep/size.rs"]
-mod size;
 
 use std::{process::Command, time::Duration};
 
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, Event, Fault, Function, Lab, Parameter, When,
+    AGENT_TOKEN_PARAMETER, Answer, Event, Fault, Function, Parameter, When,
     buildkite::{CLUSTER, Token},
     event::batch,
     function::Builder,
@@ -25,112 +23,7 @@ use lab::{
 use serde_json::{Value, json};
 use tokio::{join, time::sleep};
 
-use common::{FUNCTION, leaks};
-
-const ATTEMPT: &str = "agent-scheduler.buildkite.com/attempt";
-const NONE: [&str; 0] = [];
-
-/// A lab, and one function in it, with time for a sweep.
-struct Scene {
-    lab: Lab,
-    function: Function,
-}
-
-/// The event of a job, in the build of its number.
-fn event(number: u64) -> Event {
-    let event = Event::scheduled().uuid(format!("11111111-2222-4333-8444-5555555{number:05}"));
-    event.detail(|detail| detail["build"]["number"] = number.into()).now()
-}
-
-/// The name of its Job.
-fn name(number: u64) -> String {
-    event(number).job_name()
-}
-
-fn builder(lab: &Lab) -> Builder {
-    lab.function(FUNCTION).timeout(Duration::from_secs(30))
-}
-
-impl Scene {
-    async fn new() -> Self {
-        Self::with(|function| function).await
-    }
-
-    async fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
-        let lab = Lab::start().await;
-        let function = change(builder(&lab)).start();
-        Self { lab, function }
-    }
-
-    /// A job that waits at Buildkite.
-    fn wait(&self, number: u64) {
-        self.lab.buildkite.lock().schedule(&event(number), CLUSTER);
-    }
-
-    /// A job that waits, with its Job and a pod that pulls its image.
-    async fn create(&self, number: u64) {
-        self.wait(number);
-        assert_eq!(self.function.succeed(event(number)).await["outcome"], "created");
-        self.start_pod(number);
-    }
-
-    fn start_pod(&self, number: u64) {
-        self.lab.kubernetes.start_pod(&name(number), &json!({"waiting": {"reason": "ContainerCreating"}}));
-    }
-
-    fn end(&self, number: u64, exit_code: i32) {
-        self.lab.kubernetes.end_job(&name(number), exit_code);
-    }
-
-    fn set_state(&self, number: u64, state: &'static str) {
-        self.lab.buildkite.lock().jobs.get_mut(event(number).job_uuid()).unwrap().state = state;
-    }
-
-    fn state(&self, number: u64) -> &'static str {
-        self.lab.buildkite.lock().jobs[event(number).job_uuid()].state
-    }
-
-    /// The attempt of the job's Job, `null` for the first.
-    fn attempt(&self, number: u64) -> Value {
-        self.lab.kubernetes.job(&name(number)).unwrap()["metadata"]["labels"][ATTEMPT].clone()
-    }
-
-    fn has_job(&self, number: u64) -> bool {
-        self.lab.kubernetes.job(&name(number)).is_some()
-    }
-
-    /// Lets this many seconds pass, and sweeps. Returns what the sweep changed: its calls that ask nothing.
-    async fn sweep_after(&self, seconds: u64) -> Vec<String> {
-        self.lab.skip(Duration::from_secs(seconds));
-        let requests = || [self.lab.kubernetes.requests(), self.lab.buildkite.requests()];
-        let before = requests().map(|requests| requests.len());
-        assert_eq!(self.function.succeed(Event::sweep()).await, json!({"outcome": "swept"}));
-        let mut changes = Vec::new();
-        for (requests, before) in requests().into_iter().zip(before) {
-            let asks = ["get-states", "register", "buildkite-agent-token"];
-            let calls = requests[before..].iter().map(|call| (&call.method, call.path.rsplit('/').next().unwrap()));
-            let calls = calls.filter(|(method, last)| *method != "GET" && !asks.contains(last));
-            changes.extend(calls.map(|(method, last)| format!("{method} {last}")));
-        }
-        changes
-    }
-
-    /// Stops the function and searches for secrets. Returns the log, without what is usual, and the metrics.
-    async fn stop(self) -> (Vec<Value>, Vec<Value>) {
-        let printed = self.function.stop().await;
-        assert_eq!(leaks(&self.lab), NONE);
-        printed.lines().into_iter().partition(|line| line["_aws"].is_null())
-    }
-}
-
-fn of_level<'a>(log: &'a [Value], level: &str) -> Vec<&'a Value> {
-    log.iter().filter(|line| line["level"] == level).collect()
-}
-
-/// The sum of a metric.
-fn sum(metrics: &[Value], name: &str) -> u64 {
-    metrics.iter().filter_map(|line| line[name].as_u64()).sum()
-}
+use scene::{ATTEMPT, NONE, Scene, builder, event, name, of_level, sum};
 
 mod a_trigger {
     use super::*;
@@ -454,11 +347,9 @@ mod a_job_that_completed {
         scene.lab.skip(Duration::from_mins(5));
         scene.end(1, 0);
         assert_eq!(scene.sweep_after(0).await, ["PUT batch-reserve", "POST finish"]);
-        let buildkite = scene.lab.buildkite.lock();
-        let job = &buildkite.jobs[event(1).job_uuid()];
+        let job = scene.lab.buildkite.lock().jobs[event(1).job_uuid()].clone();
         assert!(job.detail.as_ref().unwrap().contains("concurrency group"), "{:?}", job.detail);
         assert_eq!(job.notifications.len(), 4);
-        drop(buildkite);
         scene.stop().await;
     }
 

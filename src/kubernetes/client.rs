@@ -155,9 +155,11 @@ pub(super) fn manager_conflict(status: &Status) -> Option<&str> {
     causes.into_iter().find(|cause| cause.reason == "FieldManagerConflict").map(|cause| &*cause.message)
 }
 
-/// The object that was to be deleted is gone, and another has its name.
+/// The object that was to be deleted is gone, and another has its name. The API server says "the UID in the precondition (…) does not
+/// match the UID in record (…)", or, if it finds out late, "Precondition failed: UID in precondition: …".
 pub(super) fn is_other_uid(status: &Status) -> bool {
-    status.reason == "Conflict" && status.message.contains("Precondition failed: UID")
+    let Status { reason, message, .. } = status;
+    reason == "Conflict" && message.contains("UID in") && message.contains("precondition")
 }
 
 /// The text of a header such as `299 - "would violate PodSecurity"`.

@@ -1,7 +1,7 @@
 //! The rules of a pod definition. They find the mistakes that the API server accepts and that show only later: in a pod that
 //! never ends, or in an agent that does not start. All problems are reported; a rule skips what another one has refused.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -72,6 +72,7 @@ pub(super) fn check(manifest: &Value) -> Vec<Problem> {
         problems.extend(agent_options::check(&agent));
         problems.extend(start(&agent));
         problems.extend(grace_period(&spec, &agent));
+        problems.extend(read_only(&agent));
     }
     problems.extend(fargate::check(&template));
     problems.extend(may_be(&annotations, Value::is_object, "a map"));
@@ -196,6 +197,31 @@ fn grace_period(spec: &Field, agent: &Field) -> Vec<Problem> {
     problems
 }
 
+/// An agent that cannot write to these folders acquires its job, and never reports the end of it.
+fn read_only(agent: &Field) -> Option<Problem> {
+    let set = |name: &str| variable(agent.value, name).map(|own| own["value"].as_str());
+    let home = set("HOME").unwrap_or(Some("/root")).map(|home| format!("{home}/.buildkite-agent"));
+    let folders = [
+        ("BUILDKITE_BUILD_PATH", Some("/buildkite/builds")),
+        ("BUILDKITE_PLUGINS_PATH", Some("/buildkite/plugins")),
+        ("BUILDKITE_SOCKETS_PATH", home.as_deref()),
+        ("TMPDIR", Some("/tmp")),
+    ];
+    let mounts = agent.select("volumeMounts * mountPath");
+    let is_mounted =
+        |folder: &str| mounts.iter().any(|path| Path::new(folder).starts_with(path.value.as_str().unwrap_or("-")));
+    // What comes from a source that is not known here is not checked.
+    let folders = folders.into_iter().filter_map(|(name, default)| set(name).unwrap_or(default));
+    let missing: Vec<_> = folders.filter(|folder| !is_mounted(folder)).collect();
+    let context = agent.get("securityContext");
+    (context.value["readOnlyRootFilesystem"] == true && !missing.is_empty()).then(|| {
+        context.problem(format!(
+            "has readOnlyRootFilesystem, and the agent must write to {}; mount an emptyDir there",
+            missing.join(", ")
+        ))
+    })
+}
+
 fn is_agent(container: &Field) -> bool {
     container.value["name"] == AGENT
 }
@@ -235,6 +261,8 @@ fn found(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use serde_json::json;
 
     use super::*;
@@ -437,6 +465,27 @@ mod tests {
         for (path, value, expected) in cases {
             refused(&[(path, value)], expected);
         }
+    }
+
+    #[test]
+    fn an_agent_that_cannot_write_to_its_folders_is_refused() {
+        let read_only = (&*format!("{AGENT}/securityContext"), json!({"readOnlyRootFilesystem": true}));
+        let mounts = |paths: &[&str]| {
+            let mounts = paths.iter().map(|path| json!({"name": "writable", "mountPath": path}));
+            (format!("{AGENT}/volumeMounts"), mounts.collect::<Value>())
+        };
+        let env = (ENV, json!([{"name": "HOME", "value": "/home/me"}, {"name": "TMPDIR", "valueFrom": {}}]));
+        let (field, problem) =
+            ("template.spec.containers[0].securityContext", "has readOnlyRootFilesystem, and the agent must write to");
+        let all = format!(
+            "{field} {problem} /buildkite/builds, /buildkite/plugins, /root/.buildkite-agent, /tmp; mount an emptyDir there"
+        );
+        refused(slice::from_ref(&read_only), &all);
+        let (path, some) = mounts(&["/buildkite/", "/home/me/builds"]);
+        let own = format!("{field} {problem} /home/me/.buildkite-agent; mount an emptyDir there");
+        refused(&[read_only.clone(), env, (&path, some)], &own);
+        let (path, enough) = mounts(&["/buildkite", "/root", "/tmp"]);
+        changed(&[read_only, (&path, enough)]).unwrap();
     }
 
     #[test]

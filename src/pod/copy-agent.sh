@@ -7,6 +7,11 @@ agent="${1:-$(command -v buildkite-agent || true)}"
 if [ -d /buildkite/. ]; then cp -R /buildkite/. /agent-scheduler/; fi
 rm -f /agent-scheduler/buildkite-agent
 cp "$agent" /agent-scheduler/buildkite-agent
+tini="$(command -v tini || true)"
+if [ -f "$tini" ]; then
+    cp "$tini" /agent-scheduler/tini
+    [ -p /agent-scheduler/token ] || mkfifo /agent-scheduler/token
+fi
 if [ -f /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt /agent-scheduler/; fi
 touch /agent-scheduler/buildkite-agent.cfg
 chmod -R a+rwX /agent-scheduler/*

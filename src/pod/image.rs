@@ -18,7 +18,7 @@ const HOME: &str = "/buildkite";
 const VOLUME: &str = "agent-scheduler-agent";
 const COPY_AGENT: &str = "agent-scheduler-copy-agent";
 
-/// Copies the agent, its configuration and its hooks, and the certificates that it knows Buildkite by. Any user may write to
+/// Copies the agent, its configuration and its hooks, tini, and the certificates that it knows Buildkite by. Any user may write to
 /// the copies, since the user of the step's image is not known.
 ///
 /// Both scripts are part of each Job with an image, so they have no comments.
@@ -26,14 +26,19 @@ const COPY_SCRIPT: &str = include_str!("copy-agent.sh");
 
 /// Starts the copy. The agent runs commands with bash by default, and an image may have none. Nor need it have certificates:
 /// the script looks where Go, in which the agent is written, looks for them.
+///
+/// The agent image's tini is the first process, if it runs in the step's image, and reaps what steps leave. Its environment can be
+/// read by a step, so the agent gets its token through a pipe. Without tini the agent itself clears it.
 const START_SCRIPT: &str = include_str!("start-agent.sh");
 
 /// The agent's paths that a definition may set for its own image, and where they are in the step's.
-const PATHS: [(&str, &str); 4] = [
+const PATHS: [(&str, &str); 5] = [
     ("BUILDKITE_AGENT_CONFIG", "buildkite-agent.cfg"),
     ("BUILDKITE_BUILD_PATH", "builds"),
     ("BUILDKITE_HOOKS_PATH", "hooks"),
     ("BUILDKITE_PLUGINS_PATH", "plugins"),
+    // By default in the home of the user, who may have none in the step's image.
+    ("BUILDKITE_SOCKETS_PATH", "sockets"),
 ];
 
 /// Puts the step's image into the agent's container, and the agent beside it.
@@ -191,6 +196,7 @@ mod tests {
                     {"name": "BUILDKITE_PLUGINS_PATH", "value": "/buildkite/cache/plugins"},
                     {"name": "BUILDKITE_AGENT_CONFIG", "value": "/buildkite/buildkite-agent.cfg"},
                     {"name": "BUILDKITE_BUILD_PATH", "value": "/buildkite/builds"},
+                    {"name": "BUILDKITE_SOCKETS_PATH", "value": "/buildkite/sockets"},
                 ],
                 "volumeMounts": [
                     {"name": "agent-scheduler-agent", "mountPath": "/buildkite"},
@@ -233,7 +239,7 @@ mod tests {
             agent["env"] = json!([{"name": "BEFORE"}, own, {"name": "AFTER", "value": "$(BUILDKITE_BUILD_PATH)"}]);
             let spec = &for_step(&["image=node:24"], &definition(&template)).unwrap()["spec"];
             let env = spec["containers"][0]["env"].as_array().unwrap();
-            assert_eq!((&env[1], env.len()), (&expected, 6), "{own}");
+            assert_eq!((&env[1], env.len()), (&expected, 7), "{own}");
         }
     }
 

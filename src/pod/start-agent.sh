@@ -7,4 +7,17 @@
     [ -f /etc/ssl/cert.pem ] ||
     [ ! -f /buildkite/ca-certificates.crt ] ||
     export SSL_CERT_FILE=/buildkite/ca-certificates.crt
-exec /buildkite/buildkite-agent "$@"
+/buildkite/tini --version >/dev/null 2>&1 || {
+    rm -f /buildkite/token
+    exec /buildkite/buildkite-agent "$@"
+}
+case "${BUILDKITE_AGENT_TOKEN-}" in
+    '' | fd://* | file://*) ;;
+    *)
+        printf %s "$BUILDKITE_AGENT_TOKEN" >/buildkite/token &
+        exec 3</buildkite/token
+        export BUILDKITE_AGENT_TOKEN=fd://3
+        ;;
+esac
+rm -f /buildkite/token
+exec /buildkite/tini -- /buildkite/buildkite-agent "$@"

@@ -86,7 +86,7 @@ async fn deletes_a_job_of_its_uid_only() {
     assert_eq!((status, &answer["reason"]), (409, &json!("Conflict")), "{answer}");
     // By this the function knows that another Job has the name.
     let message = answer["message"].as_str().unwrap();
-    assert!(message.contains("Precondition failed: UID in precondition: another, UID in object meta: "), "{message}");
+    assert!(message.contains("the UID in the precondition (another) does not match the UID in record"), "{message}");
     assert_eq!(namespace.count("jobs").await, 1);
 }
 

@@ -16,6 +16,7 @@ new_root() {
     root="$BATS_TEST_TMPDIR/root of ${shell##*/}"
     mkdir -p "$root/agent-scheduler"
     agent usr/bin/buildkite-agent "in the PATH"
+    tini 0
 }
 
 # PATH MODE TEXT
@@ -30,6 +31,14 @@ agent() { file "$1" 555 "#!/bin/sh
 echo '$2'
 for word; do echo \"<\$word>\"; done
 env
+"; }
+
+# STATUS: whether it runs in the image of the step.
+tini() { file usr/bin/tini 755 "#!/bin/sh
+[ \"\$1\" != --version ] || exit $1
+echo under tini
+shift
+exec \"\$@\"
 "; }
 
 # Runs the text of a script, which ends with status $expected: VARIABLE=VALUE … -- TEXT ARGUMENT …
@@ -60,6 +69,8 @@ start() {
     rm -rf "$root/buildkite"
     mv "$root/agent-scheduler" "$root/buildkite"
     run_script "${variables[@]}" -- "$(<"$scripts/start-agent.sh")" "${@:2}"
+    # A step that reads all files would wait for it.
+    [ ! -e "$root/buildkite/token" ]
     mv "$root/buildkite" "$root/agent-scheduler"
 }
 
@@ -69,7 +80,7 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
     for shell in "${shells[@]}"; do
         new_root
         copy
-        [ "$(ls "$root/agent-scheduler")" = $'buildkite-agent\nbuildkite-agent.cfg' ]
+        [ "$(ls "$root/agent-scheduler")" = $'buildkite-agent\nbuildkite-agent.cfg\ntini\ntoken' ]
         [ "$(mode buildkite-agent.cfg)" = 666 ]
 
         file buildkite/buildkite-agent.cfg 400 spawn=1
@@ -88,12 +99,12 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
             [ "$(mode buildkite-agent)" = 777 ]
         done
         start --
-        [[ $output == "in the PATH"* ]]
+        [[ $output == $'under tini\nin the PATH'* ]]
 
         agent opt/buildkite-agent "the named one"
         copy "$root/opt/buildkite-agent"
         start --
-        [[ $output == "the named one"* ]]
+        [[ $output == *"the named one"* ]]
     done
 }
 
@@ -155,5 +166,26 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
             [[ $output != *SSL_CERT* ]]
             rm "$root/$other"
         done
+    done
+}
+
+@test "the agent gets its token through a pipe, under a tini that runs in the image" {
+    for shell in "${shells[@]}"; do
+        new_root
+        file usr/bin/buildkite-agent 755 $'#!/bin/sh\necho "read: $(cat <&3)"\nenv\n'
+        copy
+        start BUILDKITE_AGENT_TOKEN=bkct_secret -- start
+        [[ $output == *"read: bkct_secret"* ]]
+        [[ $output == *BUILDKITE_AGENT_TOKEN=fd://3* ]]
+
+        agent usr/bin/buildkite-agent "an agent"
+        copy
+        start BUILDKITE_AGENT_TOKEN=file:///token -- start
+        [[ $output == *BUILDKITE_AGENT_TOKEN=file:///token* ]]
+        tini 1
+        copy
+        start BUILDKITE_AGENT_TOKEN=bkct_secret -- start
+        [[ $output == "an agent"* ]]
+        [[ $output == *BUILDKITE_AGENT_TOKEN=bkct_secret* ]]
     done
 }

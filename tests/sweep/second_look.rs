@@ -25,15 +25,8 @@ async fn due(exit_code: i32) -> Scene {
 /// To be finished by the next sweep.
 async fn third_attempt() -> Scene {
     let scene = due(1).await;
-    make_third_attempt(&scene, 1);
+    scene.make_third_attempt(1);
     scene
-}
-
-pub fn make_third_attempt(scene: &Scene, number: u64) {
-    scene.lab.kubernetes.change_job(&name(number), |job| {
-        job["metadata"]["labels"][ATTEMPT] = "3".into();
-        job["metadata"]["annotations"]["agent-scheduler.buildkite.com/failed-attempts"] = "2".into();
-    });
 }
 
 #[tokio::test]
@@ -110,7 +103,7 @@ async fn a_job_that_goes_is_left() {
         scene
             .lab
             .kubernetes
-            .change_job(&name(1), |job| job["metadata"]["deletionTimestamp"] = "2026-01-15T10:00:00Z".into())
+            .change_job(&name(1), |job| job["metadata"]["deletionTimestamp"] = "2026-01-15T10:00:00Z".into());
     };
     assert_eq!(meanwhile(&scene, delete).await, NONE);
 }

@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
 fn handle(event: Result<Event, InvalidEvent>) {
     match event {
         Ok(Event::JobScheduled(job)) => schedule(&job),
-        Ok(Event::Sweep { .. }) => {}
+        Ok(Event::Sweep { .. } | Event::Doctor) => {}
         Ok(Event::Other { detail_type }) => check_text(&excerpt(&detail_type)),
         Err(error) => check_text(&chain(&error)),
     }

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, Response,
+    body::Incoming,
     client::conn::http1::{SendRequest, handshake},
     http::{
         HeaderValue, Uri,
@@ -61,14 +62,31 @@ impl Client {
 
     /// Sends a request for a path, and waits for the whole answer.
     pub async fn try_send(&mut self, request: Builder, body: impl Into<Bytes>) -> Result<Response<Bytes>, Failure> {
+        let (parts, body) = self.request(request, body).await?.into_parts();
+        Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+    }
+
+    async fn request(&mut self, request: Builder, body: impl Into<Bytes>) -> Result<Response<Incoming>, Failure> {
         let request = match &self.authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization),
             None => request,
         };
         let request: Request<_> = request.header(HOST, &self.host).body(Full::from(body.into()))?;
         self.sender.ready().await?;
-        let (parts, body) = self.sender.send_request(request).await?.into_parts();
-        Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+        Ok(self.sender.send_request(request).await?)
+    }
+
+    /// Hands each line of an answer that does not end, such as that of a watch, to `each`; returns when the connection ends.
+    pub(crate) async fn follow(&mut self, path: &str, mut each: impl FnMut(Value)) -> Result<(), Failure> {
+        let mut body = self.request(Request::get(path), "").await?.into_body();
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            text.extend_from_slice(frame?.data_ref().map_or(&[], |data| data));
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                each(serde_json::from_slice(&text.drain(..=end).collect::<Vec<_>>())?);
+            }
+        }
+        Ok(())
     }
 
     /// The same; panics if there is no answer, as all methods below.

@@ -6,16 +6,17 @@
 //!                            etcd     └── kube-controller-manager: Jobs become Pods, and end
 //! ```
 //!
-//! Without scheduler and nodes: a Pod stays pending until a test writes its status. Everything ends with this process.
+//! Without scheduler and nodes a Pod stays pending until a test writes its status; [`Node`](crate::Node) adds both. Everything ends
+//! with this process.
 
 mod files;
 mod programs;
-mod supervisor;
+pub(crate) mod supervisor;
 
 use std::{
     fmt::Write,
     fs, io,
-    net::{Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::{Duration, Instant},
@@ -49,13 +50,14 @@ const LAST_LINES: usize = 15;
 
 /// A running control plane; a drop ends it and removes its folder.
 pub struct ControlPlane {
+    ip: IpAddr,
     url: String,
     certificates: Certificates,
     admin_token: String,
     programs: Programs,
     sts: Sts,
     // In the order of the drops: the programs, their folder, the threads of the stand-in.
-    _running: Vec<Running>,
+    running: Vec<Running>,
     folder: PathBuf,
     _folder: Supervisor,
     _runtime: Background,
@@ -80,6 +82,9 @@ pub enum Problem {
     /// `tests/control-plane/build` failed and printed why.
     #[error("there are no programs for a control plane: tests/control-plane/build failed ({0})")]
     NoPrograms(ExitStatus),
+    /// `tests/node/images` failed and printed why.
+    #[error("there are no images for the pods of a node: tests/node/images failed ({0})")]
+    NoImages(ExitStatus),
     /// A program, a file or a port that the lab needs.
     #[error("the control plane cannot be set up: {0}")]
     Io(#[from] io::Error),
@@ -91,10 +96,10 @@ pub enum Problem {
     NotReady(&'static str, String),
 }
 
-struct Running {
-    name: &'static str,
-    log: PathBuf,
-    supervisor: Supervisor,
+pub(crate) struct Running {
+    pub(crate) name: &'static str,
+    pub(crate) log: PathBuf,
+    pub(crate) supervisor: Supervisor,
 }
 
 /// Own threads: a control plane that several tests share outlives the runtime of each.
@@ -111,6 +116,11 @@ impl Drop for Background {
 impl ControlPlane {
     /// Starts the programs, which are built first if this machine has none; returns when Jobs become Pods.
     pub async fn start() -> Result<Self, Problem> {
+        Self::start_on(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// On another address of this machine, which a node can reach.
+    pub(crate) async fn start_on(ip: IpAddr) -> Result<Self, Problem> {
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let runtime = Background(Some(runtime));
         let programs =
@@ -118,9 +128,9 @@ impl ControlPlane {
 
         let folder = supervisor::folder(&format!("agent-scheduler-control-plane-{}", random_hex::<6>()))?;
         let folder_supervisor = Supervisor::remove(&folder)?;
-        let certificates = Certificates::new(Ipv4Addr::LOCALHOST.into());
+        let certificates = Certificates::new(ip);
         let [etcd, api_server, authenticator] = free_ports()?;
-        let url = format!("https://127.0.0.1:{api_server}");
+        let url = format!("https://{ip}:{api_server}");
         let authenticator_url = format!("https://127.0.0.1:{authenticator}");
         let admin_token = files::write(&Endpoints {
             folder: &folder,
@@ -133,7 +143,7 @@ impl ControlPlane {
             Sts::start(&certificates).await?
         };
 
-        let launch = Launch { programs: &programs, folder: &folder };
+        let launch = Launch { programs: &programs, folder: &folder, ip };
         let mut running = vec![
             launch.etcd(etcd)?,
             launch.authenticator(authenticator, sts.url())?,
@@ -149,16 +159,24 @@ impl ControlPlane {
         let account = "/api/v1/namespaces/default/serviceaccounts/default";
         wait_for("the controllers did not work", &mut running, async || ok(&url, account).await).await?;
         Ok(Self {
+            ip,
             url,
             certificates,
             admin_token,
             programs,
             sts,
-            _running: running,
+            running,
             folder,
             _folder: folder_supervisor,
             _runtime: runtime,
         })
+    }
+
+    /// Lets Pods be bound to nodes.
+    pub(crate) fn start_scheduler(&mut self) -> io::Result<()> {
+        let launch = Launch { programs: &self.programs, folder: &self.folder, ip: self.ip };
+        self.running.push(launch.scheduler()?);
+        Ok(())
     }
 
     /// The same with the namespace and the permissions that the function needs.
@@ -180,15 +198,23 @@ impl ControlPlane {
 
     /// A lab whose functions use this control plane, with keys that its authenticator accepts.
     pub async fn lab(&self) -> Lab {
-        let mut lab = Lab::start().await;
+        let mut lab = Lab::start_on(self.ip).await;
         lab.set_endpoint(self.url.clone(), self.certificates.ca_data());
         self.sts.know(lab.verifier(), lab.timeline.clone());
         lab
     }
 
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs.path(name)
+    }
+
     /// A kubeconfig of the administrator.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("admin.kubeconfig")
+        self.file("admin.kubeconfig")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// A client with all permissions.
@@ -279,6 +305,7 @@ pub async fn eventually<T>(missing: &str, mut look: impl AsyncFnMut() -> Option<
 struct Launch<'a> {
     programs: &'a Programs,
     folder: &'a Path,
+    ip: IpAddr,
 }
 
 impl Launch<'_> {
@@ -295,14 +322,15 @@ impl Launch<'_> {
     fn api_server(&self, port: u16, etcd: u16) -> io::Result<Running> {
         // A loopback address cannot be an endpoint of the `kubernetes` Service, so without a reconciler.
         let arguments = format!(
-            "--etcd-servers=http://127.0.0.1:{etcd} --bind-address=127.0.0.1 --secure-port={port}
-             --tls-cert-file=server.pem --tls-private-key-file=server-key.pem
+            "--etcd-servers=http://127.0.0.1:{etcd} --bind-address={} --secure-port={port}
+             --kubelet-preferred-address-types=InternalIP --tls-cert-file=server.pem --tls-private-key-file=server-key.pem
              --endpoint-reconciler-type=none --service-cluster-ip-range=10.0.0.0/24
              --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=service-account.pem
              --service-account-signing-key-file=service-account-key.pem
              --authorization-mode=Node,RBAC --allow-privileged --token-auth-file=tokens.csv
              --authentication-token-webhook-config-file=authenticator.kubeconfig
-             --audit-policy-file=audit-policy.yaml --audit-log-path=audit.log"
+             --audit-policy-file=audit-policy.yaml --audit-log-path=audit.log",
+            self.ip
         );
         self.run("kube-apiserver", &arguments, &[])
     }
@@ -312,6 +340,10 @@ impl Launch<'_> {
         let arguments = "--kubeconfig=manager.kubeconfig --secure-port=0 --leader-elect=false --root-ca-file=ca.pem
                          --kube-api-qps=500 --kube-api-burst=1000";
         self.run("kube-controller-manager", arguments, &[])
+    }
+
+    fn scheduler(&self) -> io::Result<Running> {
+        self.run("kube-scheduler", "--kubeconfig=scheduler.kubeconfig --secure-port=0 --leader-elect=false", &[])
     }
 
     fn authenticator(&self, port: u16, sts: &str) -> io::Result<Running> {
@@ -332,7 +364,7 @@ impl Launch<'_> {
 }
 
 /// Waits until `ready`, while all programs run.
-async fn wait_for(
+pub(crate) async fn wait_for(
     what: &'static str,
     running: &mut [Running],
     mut ready: impl AsyncFnMut() -> bool,

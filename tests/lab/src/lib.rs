@@ -9,7 +9,8 @@
 //!                      └──> Kubernetes  Jobs, Secrets, PodTemplates; verifies the EKS token as the real one does
 //! ```
 //!
-//! With [`ControlPlane::lab`] the functions use a real API server instead, and with [`Lab::forward_to`] one of the user's own.
+//! With [`ControlPlane::lab`] the functions use a real API server instead, and with [`Lab::forward_to`] one of the user's own. On a
+//! [`Node`] the Jobs run.
 //!
 //! Each stand-in keeps its requests, records them in the [`Timeline`], and injects a [`Fault`] where a test wants one. Everything ends
 //! when the [`Lab`] is dropped.
@@ -40,6 +41,7 @@ pub mod function;
 pub mod kubeconfig;
 pub mod kubernetes;
 pub mod log_line;
+pub mod node;
 mod runtime_api;
 mod server;
 mod sts;
@@ -68,6 +70,7 @@ pub use self::{
     fault::{Fault, When},
     function::{Answer, Function},
     kubernetes::Kubernetes,
+    node::Node,
     timeline::{Actor, Call, Entry, Kind, Timeline},
 };
 

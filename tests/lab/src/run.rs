@@ -13,13 +13,13 @@ use agent_scheduler_cli::{
 };
 use clap::Args;
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Lab, Parameter, buildkite,
+    AGENT_TOKEN_PARAMETER, Answer, CLUSTER, ControlPlane, Event, Function, Lab, Parameter, buildkite,
     control_plane::{self, ClusterKind},
     event,
     kubeconfig::{self, Cluster},
     kubernetes::NAMESPACE,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use textwrap::{Options, WordSplitter};
 use tokio::time::sleep;
 
@@ -31,6 +31,9 @@ const SECRET: &str = "buildkite-agent-token";
 
 /// The Secret of a run in a cluster of the user's own, where a deployed function may own the other.
 const TRIAL_SECRET: &str = "buildkite-agent-token-of-make-run";
+
+/// What passes before a sweep: it touches no younger Job.
+const SWEEP_DELAY: Duration = Duration::from_mins(2);
 
 /// How long to wait for the Job controller before showing what there is.
 const POD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,7 +117,14 @@ impl Run {
             function = function.env(name, value);
         }
         let function = function.try_start().map_err(|source| Problem::Function { path: self.function, source })?;
-        let answer = function.invoke(event).await;
+        let answer = if parsed.is_sweep() {
+            if setup.cluster.is_none() {
+                prepare_sweep(lab, &function).await;
+            }
+            function.invoke(parsed.now()).await
+        } else {
+            function.invoke(event).await
+        };
         let log = function.stop().await.lines();
 
         print_timeline(lab);
@@ -127,22 +137,21 @@ impl Run {
             }
         };
         println!("\n{}", outcome(&answer));
-        let Some(cluster) = &setup.cluster else {
-            let definitions = Definitions::read(&[self.definitions]).valid;
-            for job in lab.kubernetes.jobs() {
-                print!("\n{}", in_definition(&job, &definitions));
-            }
-            return Ok(exit_code(&answer));
-        };
         let jobs = job_uuids(&log);
-        if !jobs.is_empty() {
+        if let Some(cluster) = setup.cluster.as_ref().filter(|_| !jobs.is_empty()) {
             show(cluster, &namespace, &jobs, secret).await;
             if let Some(context) = &self.context {
                 println!("\nThe Job is removed after its TTL. Remove the token's Secret yourself:");
                 println!("kubectl --context {context} --namespace {namespace} delete secret {secret}");
             }
         }
-        Ok(exit_code(&answer))
+        // Of the stand-in; a real cluster has shown its own.
+        let definitions = Definitions::read(&[self.definitions]).valid;
+        for job in lab.kubernetes.jobs() {
+            print!("\n{}", in_definition(&job, &definitions));
+        }
+        let failures = answer["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
+        Ok(if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
     /// Where the function makes its Jobs.
@@ -167,6 +176,30 @@ impl Run {
         let cluster = open(CLUSTER, Some(&control_plane.kubeconfig())).await?;
         Ok(Setup { lab: control_plane.lab().await, cluster: Some(cluster), _control_plane: Some(control_plane) })
     }
+}
+
+/// Three jobs that only a sweep helps: the event of the first was lost, the Job of the second failed, and the third was cancelled.
+async fn prepare_sweep(lab: &Lab, function: &Function) {
+    let [lost, failed, cancelled] = [1, 2, 3].map(|number| {
+        let event = Event::scheduled().uuid(format!("11111111-2222-4333-8444-55555555560{number}")).now();
+        lab.buildkite.lock().schedule(&event, buildkite::CLUSTER);
+        event
+    });
+    lab.timeline.note(format!("the event of job {} is lost", lost.job_uuid()));
+    for event in [&failed, &cancelled] {
+        function.invoke(event).await;
+        if lab.kubernetes.job(&event.job_name()).is_some() {
+            lab.kubernetes.start_pod(&event.job_name(), &json!({"waiting": {"reason": "ContainerCreating"}}));
+        }
+    }
+    if lab.kubernetes.job(&failed.job_name()).is_some() {
+        lab.kubernetes.end_job(&failed.job_name(), 1);
+        lab.timeline.note(format!("{} fails before its agent takes the job", failed.job_name()));
+    }
+    lab.buildkite.lock().cancel(cancelled.job_uuid());
+    lab.timeline.note(format!("job {} is cancelled", cancelled.job_uuid()));
+    lab.skip(SWEEP_DELAY);
+    lab.timeline.note("two minutes later");
 }
 
 async fn open(context: &str, kubeconfig: Option<&Path>) -> Result<Cluster, Problem> {
@@ -244,12 +277,6 @@ async fn show(cluster: &Cluster, namespace: &str, jobs: &[&str], secret: &str) {
     }
 }
 
-/// A message of a batch may have failed though the function answered.
-fn exit_code(answer: &Value) -> ExitCode {
-    let failures = answer["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
-    if failures { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
 fn outcome(answer: &Value) -> String {
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     if let Some(failures) = answer["batchItemFailures"].as_array() {
@@ -261,6 +288,7 @@ fn outcome(answer: &Value) -> String {
     }
     match answer["outcome"].as_str() {
         Some("ignored") => format!("The event was ignored: {}. No Job was made.", text("reason")),
+        Some("swept") => "The sweep is done; the timeline shows what it did.".to_owned(),
         Some("refused") => format!("The job was refused: {}. No Job was made.", text("reason")),
         Some(outcome) => format!("Job {} in namespace {}: {outcome}.", text("job"), text("namespace")),
         None => format!("The function answered {answer}."),

@@ -91,6 +91,13 @@ pub enum Kind {
     Connected,
     /// A TLS handshake that failed, and why.
     HandshakeFailed(String),
+    /// A Job or a Pod of a watched namespace got a state, such as `agent terminated 27`.
+    Became {
+        /// Its name.
+        name: String,
+        /// The state.
+        state: String,
+    },
     /// An EKS token was accepted; the API server says so once per token.
     TokenAccepted {
         /// The cluster that it was signed for.
@@ -237,6 +244,7 @@ impl fmt::Display for Kind {
             Self::Delayed(call) => write!(f, "{call} waits"),
             Self::Connected => f.write_str("connection"),
             Self::HandshakeFailed(reason) => write!(f, "TLS handshake failed: {reason}"),
+            Self::Became { name, state } => write!(f, "{name} {state}"),
             Self::TokenAccepted { cluster, age } => {
                 write!(f, "EKS token accepted (cluster {cluster}, signed {} s ago)", age.as_secs())
             }

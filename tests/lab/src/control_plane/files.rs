@@ -1,6 +1,6 @@
 //! The files of the programs: certificates, keys, tokens, and endpoints.
 
-use std::{fs, io, path::Path};
+use std::{fmt::Write, fs, io, path::Path};
 
 use rcgen::KeyPair;
 use serde_json::{Value, json};
@@ -12,6 +12,14 @@ use crate::{
     credentials::random_hex,
     kubernetes::USER,
 };
+
+/// Who has a kubeconfig: its name, the user and the group.
+const USERS: [(&str, &str, &str); 4] = [
+    ("admin", "admin", "system:masters"),
+    ("manager", "system:kube-controller-manager", "system:masters"),
+    ("scheduler", "system:kube-scheduler", "system:masters"),
+    ("node", "system:node:node", "system:nodes"),
+];
 
 /// Where to write, and the URLs of the API server and the authenticator.
 pub(super) struct Endpoints<'a> {
@@ -25,7 +33,6 @@ pub(super) struct Endpoints<'a> {
 pub(super) fn write(endpoints: &Endpoints) -> io::Result<String> {
     let Endpoints { folder, certificates, api_server, authenticator } = *endpoints;
     let write = |name: &str, text: &str| fs::write(folder.join(name), text);
-    let (admin, manager) = (random_hex::<20>(), random_hex::<20>());
 
     let (certificate, key) = certificates.server_pem();
     write("ca.pem", &certificates.ca_pem())?;
@@ -34,14 +41,13 @@ pub(super) fn write(endpoints: &Endpoints) -> io::Result<String> {
     let service_account = KeyPair::generate().expect("a key can be made");
     write("service-account-key.pem", &service_account.serialize_pem())?;
     write("service-account.pem", &service_account.public_key_pem())?;
-    write(
-        "tokens.csv",
-        &format!(
-            "{admin},admin,admin,system:masters\n{manager},system:kube-controller-manager,manager,system:masters\n"
-        ),
-    )?;
-    write("admin.kubeconfig", &kubeconfig(api_server, certificates, &json!({"token": admin})))?;
-    write("manager.kubeconfig", &kubeconfig(api_server, certificates, &json!({"token": manager})))?;
+    let tokens = USERS.map(|_| random_hex::<20>());
+    let mut lines = String::new();
+    for ((name, user, group), token) in USERS.iter().zip(&tokens) {
+        let _ = writeln!(lines, "{token},{user},{name},{group}");
+        write(&format!("{name}.kubeconfig"), &kubeconfig(api_server, certificates, &json!({"token": token})))?;
+    }
+    write("tokens.csv", &lines)?;
     write("audit-policy.yaml", &audit_policy().to_string())?;
 
     fs::create_dir(folder.join("authenticator"))?;
@@ -50,6 +56,7 @@ pub(super) fn write(endpoints: &Endpoints) -> io::Result<String> {
     write("authenticator.yaml", &authenticator_config().to_string())?;
     let webhook = format!("{authenticator}/authenticate");
     write("authenticator.kubeconfig", &kubeconfig(&webhook, certificates, &json!({})))?;
+    let [admin, ..] = tokens;
     Ok(admin)
 }
 

@@ -29,14 +29,21 @@ read -r _
 until rm -rf "$1" 2>/dev/null; do sleep 0.1; done
 "#;
 
+/// Removes the cgroups below one of this name, in each hierarchy; a process that is ending may still be in one.
+const CGROUPS: &str = r#"
+read -r _
+cgroups() { find /sys/fs/cgroup -depth -type d -path "*/$1*" 2>/dev/null; }
+while [ -n "$(cgroups "$1")" ]; do cgroups "$1" | xargs rmdir; sleep 0.1; done
+"#;
+
 /// The shell beside a program or a folder, which is gone when this is dropped.
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     shell: Child,
 }
 
 impl Supervisor {
     /// Starts a program in the folder of its log.
-    pub(super) fn run(program: &Command, log: &Path) -> io::Result<Self> {
+    pub(crate) fn run(program: &Command, log: &Path) -> io::Result<Self> {
         let mut shell = shell(PROGRAM);
         shell.arg(program.get_program()).args(program.get_args()).current_dir(log.parent().unwrap_or(log));
         shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -46,13 +53,22 @@ impl Supervisor {
     }
 
     /// Removes a folder at the end.
-    pub(super) fn remove(folder: &Path) -> io::Result<Self> {
-        let shell = shell(FOLDER).arg(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    pub(crate) fn remove(folder: &Path) -> io::Result<Self> {
+        Self::at_end(FOLDER, folder)
+    }
+
+    /// Removes the cgroups below this one at the end.
+    pub(crate) fn remove_cgroup(name: &str) -> io::Result<Self> {
+        Self::at_end(CGROUPS, Path::new(name))
+    }
+
+    fn at_end(script: &str, argument: &Path) -> io::Result<Self> {
+        let shell = shell(script).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Self { shell })
     }
 
     /// How the program ended, if it has.
-    pub(super) fn ended(&mut self) -> io::Result<Option<String>> {
+    pub(crate) fn ended(&mut self) -> io::Result<Option<String>> {
         Ok(self.shell.try_wait()?.map(|status| status.to_string()))
     }
 }
@@ -74,7 +90,7 @@ fn shell(script: &str) -> Command {
 }
 
 /// A new folder that other users cannot read.
-pub(super) fn folder(name: &str) -> io::Result<PathBuf> {
+pub(crate) fn folder(name: &str) -> io::Result<PathBuf> {
     let folder = env::temp_dir().join(name);
     DirBuilder::new().mode(0o700).create(&folder)?;
     Ok(folder)

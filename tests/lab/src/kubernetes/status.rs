@@ -88,10 +88,10 @@ impl Status {
 
     /// The object that was to be deleted is another by now.
     pub(super) fn other_uid(resource: Resource, name: &str, wanted: &str, own: &str) -> Self {
-        let object = resource.qualified(resource.plural);
+        let object = resource.qualified(resource.kind);
         let message = format!(
-            "Operation cannot be fulfilled on {object} \"{name}\": Precondition failed: UID in precondition: {wanted}, UID in \
-             object meta: {own}"
+            "Operation cannot be fulfilled on {object} \"{name}\": the UID in the precondition ({wanted}) does not match the UID in \
+             record ({own}). The object might have been deleted and then recreated"
         );
         Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details(resource, resource.plural, name)))
     }

@@ -401,7 +401,7 @@ async fn a_delete_meets_the_job_of_its_uid_and_the_pods_of_that() {
     let options = |uid: &str| json!({"preconditions": {"uid": uid}, "propagationPolicy": "Background"}).to_string();
     let delete = || HttpRequest::delete(format!("{JOBS}/a"));
     let message = scene.refused(delete(), &options("u2"), 409, "Conflict").await;
-    assert!(message.contains("Precondition failed: UID in precondition: u2"), "{message}");
+    assert!(message.contains("the UID in the precondition (u2) does not match the UID in record (u1)"), "{message}");
     kubernetes.change_job("a", |job| job["metadata"]["finalizers"] = json!(["example.com/theirs"]));
     let (status, job) = scene.ask(delete(), &options("u1")).await;
     assert!(status == 200 && job["metadata"]["deletionTimestamp"].is_string(), "{job}");
