@@ -1,7 +1,5 @@
 //! The Job of each definition and each override, as `make render` prints it, in `golden/`; `UPDATE=1` writes them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
-
 use std::{env, fs, path::PathBuf};
 
 use agent_scheduler_cli::{
