@@ -126,7 +126,9 @@ mod a_trigger {
         let (_, metrics) = scene.stop().await;
         let of_other: Vec<_> = other.stop().await.lines();
         let of_both = |name| sum(&metrics, name) + sum(&of_other, name);
-        assert_eq!((of_both("JobsRepaired"), of_both("JobsFinished")), (1, 0));
+        // One may find no Job where the other is between its delete and its create.
+        assert!(of_both("JobsRepaired") >= 1);
+        assert_eq!(of_both("JobsFinished"), 0);
     }
 }
 
