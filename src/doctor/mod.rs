@@ -2,7 +2,7 @@
 //!
 //! It has the identity, the network and the permissions that matter, and asks for no permission of its own. It changes nothing but
 //! what each start does, which is to register the stack at Buildkite; all else is a look or a dry run. A new check is a function and a line in
-//! [`CHECKS`].
+//! `CHECKS`.
 
 mod buildkite;
 mod cluster;
