@@ -15,7 +15,7 @@ mod second_look;
 use std::{process::Command, time::Duration};
 
 use lab::{
-    AGENT_TOKEN_PARAMETER, Answer, Event, Fault, Function, Parameter, When,
+    AGENT_TOKEN_PARAMETER, Answer, Event, Fault, Parameter, When,
     buildkite::{CLUSTER, Token},
     event::batch,
     function::Builder,
