@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 60
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
 # The scripts of the image; its Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
-PYTHON = tests/deployment tests/lint scripts/package scripts/release scripts/third-party-notices
+PYTHON = tests/deployment tests/lint doctor scripts/package scripts/release scripts/third-party-notices
 FUNCTION = $(CARGO_TARGET_DIR)/release/agent-scheduler
 CLI = cargo run --quiet --package agent-scheduler-cli --
 FLOOR = $(CARGO_TARGET_DIR)/release/floor
@@ -28,8 +28,8 @@ STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
 # The quick ones first.
 STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
-.PHONY: help run render check-definitions package build deploy deploy-guided connect release dashboard test $(STAGES) deployment-tools \
-	docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
+.PHONY: help run render check-definitions package build deploy deploy-guided connect doctor release dashboard test $(STAGES) \
+	deployment-tools docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
 
 ## Lists the targets.
 help:
@@ -80,6 +80,10 @@ deploy: build
 connect:
 	@./connect $(OPTIONS) $(STACK)
 
+## Has the function of STACK=… examine its own set-up, and prints what is wrong with its fix.
+doctor:
+	@./doctor $(STACK)
+
 ## Commits and tags VERSION=…, written to every file that has it. Needs a tree without changes; pushes nothing.
 release:
 	@scripts/release $(VERSION)
@@ -124,7 +128,7 @@ faketime:
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y faketime; } \
 		|| { echo "install faketime: it puts a function's clock forward" >&2; exit 1; }
 
-## The scripts of src/pod, of the elastic-ci-stack image, `connect` and this file, with bats and shellcheck; needs busybox, jq and git, too.
+## The scripts of src/pod, of the elastic-ci-stack image, `connect`, `doctor` and this file, with bats and shellcheck; needs busybox, jq and git, too.
 test-scripts:
 	@( for tool in bats shellcheck busybox jq git; do command -v $$tool || exit 1; done ) >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y bats shellcheck busybox jq git; } \

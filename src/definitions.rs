@@ -170,11 +170,11 @@ fn first_of(names: &[String]) -> String {
     shown.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
 }
 
-/// All that a step may ask for, as they are now, each with where it comes from; and why those of the cluster are not known.
-pub async fn all(
-    cluster: &Cluster,
-    deadline: Deadline,
-) -> (Vec<(String, Result<Arc<PodDefinition>, Invalid>)>, Option<kubernetes::Error>) {
+/// All definitions, each with where it comes from; and why those of the cluster are not known.
+pub type All = (Vec<(String, Result<Arc<PodDefinition>, Invalid>)>, Option<kubernetes::Error>);
+
+/// All that a step may ask for, as they are now.
+pub async fn all(cluster: &Cluster, deadline: Deadline) -> All {
     let (listed, error) = match list(cluster, deadline).await {
         Ok(listed) => (listed, None),
         Err(error) => (Arc::default(), Some(error)),

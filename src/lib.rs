@@ -17,6 +17,7 @@
 //! | room | what lives there |
 //! | --- | --- |
 //! | [`lambda`] | payload to [`lambda::Trigger`], and its answer |
+//! | [`sweep`] | once a minute: what waits at Buildkite beside what the cluster holds, and the steps that repair the difference |
 //! | [`scheduler`] | one job: match, build, create |
 //! | [`doctor`] | what of the set-up is missing, and the command that adds it |
 //! | [`report`] | what became of a job: answer, log line, metrics |

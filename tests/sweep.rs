@@ -128,7 +128,9 @@ mod a_trigger {
         let (_, metrics) = scene.stop().await;
         let of_other: Vec<_> = other.stop().await.lines();
         let of_both = |name| sum(&metrics, name) + sum(&of_other, name);
-        assert_eq!((of_both("JobsRepaired"), of_both("JobsCancelled"), of_both("JobsFinished")), (1, 1, 0));
+        // One may find no Job where the other is between its delete and its create.
+        assert!(of_both("JobsRepaired") >= 1);
+        assert_eq!(of_both("JobsFinished"), 0);
     }
 }
 
@@ -153,6 +155,8 @@ mod a_lost_event {
         let oldest: Vec<_> = metrics.iter().filter_map(|line| line["OldestJobSeconds"].as_u64()).collect();
         assert!(oldest[0] < 20 && (30..50).contains(&oldest[1]) && (630..660).contains(&oldest[2]), "{oldest:?}");
         assert_eq!(sum(&metrics, "JobsWaiting"), 3);
+        let done = log.iter().filter(|line| line["message"] == "sweep done").count();
+        assert_eq!(done, 1, "a sweep that finds nothing has no line");
     }
 
     #[tokio::test]
@@ -544,6 +548,29 @@ async fn the_secret_is_applied_by_each_sweep() {
     scene.sweep_after(60).await;
     assert!(scene.lab.kubernetes.secret("buildkite", "buildkite-agent-token").is_some());
     scene.stop().await;
+}
+
+#[tokio::test]
+async fn what_there_is_no_time_for_is_left_to_the_next_sweep() {
+    let scene = Scene::with(|function| function.timeout(Duration::from_secs(13))).await;
+    for number in 1..=50 {
+        scene.create(number).await;
+        scene.set_state(number, "canceled");
+    }
+    // Ten at once, and none begins with less than five of the eleven seconds.
+    scene.lab.kubernetes.inject(
+        When::request("DELETE", "/jobs"),
+        Fault::DelayAfter(Duration::from_secs(3)),
+        usize::MAX,
+    );
+    let first = scene.sweep_after(60).await.len();
+    assert!((10..50).contains(&first), "{first}");
+    scene.lab.kubernetes.clear_faults();
+    assert_eq!(scene.sweep_after(60).await.len(), 50 - first);
+    let (log, metrics) = scene.stop().await;
+    let left: Vec<_> = log.iter().filter_map(|line| line["left"].as_u64()).collect();
+    assert_eq!(left, [50 - first as u64, 0]);
+    assert_eq!(["JobsCancelled", "Sweeps", "SweepsFailed"].map(|name| sum(&metrics, name)), [50, 2, 0]);
 }
 
 #[tokio::test]

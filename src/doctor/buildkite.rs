@@ -9,6 +9,7 @@ use super::{Doctor, Finding};
 use crate::{
     buildkite::stacks::{Error, ScheduledJobs, Stacks},
     config::Config,
+    stacks_api::StacksApi,
     text::{chain, excerpt},
 };
 
@@ -34,7 +35,7 @@ impl Doctor<'_> {
     }
 
     fn buildkite(&self) -> Option<Result<Stacks, Error>> {
-        self.scheduler.stacks_api().map(|stacks_api| stacks_api.connect())
+        self.scheduler.stacks_api().map(StacksApi::connect)
     }
 
     /// `None` without the Stacks API or a token.

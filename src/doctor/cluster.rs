@@ -75,7 +75,10 @@ pub(super) async fn answers(doctor: &Doctor<'_>) -> Vec<Finding> {
         Err(wrong) => return vec![wrong.clone()],
     };
     let Config { cluster, region, .. } = doctor.config;
-    let text = format!("cluster {cluster}: Kubernetes {}, which answered in {milliseconds} ms", excerpt(version));
+    let text = format!(
+        "cluster {cluster}: Kubernetes {}, which answered in {milliseconds} ms, with a certificate of its CA",
+        excerpt(version)
+    );
     // v1.33.1-eks-595af52
     let minor: Option<u32> = version.split('.').nth(1).and_then(|minor| minor.parse().ok());
     let old = NEEDS.iter().filter(|(needed, _)| minor.is_some_and(|minor| minor < *needed));
@@ -120,8 +123,8 @@ pub(super) async fn identity(doctor: &Doctor<'_>) -> Vec<Finding> {
     let config = doctor.config;
     let user = match cluster.who_am_i(doctor.deadline).await {
         Ok(user) => user,
-        Err(error) if error.is_wrong_endpoint() => return vec![Finding::waits_for("cluster")],
-        Err(error) => return vec![config.wrong(&error)],
+        Err(error) if error.kind() == "Unauthorized" => return vec![config.wrong(&error)],
+        Err(error) => return vec![config.failed(&error)],
     };
     let text = format!("the API server knows the function as user {} of groups {}", user.name, user.groups.join(", "));
     vec![if user.name == SUBJECT || user.groups.iter().any(|group| group == SUBJECT) {
@@ -149,9 +152,7 @@ pub(super) async fn permissions(doctor: &Doctor<'_>) -> Vec<Finding> {
         match answer {
             Ok(true) => {}
             Ok(false) => missing.push(format!("{verb} {resource}")),
-            Err(error) if error.kind() == "Unauthorized" => return vec![Finding::waits_for("identity")],
-            Err(error) if error.is_wrong_endpoint() => return vec![Finding::waits_for("cluster")],
-            Err(error) => return vec![config.wrong(&error)],
+            Err(error) => return vec![config.failed(&error)],
         }
     }
     let namespace = &config.stack.namespace;
@@ -177,12 +178,8 @@ pub(super) async fn secret(doctor: &Doctor<'_>) -> Vec<Finding> {
             );
             Finding::wrong(chain(&error), fix)
         }
-        Err(agent_token::Error::Apply { source, .. }) if source.kind() == "Unauthorized" => {
-            Finding::waits_for("identity")
-        }
-        Err(agent_token::Error::Apply { source, .. }) if source.is_wrong_endpoint() => Finding::waits_for("cluster"),
-        Err(agent_token::Error::Apply { source, .. }) => config.wrong(&source),
-        Err(error) => Finding::wrong(chain(&error), ""),
+        Err(agent_token::Error::Apply { source, .. }) => config.failed(&source),
+        Err(_) => Finding::waits_for("agent token"),
     }]
 }
 
@@ -199,7 +196,7 @@ pub(super) async fn other_stacks(doctor: &Doctor<'_>) -> Vec<Finding> {
             }
             // A queue whose key is no label value.
             Err(kubernetes::Error::Rejected(_)) => continue,
-            Err(_) => return vec![Finding::waits_for("cluster")],
+            Err(error) => return vec![doctor.config.failed(&error)],
         };
         let of_others = jobs.into_iter().filter_map(|mut job| job.metadata.labels.remove(STACK_LABEL));
         for other in of_others {
@@ -228,6 +225,15 @@ pub(super) async fn other_stacks(doctor: &Doctor<'_>) -> Vec<Finding> {
 }
 
 impl Config {
+    /// A request that failed, for a reason that may be another check's.
+    pub(super) fn failed(&self, error: &kubernetes::Error) -> Finding {
+        match error {
+            error if error.kind() == "Unauthorized" => Finding::waits_for("identity"),
+            error if error.is_wrong_endpoint() => Finding::waits_for("cluster"),
+            error => self.wrong(error),
+        }
+    }
+
     /// A request that failed, and what is to be done.
     pub(super) fn wrong(&self, error: &kubernetes::Error) -> Finding {
         let Self { region, cluster, .. } = self;
@@ -249,7 +255,7 @@ impl Config {
     pub(super) fn apply_role(&self) -> String {
         let (namespace, secret) = (&self.stack.namespace, &self.stack.agent_token_secret);
         format!(
-            "# connect {} does this, too\n\
+            "# connect {} does this, too, and keeps the Secrets of other stacks in the role\n\
              kubectl create namespace {namespace} --dry-run=client --output yaml | kubectl apply --filename -\n\
              sed 's/\\[buildkite-agent-token\\]/[{secret}]/' buildkite-role.yaml | kubectl apply --namespace {namespace} --filename -",
             self.cloudformation_stack()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -16,10 +16,19 @@ use crate::{
     text::chain,
 };
 
+/// A namespace may hold thousands of definitions.
+const SIDE_BY_SIDE: usize = 16;
+
+impl Doctor<'_> {
+    async fn definitions(&self, cluster: &Cluster) -> &definitions::All {
+        self.definitions.get_or_init(async || definitions::all(cluster, self.deadline).await).await
+    }
+}
+
 pub(super) async fn jobs(doctor: &Doctor<'_>) -> Vec<Finding> {
     let Ok(cluster) = doctor.cluster().await else { return vec![Finding::waits_for("cluster")] };
-    let (definitions, unlisted) = definitions::all(cluster, doctor.deadline).await;
-    let unlisted = unlisted.map(|error| (String::new(), Err(error)));
+    let (definitions, unlisted) = doctor.definitions(cluster).await;
+    let unlisted = unlisted.as_ref().map(|error| doctor.config.failed(error));
     let tried = definitions.iter().map(|(origin, definition)| async move {
         let definition = match definition {
             Ok(definition) => definition,
@@ -33,15 +42,14 @@ pub(super) async fn jobs(doctor: &Doctor<'_>) -> Vec<Finding> {
         }
         (origin.clone(), try_job(doctor, cluster, origin, definition).await)
     });
-    let mut findings = Vec::new();
-    for (origin, tried) in unlisted.into_iter().chain(join_all(tried).await) {
+    let tried: Vec<_> = stream::iter(tried).buffered(SIDE_BY_SIDE).collect().await;
+    let mut findings = Vec::from_iter(unlisted);
+    for (origin, tried) in tried {
         match tried {
             Ok(finding) => findings.push(finding),
-            Err(error) if error.kind() == "Unauthorized" => return vec![Finding::waits_for("identity")],
-            Err(error) if error.is_wrong_endpoint() => return vec![Finding::waits_for("cluster")],
             Err(error @ kubernetes::Error::Rejected(_)) => findings.push(refused(doctor.config, &origin, &error)),
             // The others would meet the same.
-            Err(error) => return vec![doctor.config.wrong(&error)],
+            Err(error) => return vec![doctor.config.failed(&error)],
         }
     }
     findings
@@ -85,14 +93,15 @@ fn refused(config: &Config, origin: &str, error: &kubernetes::Error) -> Finding 
     let fix = if text.contains("exceeded quota") {
         format!("kubectl describe quota --namespace {}   # raise it, or lower JobTtlSeconds", config.stack.namespace)
     } else {
-        format!("# correct {}{}", fields.iter().map(|field| format!("{field} of ")).collect::<String>(), origin)
+        let fields = fields.join(", ");
+        format!("# correct {}{origin}", if fields.is_empty() { fields } else { format!("{fields} of ") })
     };
     Finding::wrong(format!("{origin}: {text}"), fix)
 }
 
 pub(super) async fn names(doctor: &Doctor<'_>) -> Vec<Finding> {
     let Ok(cluster) = doctor.cluster().await else { return vec![Finding::waits_for("cluster")] };
-    let (definitions, _) = definitions::all(cluster, doctor.deadline).await;
+    let (definitions, _) = doctor.definitions(cluster).await;
     let usable = definitions.iter().filter_map(|(_, definition)| definition.as_ref().ok());
     let usable = usable.filter(|definition| definition.placeholder_image().is_none());
     let named: BTreeSet<_> = usable.flat_map(|definition| named(&definition.template()["spec"])).collect();
@@ -115,7 +124,7 @@ pub(super) async fn names(doctor: &Doctor<'_>) -> Vec<Finding> {
                 format!("a pod definition names {resource} {name}; not looked at: the function may not read it"),
                 format!("kubectl get {resource} {place}"),
             ),
-            Err(_) => Finding::waits_for("cluster"),
+            Err(error) => doctor.config.failed(&error),
         }
     });
     let mut findings = join_all(looks).await;
@@ -133,5 +142,8 @@ fn named(spec: &Value) -> Vec<(NamedKind, &str)> {
         (NamedKind::ServiceAccount, &spec["serviceAccountName"]),
         (NamedKind::PriorityClass, &spec["priorityClassName"]),
     ];
-    others.into_iter().chain(secrets).filter_map(|(kind, name)| Some((kind, name.as_str()?))).collect()
+    // Other names can be of no object, and they would stand in a path and in a command.
+    let is_name = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+    let named = others.into_iter().chain(secrets).map(|(kind, name)| Some((kind, name.as_str().filter(is_name)?)));
+    named.flatten().collect()
 }

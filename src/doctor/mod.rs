@@ -2,13 +2,13 @@
 //!
 //! It has the identity, the network and the permissions that matter, and asks for no permission of its own. It changes nothing but
 //! what each start does, which is to register the stack at Buildkite; all else is a look or a dry run. A new check is a function and a line in
-//! [`CHECKS`].
+//! `CHECKS`.
 
 mod buildkite;
 mod cluster;
 mod definitions;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use secrecy::SecretString;
@@ -26,13 +26,13 @@ pub const DETAIL_TYPE: &str = "Doctor";
 /// See [`DETAIL_TYPE`].
 pub const SOURCE: &str = "agent-scheduler";
 
-type Findings<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + Send + 'a>>;
+type Findings<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
 type Look = for<'a> fn(&'a Doctor<'a>) -> Findings<'a>;
 
 /// In the order of an event's way. All run side by side; what several need is asked for once.
 const CHECKS: [(&str, Look); 13] = [
-    ("settings", |doctor| Box::pin(settings(doctor))),
-    ("events", |doctor| Box::pin(events(doctor))),
+    ("settings", |doctor| Box::pin(ready(settings(doctor)))),
+    ("events", |doctor| Box::pin(ready(events(doctor)))),
     ("agent token", |doctor| Box::pin(buildkite::agent_token(doctor))),
     ("Buildkite knows the token", |doctor| Box::pin(buildkite::identity(doctor))),
     ("Buildkite's Stacks API", |doctor| Box::pin(buildkite::stacks_api(doctor))),
@@ -105,6 +105,7 @@ struct Doctor<'a> {
     lists: OnceCell<Option<Lists>>,
     cluster: OnceCell<Result<Cluster, Finding>>,
     server: OnceCell<Result<Server, Finding>>,
+    definitions: OnceCell<crate::definitions::All>,
 }
 
 /// Looks at everything.
@@ -117,6 +118,7 @@ pub async fn run(scheduler: &Scheduler, deadline: Deadline) -> Answer {
         lists: OnceCell::new(),
         cluster: OnceCell::new(),
         server: OnceCell::new(),
+        definitions: OnceCell::new(),
     };
     let looks = CHECKS.map(|(check, look)| {
         let findings = look(&doctor);
@@ -124,12 +126,14 @@ pub async fn run(scheduler: &Scheduler, deadline: Deadline) -> Answer {
     });
     let checks: Vec<_> = join_all(looks).await.into_iter().flatten().collect();
     let wrong = checks.iter().filter(|check| check.finding.ok == Some(false)).map(|check| check.check);
-    let wrong = wrong.collect::<Vec<_>>().join(", ");
+    let mut wrong: Vec<_> = wrong.collect();
+    wrong.dedup();
+    let wrong = wrong.join(", ");
     tracing::info!(wrong, "the function has examined its set-up");
     Answer { ok: wrong.is_empty(), checks }
 }
 
-async fn settings(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
+fn settings(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
     let stack = &config.stack;
     let tags: Vec<_> = stack.agent_tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect();
     let on = |is_on| if is_on { "on" } else { "off" };
@@ -153,10 +157,10 @@ async fn settings(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
 }
 
 /// Where an event comes from is outside.
-async fn events(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
+fn events(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
     let (region, function) = (&config.region, &config.function_name);
     let bus = config.of_stack("Parameters[?ParameterKey=='EventBridgeBusName'].ParameterValue");
-    let last_day = "--start-time \"$(date -u -d -1day +%FT%TZ)\" --end-time \"$(date -u +%FT%TZ)\" --period 86400 --statistics Sum";
+    let today = "--start-time \"$(date -u +%F)T00:00:00Z\" --end-time \"$(date -u +%F)T23:59:59Z\" --period 86400 --statistics Sum";
     let mut look = vec![
         format!("aws events list-event-sources --region {region} --name-prefix aws.partner/buildkite.com   # ACTIVE"),
         format!(
@@ -165,7 +169,7 @@ async fn events(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
         ),
         format!(
             "aws cloudwatch get-metric-statistics --region {region} --namespace AWS/Events --metric-name TriggeredRules \
-             --dimensions Name=EventBusName,Value={bus} Name=RuleName,Value={}-Queue {last_day}",
+             --dimensions Name=EventBusName,Value={bus} Name=RuleName,Value={}-Queue {today}",
             config.stack.queues[0]
         ),
     ];
@@ -173,7 +177,7 @@ async fn events(Doctor { config, .. }: &Doctor<'_>) -> Vec<Finding> {
         let of_queue = |metric: &str| {
             format!(
                 "aws cloudwatch get-metric-statistics --region {region} --namespace AgentScheduler --metric-name {metric} \
-                 --dimensions Name=FunctionName,Value={function} Name=Queue,Value={queue} {last_day}"
+                 --dimensions Name=FunctionName,Value={function} Name=Queue,Value={queue} {today}"
             )
         };
         look.extend(["JobsCreated", "JobsRepaired"].map(of_queue));

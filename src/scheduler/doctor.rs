@@ -1,4 +1,4 @@
-//! What the doctor asks anew, whatever is kept: an operator corrects something and looks again.
+//! What the doctor asks again, whatever is kept: an operator corrects something and looks again.
 
 use std::sync::Arc;
 

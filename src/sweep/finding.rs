@@ -50,9 +50,10 @@ pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(
             let created = job.metadata.creation_timestamp?;
             let started = agents(pods).any(ContainerStatus::started);
             match (runs, started) {
-                (true, _) => Some((Finding::OverAndRuns, created)),
-                (false, true) => None,
                 (false, false) => Some((Finding::Over, created)),
+                // Each agent runs for a moment after its job has finished.
+                (true, _) if *state != State::Finished => Some((Finding::OverAndRuns, created)),
+                _ => None,
             }
         }
         None if *state == State::Scheduled && !runs && job.status.active == 0 => {

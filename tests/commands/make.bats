@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # The Makefile as a user meets it, and scripts/stages.
+# shellcheck disable=SC2154 # `run` assigns stderr.
 
 bats_require_minimum_version 1.5.0
 

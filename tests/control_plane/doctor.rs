@@ -1,6 +1,6 @@
 //! The examination of the set-up on the real API server: what is wrong is found, and the fix that is printed is run.
 
-use lab::buildkite::CLUSTER as BUILDKITE_CLUSTER;
+use lab::{ControlPlane, buildkite::CLUSTER as BUILDKITE_CLUSTER};
 
 use super::*;
 

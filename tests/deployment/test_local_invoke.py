@@ -78,6 +78,19 @@ def test_an_event_of_another_queue_is_ignored(built, bridge):
     assert lab.jobs == []
 
 
+def test_doctor_reads_the_answer(built, bridge):
+    with Lab(bridge) as lab:
+        direct_to(lab, built)
+        answer, _ = invoke(built, "-e", "events/doctor.json", variables=lab.variables)
+    shown = subprocess.run(
+        [ROOT / "doctor", "-"], input=json.dumps(answer), text=True, capture_output=True, check=False
+    )
+    assert shown.returncode == (0 if answer["ok"] else 1)
+    lines = [line for line in shown.stdout.splitlines() if not line.startswith(" ")]
+    assert len(lines) == len(answer["checks"])
+    assert "✓ identity " in shown.stdout
+
+
 def unreachable(service):
     """Directs a service of AWS to the loopback of the container, where nothing listens."""
     return ["--add-host", f"{service}.us-east-1.amazonaws.com:127.0.0.1"]

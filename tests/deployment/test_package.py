@@ -27,9 +27,10 @@ def test_the_same_programs_give_the_same_bytes(tmp_path):
 
 def test_it_holds_all_that_a_deploy_without_a_compiler_needs(tmp_path):
     folder = pack(tmp_path)
-    for name in ("buildkite-role.yaml", "connect", "samconfig.toml", "LICENSE"):
+    for name in ("buildkite-role.yaml", "connect", "doctor", "events/doctor.json", "samconfig.toml", "LICENSE"):
         assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
-    assert (folder / "connect").stat().st_mode & 0o111
+    for name in ("connect", "doctor"):
+        assert (folder / name).stat().st_mode & 0o111
     assert run("diff", "--recursive", ROOT / "pod-definitions", folder / "pod-definitions") == ""
     for architecture in ("x86_64", "arm64"):
         template, original = source(folder / f"template-{architecture}.yml"), source()

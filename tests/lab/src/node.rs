@@ -64,7 +64,8 @@ impl Node {
     /// Starts both; the programs and the images are built first if this machine has none.
     pub async fn start() -> Result<Self, Problem> {
         let images = spawn_blocking(images).await.expect("finding the images does not panic")?;
-        let name = format!("agent-scheduler-node-{}", random_hex::<6>());
+        let id = random_hex::<4>();
+        let (name, interface) = (format!("agent-scheduler-node-{id}"), format!("node-{id}"));
         let folder = supervisor::folder(&name)?;
         let folder_supervisor = Supervisor::remove(&folder)?;
         let cgroups = Supervisor::remove_cgroup(&name)?;
@@ -72,7 +73,6 @@ impl Node {
         write_files(&folder, &name, &network)?;
 
         let mut command = Command::new("bash");
-        let interface = format!("node-{}", random_hex::<4>());
         command.args(["-c", UNSHARE, "node", &interface, &network, &name]).arg(images);
         let log = folder.join("node.log");
         let mut running = vec![Running { name: "node", supervisor: Supervisor::run(&command, &log)?, log }];
