@@ -82,7 +82,7 @@ async fn a_pull_that_takes_long_and_a_job_that_runs_are_left() {
         assert!(changes.iter().all(|change| change == "POST notifications"), "{changes:?}");
     }
     assert_eq!((lines, scene.notifications(1).len(), scene.notifications(2).len()), (1, 1, 0));
-    assert_eq!(scene.sweep_after(130).await, finished(1), "PodPendingSeconds");
+    assert_eq!(scene.sweep_after(160).await, finished(1), "PodPendingSeconds");
     assert_eq!((scene.state(2), scene.has_job(2)), ("running", true));
     scene.stop().await;
 }
