@@ -232,17 +232,11 @@ impl Sweep<'_> {
     }
 }
 
-/// As much of the text as there is room for before the command that shows more.
+/// The text, and if there is room the command that shows more.
 fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
-    let more = if more.is_empty() { String::new() } else { format!(" More: {more}") };
-    let room = MAX_NOTIFICATION_CHARS.saturating_sub(more.chars().count());
-    let mut detail: String = text.chars().take(room).collect();
-    if detail.len() < text.len() {
-        detail.pop();
-        detail.push('…');
-    }
-    detail.extend(more.chars().take(MAX_NOTIFICATION_CHARS - detail.chars().count()));
-    Notification { job_uuid, detail }
+    let with_more = format!("{text} More: {more}");
+    let text = if more.is_empty() || with_more.chars().count() > MAX_NOTIFICATION_CHARS { text } else { &with_more };
+    Notification { job_uuid, detail: text.chars().take(MAX_NOTIFICATION_CHARS).collect() }
 }
 
 impl report::Sweep {

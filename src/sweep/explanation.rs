@@ -92,7 +92,12 @@ fn quotes<'a>(found: &'a Found, obstacle: &Obstacle<'a>, seen: &'a Seen) -> Box<
     let last = |uid, reason| last_warning(events(seen, uid), reason);
     match (obstacle.kind, obstacle.pod) {
         (Kind::NoPod, _) => {
-            let event = last(found.uid, |_| true).map(said);
+            // The API server first quotes the pod that it refuses.
+            let why = |event: &Event| {
+                let message = event.message.split_once(" is forbidden: ").map_or(&*event.message, |(_, why)| why);
+                reason_and_message(Some(&event.reason), Some(message))
+            };
+            let event = last(found.uid, |_| true).map(why);
             let conditions =
                 || found.job.status.conditions.iter().filter(|condition| condition.message.is_some()).map(quoted);
             Box::new(event.into_iter().chain(conditions()))

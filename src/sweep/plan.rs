@@ -70,9 +70,9 @@ pub enum Step {
     Notify {
         /// The job.
         uuid: Uuid,
-        /// As far as there is room.
+        /// What is in the way.
         text: String,
-        /// How to see more; all of it.
+        /// How to see more, if there is room.
         more: String,
     },
     /// One line of the log.

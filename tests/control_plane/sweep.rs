@@ -195,7 +195,7 @@ async fn explains_a_job_without_a_pod_and_a_pod_without_a_node() {
         (webhook, "failed calling webhook \"pods.example.com\""),
     ] {
         assert!(line.starts_with("the Kubernetes Job has no pod: FailedCreate: "), "{line}");
-        assert!(detail.contains(words), "{detail}");
+        assert!(line.contains(words) && detail.contains(words), "{line}\n{detail}");
     }
     // This control plane has no scheduler.
     let (line, detail) = obstacle(async |_| (), |_| ()).await;

@@ -465,7 +465,7 @@ fn the_build_page_says_what_is_in_the_way() {
     });
     let quota = json!({
         "metadata": {"creationTimestamp": ago(30)}, "involvedObject": {"uid": "uid-1"},
-        "type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: small",
+        "type": "Warning", "reason": "FailedCreate", "message": "Error creating: pods \"buildkite-1\" is forbidden: exceeded quota: small",
     });
     let starting = on_node(1, 60, &waiting_for("ContainerCreating"));
     let mount = of_pod("", "FailedMount", "MountVolume.SetUp failed", 20);
