@@ -232,11 +232,22 @@ impl Sweep<'_> {
     }
 }
 
+/// How much of a long notification is its beginning. The cause of an error stands at its end.
+const MAX_BEGINNING: usize = 100;
+
 /// The text, and if there is room the command that shows more.
 fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
+    let (chars, gap) = (text.chars().count(), " … ");
     let with_more = format!("{text} More: {more}");
-    let text = if more.is_empty() || with_more.chars().count() > MAX_NOTIFICATION_CHARS { text } else { &with_more };
-    Notification { job_uuid, detail: text.chars().take(MAX_NOTIFICATION_CHARS).collect() }
+    let detail = if !more.is_empty() && with_more.chars().count() <= MAX_NOTIFICATION_CHARS {
+        with_more
+    } else if chars <= MAX_NOTIFICATION_CHARS {
+        text.to_owned()
+    } else {
+        let left_out = chars - (MAX_NOTIFICATION_CHARS - MAX_BEGINNING - gap.chars().count());
+        text.chars().take(MAX_BEGINNING).chain(gap.chars()).chain(text.chars().skip(left_out)).collect()
+    };
+    Notification { job_uuid, detail }
 }
 
 impl report::Sweep {
@@ -248,5 +259,22 @@ impl report::Sweep {
             Err(Error::Cluster(error)) => self.of_cluster(Err(error)),
         };
         Ok(matches!(done, Known::Known(true)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notification_keeps_its_limit_and_the_end_of_a_long_text() {
+        let detail = |text: &str, more| notification(Uuid::nil(), text, more).detail;
+        assert_eq!(detail("why", "kubectl"), "why More: kubectl");
+        assert_eq!(detail("why", ""), "why");
+        let long = "é".repeat(MAX_NOTIFICATION_CHARS);
+        assert_eq!(detail(&long, "kubectl"), long);
+        let longer = detail(&format!("the pod {} connection refused", "é".repeat(MAX_NOTIFICATION_CHARS)), "kubectl");
+        assert_eq!(longer.chars().count(), MAX_NOTIFICATION_CHARS);
+        assert!(longer.starts_with("the pod é") && longer.ends_with("é connection refused"), "{longer}");
     }
 }

@@ -189,7 +189,7 @@ fn a_secret_of_ours_is_waited_for_and_one_of_the_author_for_a_time() {
 }
 
 #[test]
-fn a_container_that_only_waits_for_others_is_in_nobodys_way() {
+fn a_container_that_only_waits_for_others_has_a_minute() {
     let of = |reason| with_pod(100, on_node(1, 59, &waiting_for(reason)));
     for reason in ["ContainerCreating", "PodInitializing", "CrashLoopBackOff"] {
         check([(reason, of(reason), "")]);
@@ -292,7 +292,7 @@ fn a_pod_without_a_node_is_finished_unless_it_waits_for_room() {
     };
     let of_definition = |name: &str| {
         other(9_000, &running()).change(|job| {
-            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), name.to_owned()))
+            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), name.to_owned()));
         })
     };
     check([
@@ -444,7 +444,7 @@ fn a_line_is_of_one_sweep_by_its_time() {
 fn the_build_page_says_what_is_in_the_way() {
     let definition = |world: World| {
         world.change(|job| {
-            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), "gpu".to_owned()))
+            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), "gpu".to_owned()));
         })
     };
     let pod = "buildkite-1-abcde";
