@@ -29,6 +29,8 @@ pub struct Config {
     pub stacks_endpoint: Option<String>,
     /// `SWEEP_ENABLED`: once a minute compare what waits at Buildkite with the cluster.
     pub sweep_enabled: bool,
+    /// `SWEEP_FINISHES`: the sweep finishes jobs that cannot start; else it only puts lines on their build pages.
+    pub sweep_finishes: bool,
     /// `POD_PENDING_SECONDS`: how long the Jobs for a Buildkite job may fail before the sweep finishes it.
     pub pod_pending_seconds: u32,
     /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token.
@@ -64,6 +66,7 @@ impl Config {
         let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", ttl_seconds);
         let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", seconds);
         let sweep_enabled = reader.required("SWEEP_ENABLED", boolean);
+        let sweep_finishes = reader.required("SWEEP_FINISHES", boolean);
         let pod_pending_seconds = reader.required("POD_PENDING_SECONDS", seconds);
         let region = reader.required("AWS_REGION", region);
         let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
@@ -84,6 +87,7 @@ impl Config {
                     job_active_deadline_seconds: job_active_deadline_seconds?,
                 },
                 sweep_enabled: sweep_enabled?,
+                sweep_finishes: sweep_finishes?,
                 pod_pending_seconds: pod_pending_seconds?,
                 stack_name,
                 stacks_endpoint: stacks_api?.then_some(stacks_endpoint),
@@ -395,6 +399,7 @@ mod tests {
             "JobTtlSeconds (JOB_TTL_SECONDS) must be a whole number of seconds, at least 300, got \"ten minutes\"",
             "JobActiveDeadlineSeconds (JOB_ACTIVE_DEADLINE_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "SweepEnabled (SWEEP_ENABLED) must be true or false, but is not set",
+            "SweepFinishes (SWEEP_FINISHES) must be true or false, but is not set",
             "PodPendingSeconds (POD_PENDING_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "AWS_REGION must be an AWS region, such as us-east-1, but is not set",
             "AWS_LAMBDA_FUNCTION_NAME must be the name of the Lambda function, but is not set",
@@ -438,6 +443,7 @@ mod tests {
             ("JOB_TTL_SECONDS", "-1"),
             ("JOB_TTL_SECONDS", "299"),
             ("SWEEP_ENABLED", "on"),
+            ("SWEEP_FINISHES", "on"),
             ("POD_PENDING_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "2147483648"),

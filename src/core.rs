@@ -15,6 +15,7 @@ pub mod json;
 pub mod kubernetes {
     //! What the API server says of Jobs and pods.
 
+    pub mod events;
     pub mod objects;
 }
 pub mod pod {
@@ -38,9 +39,12 @@ pub mod stack;
 pub mod sweep {
     //! What the sweep does about jobs that wait and Jobs that ended: from what was seen to the steps.
 
+    mod blocked;
     mod brake;
     mod detail;
+    mod explanation;
     pub mod finding;
+    pub mod obstacle;
     pub mod plan;
     pub mod seen;
 

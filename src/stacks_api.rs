@@ -134,16 +134,14 @@ impl StacksApi {
         Ok(states)
     }
 
-    /// Puts a line on the build page of a job.
+    /// Puts lines on the build pages of jobs, at most [`MAX_UUIDS`].
     pub async fn notify(
         &self,
-        job: Uuid,
-        detail: String,
+        notifications: &[Notification],
         token: &SecretString,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let notification = [Notification { job_uuid: job, detail }];
-        let notify = async |stacks: &Stacks| stacks.notify(&notification, token, deadline).await;
+        let notify = async |stacks: &Stacks| stacks.notify(notifications, token, deadline).await;
         self.call(token, deadline, notify).await
     }
 

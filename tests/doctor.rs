@@ -348,6 +348,7 @@ async fn each_permission_is_named_where_it_is_missing() {
         ("list", "jobs"),
         ("delete", "jobs"),
         ("list", "pods"),
+        ("list", "events"),
     ];
     let lab = Lab::start().await;
     lab.buildkite.lock().queue(buildkite::CLUSTER, "kubernetes");

@@ -18,7 +18,7 @@ use std::{
 use futures_util::future::join_all;
 use lab::{
     Buildkite, Call, Entry, Event, Fault, Function, Kind, Lab, Node, Timeline, When, buildkite,
-    control_plane::eventually,
+    control_plane::eventually, function::Builder,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -59,9 +59,9 @@ struct Run {
 }
 
 /// A function that reaches Buildkite by TLS: without it the address must be a loopback one, which pods cannot reach.
-fn function(namespace: &Namespace, roots: &Path) -> Function {
+fn function(namespace: &Namespace, roots: &Path) -> Builder {
     let function = namespace.builder().env("AWS_CA_BUNDLE", roots.display().to_string());
-    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url()).start()
+    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url())
 }
 
 /// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
@@ -90,7 +90,7 @@ impl Scene {
         define(&mut namespace, "default", |_| {}).await;
         let roots = node.folder().join(format!("{}.pem", namespace.name));
         fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
-        let function = function(&namespace, &roots);
+        let function = function(&namespace, &roots).start();
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
         Self { node, namespace, roots, function, _watch: watch }
     }
@@ -309,7 +309,7 @@ async fn a_pod_waits_for_its_secret() {
     let run = scene.send("true", &[]).await;
     run.until("agent waiting CreateContainerConfigError").await;
     // A new function applies the Secret before its first Job.
-    scene.function = function(&scene.namespace, &scene.roots);
+    scene.function = function(&scene.namespace, &scene.roots).start();
     scene.send("true", &[]).await;
     run.until_passed().await;
 }
@@ -421,6 +421,44 @@ async fn a_job_runs_with_a_root_that_is_read_only() {
         let run = scene.send("touch here; touch /there || echo cannot $((1)) write", &rules).await;
         run.until_passed().await;
         assert!(run.log().contains("cannot 1 write"), "{}", run.log());
+    }))
+    .await;
+}
+
+/// What the kubelet says of a pod that cannot start is on the build page, and in the reason of the finish.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_start_says_why_on_the_build_page() {
+    let missing_secret = json!({"name": "NPM_TOKEN", "valueFrom": {"secretKeyRef": {"name": "npm", "key": "token"}}});
+    let helper = |image: &str| json!([{"name": "helper", "image": image, "imagePullPolicy": "IfNotPresent"}]);
+    let cases: [(&str, &str, &(dyn Fn(&mut Value) + Sync)); 3] = [
+        ("CreateContainerConfigError", "secret \"npm\" not found", &|spec: &mut Value| {
+            spec["containers"][0]["env"].as_array_mut().unwrap().push(missing_secret.clone());
+        }),
+        ("ErrImageNeverPull", "is not present with pull policy of Never", &|spec: &mut Value| {
+            let mut never = helper("lab/missing:1");
+            never[0]["imagePullPolicy"] = "Never".into();
+            spec["initContainers"] = never;
+        }),
+        ("ImagePullBackOff", "connection refused", &|spec: &mut Value| {
+            spec["initContainers"] = helper("127.0.0.1:1/missing:1");
+        }),
+    ];
+    join_all(cases.iter().map(async |(reason, message, change)| {
+        let mut scene = Scene::new().await;
+        define(&mut scene.namespace, "blocked", change).await;
+        scene.function = function(&scene.namespace, &scene.roots).env("POD_PENDING_SECONDS", "65").start();
+        let run = scene.send("true", &["pod-definition=blocked"]).await;
+        scene.sweep_until_ended(&run).await;
+        let job = run.job();
+        let detail = job.detail.unwrap_or_default();
+        println!("{:#?}\n{detail}\n", job.notifications);
+        assert!(detail.contains(reason) && detail.contains(message), "{detail}");
+        assert!(
+            job.notifications.iter().any(|(_, line)| line.starts_with("the pod cannot start: ")),
+            "{:?}",
+            job.notifications
+        );
+        assert_eq!(job.signal_reason.as_deref(), Some("stack_error"));
     }))
     .await;
 }

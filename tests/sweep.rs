@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
+#[path = "sweep/obstacles.rs"]
+mod obstacles;
 #[path = "sweep/outage.rs"]
 mod outage;
 #[path = "sweep/scene.rs"]

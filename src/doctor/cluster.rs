@@ -24,7 +24,7 @@ const NEEDS: [(u32, &str); 2] = [
 const MAX_SKEW_SECONDS: i64 = 60;
 
 /// What the function asks of the API server: resource, verb, and whether it is for the sweep alone.
-const PERMISSIONS: [(&str, &str, bool); 8] = [
+const PERMISSIONS: [(&str, &str, bool); 9] = [
     ("jobs", "create", false),
     ("jobs", "get", false),
     ("secrets", "create", false),
@@ -33,6 +33,7 @@ const PERMISSIONS: [(&str, &str, bool); 8] = [
     ("jobs", "list", true),
     ("jobs", "delete", true),
     ("pods", "list", true),
+    ("events", "list", true),
 ];
 
 /// The API server's answer about itself.

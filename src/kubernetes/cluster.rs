@@ -2,6 +2,7 @@
 //! stand here and nowhere else.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,10 +13,8 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         batch::v1::Job,
-        core::v1::{Pod, PodTemplate, Secret},
+        core::v1::{Event, Pod, PodTemplate, Secret},
     },
-    apimachinery::pkg::apis::meta::v1::ListMeta,
-    jiff::Timestamp,
 };
 use kube::{
     Resource, ResourceExt,
@@ -24,7 +23,7 @@ use kube::{
         params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, Preconditions},
     },
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
@@ -33,6 +32,8 @@ use uuid::Uuid;
 use super::{
     client::{self, Headers, MayHaveMoved},
     error::Error,
+    events,
+    list::{Listed, Page},
     objects,
 };
 use crate::{
@@ -77,24 +78,6 @@ impl Created {
     pub fn uid(&self) -> Option<String> {
         serde_json::from_str(&self.answer).ok().and_then(|objects::Job { metadata, .. }| metadata.uid)
     }
-}
-
-/// A list, all of it.
-#[derive(Debug)]
-pub struct Listed<T> {
-    /// What is in it.
-    pub items: Vec<T>,
-    /// When the API server began to answer, by its own clock.
-    pub now: Option<Timestamp>,
-}
-
-/// One page.
-#[derive(Deserialize)]
-struct Page<T> {
-    #[serde(default)]
-    metadata: ListMeta,
-    #[serde(default = "Vec::new")]
-    items: Vec<T>,
 }
 
 impl Cluster {
@@ -225,13 +208,34 @@ impl Cluster {
         Ok(self.list::<Pod, _>(of_job, deadline).await?.items)
     }
 
+    /// Of these objects the Events with a field such as `type=Warning`.
+    pub async fn events(
+        &self,
+        objects: &HashSet<String>,
+        field: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<events::Event>, Error> {
+        let all = ListParams::default().limit(JOBS_PER_PAGE).fields(field);
+        let is_of_them = |event: &events::Event| objects.contains(&event.involved_object.uid);
+        Ok(self.list_some::<Event, _>(all, is_of_them, deadline).await?.items)
+    }
+
     fn of_stack(&self) -> ListParams {
         ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", job::STACK_LABEL, self.stack_id))
     }
 
     pub(super) async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
         &self,
+        page: ListParams,
+        deadline: Deadline,
+    ) -> Result<Listed<T>, Error> {
+        self.list_some::<K, T>(page, |_| true, deadline).await
+    }
+
+    async fn list_some<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+        &self,
         mut page: ListParams,
+        is_needed: impl Fn(&T) -> bool,
         deadline: Deadline,
     ) -> Result<Listed<T>, Error> {
         let requests = Requests::new(K::url_path(&(), Some(&self.namespace)));
@@ -243,7 +247,7 @@ impl Cluster {
                 request
             });
             let Page { metadata, items } = self.read(request, deadline).await?;
-            listed.items.extend(items);
+            listed.items.extend(items.into_iter().filter(&is_needed));
             listed.now = listed.now.or_else(|| headers.date());
             match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),

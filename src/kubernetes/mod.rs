@@ -4,13 +4,15 @@ mod client;
 mod cluster;
 mod error;
 pub(crate) mod fake;
+mod list;
 mod review;
 
-pub use agent_scheduler_core::kubernetes::objects;
+pub use agent_scheduler_core::kubernetes::{events, objects};
 
 pub use self::{
     client::{ATTEMPT_TIMEOUT, over},
-    cluster::{Cluster, Created, Listed},
+    cluster::{Cluster, Created},
     error::{Error, SUBJECT},
+    list::Listed,
     review::{NamedKind, Permission, User},
 };

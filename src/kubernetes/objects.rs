@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+
+use crate::pod::job::DEFINITION_ANNOTATION;
 
 /// A Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -13,6 +15,8 @@ use serde::{Deserialize, Deserializer};
 pub struct Job {
     /// Which one it is, who made it and when.
     pub metadata: Metadata,
+    /// What holds its pods back.
+    pub spec: JobSpec,
     /// How it ended, if it did.
     pub status: JobStatus,
 }
@@ -28,7 +32,7 @@ pub struct Metadata {
     /// Those of Buildkite and of this project.
     #[serde(deserialize_with = "of_buildkite")]
     pub labels: BTreeMap<String, String>,
-    /// Those of this project.
+    /// Those of this project, and the pod definition's.
     #[serde(deserialize_with = "of_project")]
     pub annotations: BTreeMap<String, String>,
     /// By the API server's clock.
@@ -37,12 +41,50 @@ pub struct Metadata {
     pub deletion_timestamp: Option<Timestamp>,
 }
 
+/// What keeps a Job from having a pod, or its pod from having a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct JobSpec {
+    /// Another controller, such as Kueue, decides when it starts.
+    pub suspend: bool,
+    /// Of its pod.
+    pub template: Template,
+}
+
+/// The template of a Job's pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    /// What the pod asks for.
+    pub spec: PodSpec,
+}
+
+/// Where a pod runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Its node, once it has one.
+    pub node_name: Option<String>,
+    /// How many gates it has. While it has one, the scheduler leaves it.
+    #[serde(deserialize_with = "count")]
+    pub scheduling_gates: usize,
+}
+
 /// What the Job controller says of a Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct JobStatus {
     /// Its pods that have not ended and are not being deleted.
     pub active: u32,
+    /// Those of them that are ready.
+    pub ready: u32,
+    /// Its pods that are being deleted.
+    pub terminating: u32,
+    /// Its pods that ended and are not counted yet.
+    #[serde(deserialize_with = "count_of_lists")]
+    pub uncounted_terminated_pods: usize,
+    /// Since when the Job controller makes its pods; set again when it is resumed.
+    pub start_time: Option<Timestamp>,
     /// When it became Complete.
     pub completion_time: Option<Timestamp>,
     /// `Complete`, `Failed`, `Suspended` and others.
@@ -72,6 +114,8 @@ pub struct Condition {
 pub struct Pod {
     /// Which one it is.
     pub metadata: PodMetadata,
+    /// Where it runs.
+    pub spec: PodSpec,
     /// What became of it.
     pub status: PodStatus,
 }
@@ -82,6 +126,10 @@ pub struct Pod {
 pub struct PodMetadata {
     /// Unique in the namespace, at any one time.
     pub name: String,
+    /// Different for each pod that ever had the name.
+    pub uid: String,
+    /// By the API server's clock.
+    pub creation_timestamp: Option<Timestamp>,
     /// Who it belongs to.
     pub owner_references: Vec<OwnerReference>,
     /// When the kubelet must have ended it: the end of its grace period.
@@ -102,6 +150,8 @@ pub struct OwnerReference {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
+    /// Such as `Pending`.
+    pub phase: String,
     /// Such as `PodScheduled`.
     pub conditions: Vec<Condition>,
     /// In the order of the pod's spec.
@@ -163,6 +213,12 @@ pub struct Terminated {
 }
 
 impl Job {
+    /// The Job controller knows of no pod of it.
+    pub fn has_no_pod(&self) -> bool {
+        let JobStatus { active, ready, terminating, uncounted_terminated_pods, .. } = self.status;
+        active + ready + terminating == 0 && uncounted_terminated_pods == 0
+    }
+
     /// The condition of that type, if it is true.
     pub fn condition(&self, type_: &str) -> Option<&Condition> {
         self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
@@ -174,6 +230,21 @@ impl Pod {
     pub fn owner(&self) -> Option<&str> {
         let owner = self.metadata.owner_references.iter().find(|owner| owner.controller);
         owner.map(|owner| &*owner.uid)
+    }
+
+    /// The condition of that type, if it is true.
+    pub fn condition(&self, type_: &str) -> Option<&Condition> {
+        self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
+    }
+
+    /// None of its containers runs any more, or will.
+    pub fn has_ended(&self) -> bool {
+        matches!(&*self.status.phase, "Failed" | "Succeeded")
+    }
+
+    /// The statuses of its containers, in the order of their start.
+    pub fn containers(&self) -> impl Iterator<Item = &ContainerStatus> {
+        self.status.init_container_statuses.iter().chain(&self.status.container_statuses)
     }
 
     /// The status of its container of that name.
@@ -195,17 +266,28 @@ impl ContainerStatus {
     }
 }
 
+fn count<'de, D: Deserializer<'de>>(list: D) -> Result<usize, D::Error> {
+    Vec::<IgnoredAny>::deserialize(list).map(|list| list.len())
+}
+
+fn count_of_lists<'de, D: Deserializer<'de>>(lists: D) -> Result<usize, D::Error> {
+    BTreeMap::<String, Vec<IgnoredAny>>::deserialize(lists).map(|lists| lists.values().map(Vec::len).sum())
+}
+
 fn of_buildkite<'de, D: Deserializer<'de>>(labels: D) -> Result<BTreeMap<String, String>, D::Error> {
-    only(labels, "buildkite.com/")
+    only(labels, |key| key.contains("buildkite.com/"))
 }
 
 fn of_project<'de, D: Deserializer<'de>>(annotations: D) -> Result<BTreeMap<String, String>, D::Error> {
-    only(annotations, "agent-scheduler.buildkite.com/")
+    only(annotations, |key| key.contains("agent-scheduler.buildkite.com/") || key == DEFINITION_ANNOTATION)
 }
 
-fn only<'de, D: Deserializer<'de>>(strings: D, domain: &str) -> Result<BTreeMap<String, String>, D::Error> {
+fn only<'de, D: Deserializer<'de>>(
+    strings: D,
+    is_read: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, String>, D::Error> {
     let mut strings = BTreeMap::deserialize(strings)?;
-    strings.retain(|key: &String, _| key.contains(domain));
+    strings.retain(|key: &String, _| is_read(key));
     Ok(strings)
 }
 
@@ -222,18 +304,21 @@ mod tests {
             "metadata": {
                 "name": "buildkite-1", "uid": "u1", "generation": 1, "creationTimestamp": "2026-01-15T10:00:05Z",
                 "labels": {"team": "web", "buildkite.com/job-uuid": "1", "agent-scheduler.buildkite.com/stack": "s"},
-                "annotations": {"buildkite.com/branch": "main", "agent-scheduler.buildkite.com/job": "{}"},
+                "annotations": {"buildkite.com/branch": "main", "buildkite.com/pod-definition": "gpu", "agent-scheduler.buildkite.com/job": "{}"},
             },
-            "spec": {"backoffLimit": 3},
-            "status": {"active": 1, "ready": 0, "conditions": [
+            "spec": {"backoffLimit": 3, "suspend": true, "template": {"spec": {"schedulingGates": [{"name": "g"}]}}},
+            "status": {"active": 1, "ready": 0, "uncountedTerminatedPods": {"failed": ["u"]}, "conditions": [
                 {"type": "Failed", "status": "False"},
                 {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": "2026-01-15T10:01:05Z"},
             ]},
         }))
         .unwrap();
-        assert_eq!((job.metadata.labels.len(), job.metadata.annotations.len(), job.status.active), (2, 1, 1));
+        assert_eq!((job.metadata.labels.len(), job.metadata.annotations.len(), job.status.active), (2, 2, 1));
         assert_eq!(job.condition("Failed").unwrap().reason.as_deref(), Some("BackoffLimitExceeded"));
         assert_eq!(job.condition("Complete"), None);
+        assert_eq!((job.spec.suspend, job.spec.template.spec.scheduling_gates), (true, 1));
+        assert_eq!((job.status.uncounted_terminated_pods, job.has_no_pod()), (1, false));
+        assert!(Job::default().has_no_pod());
         assert_eq!(from_value::<Job>(json!({})).unwrap(), Job::default());
     }
 

@@ -30,6 +30,9 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The label, on Job and pod, that says which stack made them: [`Stack::id`].
 pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
 
+/// The annotation, on Job and pod, that says which pod definition they have.
+pub const DEFINITION_ANNOTATION: &str = "buildkite.com/pod-definition";
+
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
@@ -235,7 +238,7 @@ fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own:
 /// definition says itself wins.
 fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
     let mut annotations = vec![
-        ("buildkite.com/pod-definition", text(definition)),
+        (DEFINITION_ANNOTATION, text(definition)),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", text("false")),
         ("karpenter.sh/do-not-disrupt", text("true")),
     ];

@@ -35,6 +35,8 @@ pub struct Sweep {
     pub cancelled: usize,
     /// Jobs that were finished, since no agent can start.
     pub finished: usize,
+    /// Jobs whose build page has a new line about what is in the way.
+    pub notified: usize,
     /// Steps that the next sweep must do.
     pub left: usize,
     /// Permissions that the function lacks.
@@ -61,14 +63,14 @@ impl QueueReport {
 impl Sweep {
     /// Writes the log lines and the metrics.
     pub fn write(&self, function_name: &str) {
-        let Self { queues, jobs, repaired, replaced, cancelled, finished, left, forbidden, failures } = self;
+        let Self { queues, jobs, repaired, replaced, cancelled, finished, notified, left, forbidden, failures } = self;
         let waiting: usize = queues.iter().map(|queue| queue.waiting).sum();
         macro_rules! line {
             ($level:ident) => {
-                tracing::$level!(waiting, jobs, repaired, replaced, cancelled, finished, left, "sweep done")
+                tracing::$level!(waiting, jobs, repaired, replaced, cancelled, finished, notified, left, "sweep done")
             };
         }
-        let is_idle = repaired + replaced + cancelled + finished + left == 0;
+        let is_idle = repaired + replaced + cancelled + finished + notified + left == 0;
         if is_idle {
             line!(debug);
         } else {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Error, Matched, Scheduler, already_exists};
 use crate::{
-    buildkite::stacks::MAX_NOTIFICATION_CHARS,
+    buildkite::stacks::{MAX_NOTIFICATION_CHARS, Notification},
     clock,
     deadline::Deadline,
     pod::job,
@@ -110,7 +110,8 @@ impl Scheduler {
     async fn notify(&self, stacks_api: &StacksApi, job: Uuid, error: &Error, deadline: Deadline) {
         let deadline = deadline.within(NOTIFICATION_TIMEOUT);
         let Ok(token) = self.agent_token.value(deadline).await else { return };
-        if let Err(error) = stacks_api.notify(job, notification(error), &token, deadline).await {
+        let notification = [Notification { job_uuid: job, detail: notification(error) }];
+        if let Err(error) = stacks_api.notify(&notification, &token, deadline).await {
             tracing::debug!(%job, error = chain(&error), "the build page does not show the failure");
         }
     }

@@ -3,17 +3,20 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
-use k8s_openapi::jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     Sweep, Unavailable,
     finding::{self, Finding},
     plan::{Step, Target},
-    seen::Known,
+    seen::{Known, Seen},
 };
 use crate::{
-    buildkite::{job::ScheduledJob, stacks::MAX_NOTIFICATION_CHARS, state::State},
+    buildkite::{
+        job::ScheduledJob,
+        stacks::{MAX_NOTIFICATION_CHARS, MAX_UUIDS, Notification},
+        state::State,
+    },
     kubernetes,
     pod::{attempt::Attempt, job},
     report::{self, Occasion, Outcome},
@@ -49,14 +52,15 @@ struct Replacement {
 }
 
 impl Sweep<'_> {
-    /// Does the steps, in their order. `now` is the API server's clock.
+    /// Does the steps, in their order.
     pub(super) async fn act(
         &self,
         steps: Vec<Step>,
-        now: Timestamp,
+        seen: &Seen<'_>,
         report: &mut report::Sweep,
     ) -> Result<(), Unavailable> {
         let (mut created, mut replaced, mut cancelled, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut notifications = Vec::new();
         for step in steps {
             match step {
                 Step::Create(job) => created.push(job),
@@ -64,7 +68,8 @@ impl Sweep<'_> {
                     replaced.push(Replacement { ended, is_deleted, job, next, notification });
                 }
                 Step::Cancel(target) => cancelled.push(target),
-                Step::Finish { ended, detail } => finished.push((ended, detail)),
+                Step::Finish { target, detail } => finished.push((target, detail)),
+                Step::Notify { uuid, text, more } => notifications.push(notification(uuid, &text, &more)),
                 Step::Warn(text) => tracing::warn!("{text}"),
                 Step::Error(text) => tracing::error!("{text}"),
             }
@@ -72,22 +77,32 @@ impl Sweep<'_> {
         self.create(&created, report).await;
         for some in replaced.chunks(AT_ONCE) {
             let Some(states) = self.states(some.iter().map(|one| one.ended.uuid), report).await? else { continue };
-            let replace = |one| self.replace(one, &states, now);
+            let replace = |one| self.replace(one, &states, seen);
             for done in join_all(some.iter().map(replace)).await {
                 report.replaced += usize::from(report.of_step(done)?);
             }
         }
         for some in cancelled.chunks(AT_ONCE) {
             let Some(states) = self.states(some.iter().map(|target| target.uuid), report).await? else { continue };
-            let cancel = |target| self.cancel(target, &states, now);
+            let cancel = |target| self.cancel(target, &states, seen);
             for done in join_all(some.iter().map(cancel)).await {
                 report.cancelled += usize::from(report.of_step(done)?);
             }
         }
         for (target, detail) in finished {
             let Some(states) = self.states([target.uuid].into_iter(), report).await? else { continue };
-            let done = self.finish(&target, &detail, &states, now).await;
+            let done = self.finish(&target, &detail, &states, seen).await;
             report.finished += usize::from(report.of_step(done)?);
+        }
+        for some in notifications.chunks(MAX_UUIDS) {
+            if self.is_late() {
+                report.left += some.len();
+                continue;
+            }
+            let notified = self.stacks_api.notify(some, &self.token, self.deadline).await;
+            if let Known::Known(()) = report.of_buildkite(notified)? {
+                report.notified += some.len();
+            }
         }
         Ok(())
     }
@@ -112,10 +127,10 @@ impl Sweep<'_> {
         &self,
         Replacement { ended, is_deleted, job, next, notification }: &Replacement,
         states: &BTreeMap<Uuid, State>,
-        now: Timestamp,
+        seen: &Seen<'_>,
     ) -> Result<bool, Error> {
         let state = states.get(&ended.uuid);
-        if !self.is_still(ended, *is_deleted, state, now).await? {
+        if !self.is_still(ended, *is_deleted, state, seen).await? {
             return Ok(false);
         }
         let reserved = state == Some(&State::Reserved);
@@ -129,8 +144,8 @@ impl Sweep<'_> {
         let outcome = self.scheduler.schedule(job, Occasion::Replacement(*next), self.deadline).await;
         let created = matches!(outcome, Ok(Outcome::Created));
         if created {
-            let notification = notification.chars().take(MAX_NOTIFICATION_CHARS).collect();
-            let notified = self.stacks_api.notify(ended.uuid, notification, &self.token, self.deadline).await;
+            let notification = [self::notification(ended.uuid, notification, "")];
+            let notified = self.stacks_api.notify(&notification, &self.token, self.deadline).await;
             if let Err(error) = notified {
                 tracing::debug!(job = %ended.uuid, error = chain(&error), "the build page does not show the next attempt");
             }
@@ -139,29 +154,29 @@ impl Sweep<'_> {
     }
 
     /// Deletes the Job of a job that is over.
-    async fn cancel(&self, target: &Target, states: &BTreeMap<Uuid, State>, now: Timestamp) -> Result<bool, Error> {
+    async fn cancel(&self, target: &Target, states: &BTreeMap<Uuid, State>, seen: &Seen<'_>) -> Result<bool, Error> {
         let Some(state) = states.get(&target.uuid) else { return Ok(false) };
-        let cancelled = self.is_still(target, false, Some(state), now).await? && self.delete(target).await?;
+        let cancelled = self.is_still(target, false, Some(state), seen).await? && self.delete(target).await?;
         if cancelled {
             report::job_cancelled(target.uuid, state);
         }
         Ok(cancelled)
     }
 
-    /// Finishes a job whose Jobs have ended.
+    /// Finishes a job, and then deletes its Job if that has not ended: never the other order.
     async fn finish(
         &self,
         target: &Target,
         detail: &str,
         states: &BTreeMap<Uuid, State>,
-        now: Timestamp,
+        seen: &Seen<'_>,
     ) -> Result<bool, Error> {
-        let is_still = self.is_still(target, false, states.get(&target.uuid), now).await?;
+        let is_still = self.is_still(target, false, states.get(&target.uuid), seen).await?;
         if !is_still || !self.stacks_api.finish(target.uuid, detail, &self.token, self.deadline).await? {
             return Ok(false);
         }
         report::job_finished(target.uuid, detail);
-        if target.finding == Finding::Stuck {
+        if matches!(target.finding, Finding::Stuck | Finding::Blocked(_)) {
             self.delete(target).await?;
         }
         Ok(true)
@@ -191,7 +206,7 @@ impl Sweep<'_> {
         target: &Target,
         is_deleted: bool,
         state: Option<&State>,
-        now: Timestamp,
+        seen: &Seen<'_>,
     ) -> Result<bool, kubernetes::Error> {
         let Some(state) = state else { return Ok(false) };
         let job = match self.cluster.job(&job::name(target.uuid), self.deadline).await {
@@ -199,7 +214,7 @@ impl Sweep<'_> {
             job => job?,
         };
         let pods = self.cluster.pods_for(target.uuid, self.deadline).await?;
-        let is_same = finding::still((&target.uid, target.finding), &job, &pods, state, now);
+        let is_same = finding::still((&target.uid, target.finding), &job, &pods, state, seen);
         Ok(is_same && job.metadata.deletion_timestamp.is_some() == is_deleted)
     }
 
@@ -215,6 +230,13 @@ impl Sweep<'_> {
     fn is_late(&self) -> bool {
         self.deadline.left() < MIN_TIME
     }
+}
+
+/// The text, and if there is room the command that shows more.
+fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
+    let with_more = format!("{text} More: {more}");
+    let text = if more.is_empty() || with_more.chars().count() > MAX_NOTIFICATION_CHARS { text } else { &with_more };
+    Notification { job_uuid, detail: text.chars().take(MAX_NOTIFICATION_CHARS).collect() }
 }
 
 impl report::Sweep {

@@ -1,5 +1,7 @@
 //! What a sweep asks of both sides.
 
+use std::collections::HashSet;
+
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 
@@ -13,6 +15,7 @@ use crate::{
         stacks::{MAX_UUIDS, Stacks, WaitingJob},
     },
     deadline::Deadline,
+    kubernetes::{self, events::Events},
     report::{self, QueueReport},
     scheduler::Scheduler,
     stacks_api::{self, StacksApi},
@@ -113,9 +116,10 @@ fn time(text: &str) -> Option<Timestamp> {
 }
 
 impl Sweep<'_> {
-    /// The cluster's side, and the states of its jobs.
+    /// The cluster's side, and the states of its jobs. The sweep was due at `due`.
     pub(super) async fn look(
         &self,
+        due: Option<Timestamp>,
         queues: Vec<Queue>,
         report: &mut report::Sweep,
         deadline: Deadline,
@@ -130,14 +134,42 @@ impl Sweep<'_> {
             Known::Unknown => Known::Unknown,
         };
         let states = match (jobs.get(), pods.get()) {
-            (Some(jobs), Some(pods)) => {
+            (Some(jobs), Some(_)) => {
                 report.jobs = jobs.len();
-                let uuids = finding::jobs_to_ask(jobs, pods, &config.stack.id, MAX_UUIDS);
+                let ours = jobs.iter().filter_map(|job| finding::Identity::of(job, &config.stack.id));
+                let uuids: Vec<_> = ours.map(|job| job.uuid).collect();
                 report.of_buildkite(self.stacks_api.states(&uuids, &self.token, deadline).await)?
             }
             _ => Known::Unknown,
         };
-        let pod_pending = SignedDuration::from_secs(config.pod_pending_seconds.into());
-        Ok(Seen { stack: &config.stack, pod_pending, queues, now, jobs, pods, states })
+        let events = match (jobs.get(), pods.get(), states.get()) {
+            (Some(jobs), Some(pods), Some(states)) => {
+                let uids = finding::uids_to_explain(jobs, pods, states, &config.stack.id);
+                report.of_cluster(self.events(&uids, deadline).await)
+            }
+            _ => Known::Unknown,
+        };
+        Ok(Seen {
+            stack: &config.stack,
+            pod_pending: SignedDuration::from_secs(config.pod_pending_seconds.into()),
+            finishes: config.sweep_finishes,
+            due,
+            queues,
+            now,
+            jobs,
+            pods,
+            events,
+            states,
+        })
+    }
+
+    /// What went wrong with these objects, and when their containers started: of all Events, few are needed.
+    async fn events(&self, objects: &HashSet<String>, deadline: Deadline) -> Result<Events, kubernetes::Error> {
+        if objects.is_empty() {
+            return Ok(Events::default());
+        }
+        let mut events = self.cluster.events(objects, "type=Warning", deadline).await?;
+        events.extend(self.cluster.events(objects, "reason=Started", deadline).await?);
+        Ok(events.into_iter().collect())
     }
 }

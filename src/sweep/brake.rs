@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{detail, finding::Found, plan::Ended};
+use super::{detail, finding::Found, seen::Seen};
 
 /// Why no job is finished.
 pub(super) struct Brake {
@@ -25,22 +25,21 @@ enum Build {
     OfJob(Uuid),
 }
 
-/// Whether `due`, of `all`, must not be finished.
+/// Whether no job may be finished, of those whose attempts have met a cluster at work if there was one until then.
 ///
 /// They may be finished after an agent took the job of a Job that was created since the first Job at fault, and before the last
 /// attempt of each of them ended: those attempts failed in a cluster that worked. A Job that was created later is no proof of that.
 /// Perhaps the cluster works again, and the next attempt succeeds.
-pub(super) fn brake(all: &[Found], due: &[Ended]) -> Option<Brake> {
-    let until = due.iter().map(|ended| ended.end).min()?;
-    let faults: Vec<_> = all.iter().filter(|found| found.shows_a_fault()).collect();
+pub(super) fn brake(all: &[Found], until: Timestamp, now: Timestamp, seen: &Seen) -> Option<Brake> {
+    let faults: Vec<_> = all.iter().filter(|found| found.shows_a_fault(now)).collect();
     let since = faults.iter().map(|found| found.created).min()?;
     let builds = faults.iter().map(|found| build(found)).collect::<BTreeSet<_>>().len();
     if builds < 2 || all.iter().any(|found| found.was_taken() && (since..=until).contains(&found.created)) {
         return None;
     }
     let mut reasons = BTreeMap::<_, usize>::new();
-    for found in faults.iter().filter(|found| found.ended_in_vain().is_some()) {
-        *reasons.entry(detail::cause(found)).or_default() += 1;
+    for found in faults.iter().filter(|found| found.ended_in_vain().is_some() || found.obstacle.is_some()) {
+        *reasons.entry(detail::cause(found, seen)).or_default() += 1;
     }
     let reason = reasons.into_iter().max_by_key(|(_, count)| *count).map(|(reason, _)| reason).unwrap_or_default();
     Some(Brake { builds, since, reason })

@@ -7,8 +7,10 @@ use uuid::Uuid;
 
 use super::{
     brake::Brake,
+    explanation,
     finding::{Finding, Found},
     plan::{Ended, MAX_FINISHES},
+    seen::Seen,
 };
 use crate::{
     kubernetes::objects::{Condition, ContainerStatus, Pod},
@@ -20,8 +22,11 @@ use crate::{
 const MAX_NAMED: usize = 5;
 
 /// What a Job at fault reports, in one line: the same for Jobs with the same fault.
-pub(super) fn cause(found: &Found) -> String {
-    let containers = || found.pods.iter().flat_map(|pod| containers(pod));
+pub(super) fn cause(found: &Found, seen: &Seen) -> String {
+    if let Some(obstacle) = &found.obstacle {
+        return explanation::cause(found, obstacle, seen);
+    }
+    let containers = || found.pods.iter().flat_map(|pod| pod.containers());
     let ended = containers().find_map(|container| {
         let ended = container.state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
         let reason = ended.reason.as_deref().map(|reason| format!(" ({})", excerpt(reason)));
@@ -76,12 +81,15 @@ pub(super) fn finish(ended: &Ended, now: Timestamp, namespace: &str) -> String {
 }
 
 /// For the build page of a job whose next attempt begins.
-pub(super) fn notification(found: &Found, next: Attempt, brake: Option<&Brake>) -> String {
-    let (number, cause) = (found.attempt.number, cause(found));
-    let brake = brake.map_or_else(String::new, |brake| {
-        format!("Jobs of {} builds cannot start, so the Kubernetes cluster or its network is at fault. ", brake.builds)
-    });
+pub(super) fn notification(found: &Found, next: Attempt, brake: Option<&Brake>, seen: &Seen) -> String {
+    let (number, cause) = (found.attempt.number, cause(found, seen));
+    let brake = brake.map_or_else(String::new, on_brake);
     format!("{brake}Attempt {} begins: attempt {number} ended and no agent took the job: {cause}", next.number)
+}
+
+/// The beginning of a line for the build page, if the brake keeps a job from being finished.
+pub(super) fn on_brake(brake: &Brake) -> String {
+    format!("Jobs of {} builds cannot start, so the Kubernetes cluster or its network is at fault. ", brake.builds)
 }
 
 /// For the log, if the brake keeps jobs from being finished.
@@ -133,33 +141,32 @@ fn report(pod: &Pod) -> Vec<String> {
     lines.extend(conditions.map(|condition| {
         format!("  {} is {}: {}", excerpt(&condition.type_), excerpt(&condition.status), quoted(condition))
     }));
-    lines.extend(containers(pod).filter_map(|ContainerStatus { name, state, last_state }| {
-        let (what, why) = match (state.terminated.as_ref().or(last_state.terminated.as_ref()), &state.waiting) {
-            (Some(ended), _) => (
-                format!("exit code {}", ended.exit_code),
-                reason_and_message(ended.reason.as_deref(), ended.message.as_deref()),
-            ),
-            (None, Some(waiting)) => {
-                ("waits".to_owned(), reason_and_message(waiting.reason.as_deref(), waiting.message.as_deref()))
-            }
-            (None, None) => return None,
-        };
-        let comma = if why.is_empty() { "" } else { ", " };
-        Some(format!("  container {}: {what}{comma}{why}", excerpt(name)))
-    }));
+    lines.extend(pod.containers().filter_map(container_line));
     lines
 }
 
-fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses)
+/// A container that ended or waits.
+pub(super) fn container_line(ContainerStatus { name, state, last_state }: &ContainerStatus) -> Option<String> {
+    let (what, why) = match (state.terminated.as_ref().or(last_state.terminated.as_ref()), &state.waiting) {
+        (Some(ended), _) => (
+            format!("exit code {}", ended.exit_code),
+            reason_and_message(ended.reason.as_deref(), ended.message.as_deref()),
+        ),
+        (None, Some(waiting)) => {
+            ("waits".to_owned(), reason_and_message(waiting.reason.as_deref(), waiting.message.as_deref()))
+        }
+        (None, None) => return None,
+    };
+    let comma = if why.is_empty() { "" } else { ", " };
+    Some(format!("  container {}: {what}{comma}{why}", excerpt(name)))
 }
 
-fn quoted(condition: &Condition) -> String {
+pub(super) fn quoted(condition: &Condition) -> String {
     reason_and_message(condition.reason.as_deref(), condition.message.as_deref())
 }
 
 /// `Reason: message`, with what there is of them.
-fn reason_and_message(reason: Option<&str>, text: Option<&str>) -> String {
+pub(super) fn reason_and_message(reason: Option<&str>, text: Option<&str>) -> String {
     let parts = [reason.map(excerpt), text.map(message)];
     parts.into_iter().flatten().collect::<Vec<_>>().join(": ")
 }

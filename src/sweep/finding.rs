@@ -2,15 +2,15 @@
 //!
 //! The sweep asks twice: for its plan, and with fresh values before it finishes a job or deletes a Job.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
-};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use super::seen::Seen;
+use super::{
+    obstacle::{self, Obstacle, wait_for_room},
+    seen::Seen,
+};
 use crate::{
     buildkite::{job::ScheduledJob, state::State},
     kubernetes::objects::{ContainerStatus, Job, Pod},
@@ -33,6 +33,8 @@ pub enum Finding {
     Complete,
     /// The Job's pod is on a dead node, and its job waits.
     Stuck,
+    /// Something is in the way of the Job, and its job waits.
+    Blocked(obstacle::Kind),
     /// The job is over, and no agent of the Job ever started.
     Over,
     /// The job is over, and an agent of the Job runs.
@@ -64,23 +66,36 @@ pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(
 }
 
 /// Whether it is still wrong with the same Job, with fresh values. `pods` may have others.
-pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, now: Timestamp) -> bool {
-    let (uid, finding) = found;
+pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, seen: &Seen) -> bool {
+    let ((uid, finding), Some(now)) = (found, seen.now.get()) else { return false };
     let pods: Vec<_> = pods.iter().filter(|pod| pod.owner() == Some(uid)).collect();
-    let is_same = job.metadata.uid.as_deref() == Some(uid);
-    is_same && find(job, &pods, state, now).is_some_and(|(again, _)| again == finding)
+    if job.metadata.uid.as_deref() != Some(uid) {
+        return false;
+    }
+    match finding {
+        Finding::Blocked(kind) => {
+            in_the_way(job, &pods, state, seen).is_some_and(|obstacle| obstacle.kind == kind && obstacle.is_due(*now))
+        }
+        finding => find(job, &pods, state, *now).is_some_and(|(again, _)| again == finding),
+    }
 }
 
-/// The jobs whose state matters: all but those whose agent is known to run. Of these the newest fill the last call of `per_call` jobs;
-/// they may prove that agents take jobs.
-pub fn jobs_to_ask(jobs: &[Job], pods: &[Pod], stack_id: &str, per_call: usize) -> Vec<Uuid> {
-    let runs = |pod: &&Pod| pod.container(AGENT).is_some_and(ContainerStatus::runs);
-    let run: HashSet<_> = pods.iter().filter(runs).filter_map(Pod::owner).collect();
-    let ours = jobs.iter().filter_map(|job| Identity::of(job, stack_id));
-    let (mut run, wait): (Vec<_>, Vec<_>) = ours.partition(|job| run.contains(job.uid));
-    run.sort_by_key(|job| Reverse(job.created));
-    let room = wait.len().next_multiple_of(per_call) - wait.len();
-    wait.iter().chain(run.iter().take(room)).map(|job| job.uuid).collect()
+/// What is in the way of a Job that has not ended and whose job waits.
+fn in_the_way<'a>(job: &'a Job, pods: &[&'a Pod], state: &State, seen: &Seen) -> Option<Obstacle<'a>> {
+    let waits = state.is_waiting() && end(job).is_none() && job.metadata.deletion_timestamp.is_none();
+    waits.then(|| obstacle::find(job, pods, seen)).flatten()
+}
+
+/// The uids of the Jobs whose job waits and which have not ended, and of their pods: their Events say what is in the way.
+pub fn uids_to_explain(jobs: &[Job], pods: &[Pod], states: &BTreeMap<Uuid, State>, stack_id: &str) -> HashSet<String> {
+    let waits = |job: &&Job| {
+        let state = Identity::of(job, stack_id).and_then(|identity| states.get(&identity.uuid));
+        state.is_some_and(State::is_waiting) && end(job).is_none()
+    };
+    let jobs: HashSet<_> = jobs.iter().filter(waits).filter_map(|job| job.metadata.uid.clone()).collect();
+    let of_jobs = pods.iter().filter(|pod| pod.owner().is_some_and(|owner| jobs.contains(owner)));
+    let pods: Vec<_> = of_jobs.map(|pod| pod.metadata.uid.clone()).collect();
+    jobs.into_iter().chain(pods).collect()
 }
 
 /// How the Job ended, and when, if the control plane says so.
@@ -102,6 +117,8 @@ pub(super) struct Found<'a> {
     pub state: &'a State,
     pub attempt: Attempt,
     pub finding: Option<(Finding, Timestamp)>,
+    /// If nothing else is wrong.
+    pub obstacle: Option<Obstacle<'a>>,
 }
 
 /// The Jobs of the stack, those of the oldest jobs first, and beside them the jobs of Jobs that Buildkite does not know and whose agent
@@ -126,8 +143,10 @@ pub(super) fn jobs<'a>(seen: &'a Seen) -> Option<(Vec<Found<'a>>, Vec<Uuid>)> {
         };
         let attempt = Attempt::of(&job.metadata.labels, &job.metadata.annotations, created);
         let finding = find(job, &pods, state, now);
-        found.push(Found { uuid, uid, created, job, pods, state, attempt, finding });
+        let obstacle = if finding.is_none() { in_the_way(job, &pods, state, seen) } else { None };
+        found.push(Found { uuid, uid, created, job, pods, state, attempt, finding, obstacle });
     }
+    wait_for_room(&mut found, now, seen.pod_pending);
     found.sort_by_key(|found| (found.attempt.first_created, found.uuid));
     unknown.sort();
     Some((found, unknown))
@@ -173,10 +192,10 @@ impl Found<'_> {
         self.finding.filter(|(finding, _)| !matches!(finding, Finding::Over | Finding::OverAndRuns))
     }
 
-    /// This attempt ended in vain, or an earlier one did and no agent has taken the job since.
-    pub fn shows_a_fault(&self) -> bool {
+    /// This attempt ended in vain or something is in its way, or an earlier one did and no agent has taken the job since.
+    pub fn shows_a_fault(&self, now: Timestamp) -> bool {
         let again = self.attempt.number > 1 && self.state.is_waiting() && end(self.job).is_none();
-        self.ended_in_vain().is_some() || again
+        self.ended_in_vain().is_some() || self.obstacle.is_some_and(|obstacle| obstacle.is_fault(now)) || again
     }
 
     /// An agent has the job, or had it. What the sweep has finished is finished, too, but never after the first attempt.

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use k8s_openapi::jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use agent_scheduler_core::sweep::*;
@@ -66,7 +67,8 @@ pub async fn run(scheduler: &Scheduler, time: Option<SystemTime>, deadline: Dead
         return Answer::ignored(&"SweepEnabled or StacksApi is false");
     };
     let mut report = report::Sweep::default();
-    if let Err(Unavailable) = sweep(scheduler, stacks_api, &mut report, deadline.within(MAX_TIME)).await {
+    let due = time.and_then(|time| time.try_into().ok());
+    if let Err(Unavailable) = sweep(scheduler, stacks_api, due, &mut report, deadline.within(MAX_TIME)).await {
         return Answer::ignored(&"Buildkite refuses the Stacks API to this stack");
     }
     report.write(&config.function_name);
@@ -76,6 +78,7 @@ pub async fn run(scheduler: &Scheduler, time: Option<SystemTime>, deadline: Dead
 async fn sweep(
     scheduler: &Scheduler,
     stacks_api: &StacksApi,
+    due: Option<Timestamp>,
     report: &mut report::Sweep,
     deadline: Deadline,
 ) -> Result<(), Unavailable> {
@@ -99,10 +102,8 @@ async fn sweep(
         }
     };
     let sweep = Sweep { scheduler, stacks_api, token, cluster, deadline };
-    let seen = sweep.look(queues, report, look).await?;
-    // Where the clock is unknown, no step needs it.
-    let now = seen.now.get().copied().unwrap_or_default();
-    sweep.act(plan::plan(&seen), now, report).await
+    let seen = sweep.look(due, queues, report, look).await?;
+    sweep.act(plan::plan(&seen), &seen, report).await
 }
 
 impl report::Sweep {

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::{
+    blocked::Blocked,
     brake::{Brake, brake},
     detail,
     finding::{self, Finding, Found},
@@ -20,7 +21,7 @@ use crate::{
 const MIN_WAITING: SignedDuration = SignedDuration::from_secs(30);
 
 /// Nothing but create and apply happens to a Job that is younger.
-const MIN_AGE: SignedDuration = SignedDuration::from_secs(60);
+pub(super) const MIN_AGE: SignedDuration = SignedDuration::from_secs(60);
 
 /// A job may be finished after this many Jobs that failed.
 const MIN_FAILED_ATTEMPTS: u32 = 3;
@@ -30,6 +31,10 @@ const PAUSES_AFTER_FAILED: [i64; 3] = [0, 1, 2];
 
 /// The same after those that completed: a concurrency group may lock a job for hours.
 const PAUSES_AFTER_COMPLETE: [i64; 3] = [1, 2, 4];
+
+/// How long Kubernetes waits at most until it tries again what has failed: a Job that began later does not show that the attempts of
+/// the others met a cluster that works.
+const MAX_BACK_OFF: SignedDuration = SignedDuration::from_mins(5);
 
 /// The most jobs that one sweep finishes.
 pub const MAX_FINISHES: usize = 50;
@@ -54,12 +59,21 @@ pub enum Step {
     },
     /// The job is over and no agent ever started: delete its Job.
     Cancel(Target),
-    /// Enough attempts ended: finish the job, and delete its Job if that has not ended.
+    /// Enough attempts ended, or something is in the way for too long: finish the job, and delete its Job if that has not ended.
     Finish {
         /// The last Job.
-        ended: Target,
+        target: Target,
         /// For the build page.
         detail: String,
+    },
+    /// Put a line on the job's build page.
+    Notify {
+        /// The job.
+        uuid: Uuid,
+        /// What is in the way.
+        text: String,
+        /// How to see more, if there is room.
+        more: String,
     },
     /// One line of the log.
     Warn(String),
@@ -121,21 +135,32 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
             Some((finding, end)) => ended.extend(Ended::of(found, finding, end, now, seen)),
         }
     }
-    let (due, not_due): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ended| ended.may_be_finished);
-    let mut replaced: Vec<_> = not_due.into_iter().filter_map(|ended| ended.replace(None)).collect();
-    let (mut finished, mut lines) = (Vec::new(), Vec::new());
-    if let Some(brake) = brake(&jobs, &due) {
-        lines.push(Step::Error(detail::brake(&brake, due.len(), namespace)));
-        replaced.extend(due.into_iter().filter_map(|ended| ended.replace(Some(&brake))));
+    let (mut due, not_due): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ended| ended.may_be_finished);
+    let mut replaced: Vec<_> = not_due.into_iter().filter_map(|ended| ended.replace(None, seen)).collect();
+    // Those are left to their TTL.
+    due.retain(|_| seen.finishes);
+    let blocked = Blocked::all(&jobs, now, seen);
+    let (of_jobs, of_cluster): (Vec<_>, Vec<_>) =
+        blocked.iter().filter(|blocked| blocked.may_be_finished).partition(|blocked| blocked.obstacle.is_of_the_job);
+    let ends = due.iter().map(|ended| ended.end).chain(of_cluster.iter().map(|_| now - MAX_BACK_OFF));
+    let brake = ends.min().and_then(|until| brake(&jobs, until, now, seen));
+    let mut finished: Vec<_> = of_jobs.iter().map(|blocked| blocked.finish(seen)).collect();
+    let mut lines = Vec::new();
+    if let Some(brake) = &brake {
+        lines.push(Step::Error(detail::brake(brake, due.len() + of_cluster.len(), namespace)));
+        replaced.extend(due.into_iter().filter_map(|ended| ended.replace(Some(brake), seen)));
     } else {
-        finished.extend(due.iter().take(MAX_FINISHES).map(|ended| ended.finish(now, namespace)));
-        if due.len() > MAX_FINISHES {
-            lines.push(Step::Error(detail::too_many(due.len())));
-        }
+        finished.extend(due.iter().map(|ended| ended.finish(now, namespace)));
+        finished.extend(of_cluster.iter().map(|blocked| blocked.finish(seen)));
     }
+    if finished.len() > MAX_FINISHES {
+        lines.push(Step::Error(detail::too_many(finished.len())));
+        finished.truncate(MAX_FINISHES);
+    }
+    let notified = blocked.iter().filter_map(|blocked| blocked.notify(brake.as_ref(), seen)).collect();
     lines.extend(detail::without_state(&unknown).map(Step::Warn));
     lines.extend(detail::runs_though_over(&runs).map(Step::Warn));
-    Some([replaced, cancelled, finished, lines].concat())
+    Some([replaced, cancelled, finished, notified, lines].concat())
 }
 
 /// An attempt that ended in vain, of a job whose queue is open.
@@ -174,12 +199,12 @@ impl<'a> Ended<'a> {
     }
 
     /// The next attempt, if the pause is over.
-    fn replace(self, brake: Option<&Brake>) -> Option<Step> {
+    fn replace(self, brake: Option<&Brake>, seen: &Seen) -> Option<Step> {
         let next = self.found.attempt.next(self.finding != Finding::Complete);
         self.pause_is_over.then(|| Step::Replace {
             ended: target(self.found, self.finding),
             is_deleted: self.found.is_deleted(),
-            notification: detail::notification(self.found, next, brake),
+            notification: detail::notification(self.found, next, brake, seen),
             job: Box::new(self.job),
             next,
         })
@@ -187,16 +212,16 @@ impl<'a> Ended<'a> {
 
     fn finish(&self, now: Timestamp, namespace: &str) -> Step {
         let detail = detail::finish(self, now, namespace);
-        Step::Finish { ended: target(self.found, self.finding), detail }
+        Step::Finish { target: target(self.found, self.finding), detail }
     }
 }
 
-fn target(found: &Found, finding: Finding) -> Target {
+pub(super) fn target(found: &Found, finding: Finding) -> Target {
     Target { uuid: found.uuid, uid: found.uid.to_owned(), finding }
 }
 
 /// The job is still for this stack, and its queue is known and not paused. A job without a queue may be in any of them.
-fn is_open(job: &ScheduledJob, seen: &Seen) -> bool {
+pub(super) fn is_open(job: &ScheduledJob, seen: &Seen) -> bool {
     let Ok(queue) = AgentQueryRules::parse(&job.agent_query_rules).matched(seen.stack) else { return false };
     let mut queues = seen.queues.iter().filter(|one| queue.is_none_or(|queue| queue == one.key)).peekable();
     queues.peek().is_some() && queues.all(|queue| queue.list.get().is_some_and(|list| !list.paused))

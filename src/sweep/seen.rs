@@ -10,7 +10,10 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules, state::State},
-    kubernetes::objects::{Job, Pod},
+    kubernetes::{
+        events::Events,
+        objects::{Job, Pod},
+    },
     stack::Stack,
 };
 
@@ -29,8 +32,12 @@ pub enum Known<T> {
 pub struct Seen<'a> {
     /// Which jobs and which Jobs are ours, and how long a Job may take.
     pub stack: &'a Stack,
-    /// `POD_PENDING_SECONDS`: how long the Jobs of a Buildkite job may fail before it is finished.
+    /// `POD_PENDING_SECONDS`: how long the Jobs of a Buildkite job may fail, or its pod may wait, before it is finished.
     pub pod_pending: SignedDuration,
+    /// `SWEEP_FINISHES`: whether jobs are finished; else the build page only gets lines.
+    pub finishes: bool,
+    /// When this sweep was due. What began within the minute before it is for this sweep to report, and for no other.
+    pub due: Option<Timestamp>,
     /// The stack's queues.
     pub queues: Vec<Queue>,
     /// The API server's clock, not later than its lists.
@@ -39,6 +46,8 @@ pub struct Seen<'a> {
     pub jobs: Known<Vec<Job>>,
     /// The stack's pods.
     pub pods: Known<Vec<Pod>>,
+    /// Those of the Jobs whose job waits, and of their pods.
+    pub events: Known<Events>,
     /// What Buildkite says of the Jobs' jobs. One that is absent is unknown.
     pub states: Known<BTreeMap<Uuid, State>>,
 }

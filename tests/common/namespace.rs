@@ -21,7 +21,8 @@ pub const PERMISSIONS: [(&str, &str); 5] =
     [("jobs", "create"), ("jobs", "get"), ("secrets", "create"), ("secrets", "patch"), ("podtemplates", "list")];
 
 /// Those of the sweep.
-pub const SWEEP_PERMISSIONS: [(&str, &str); 3] = [("jobs", "list"), ("jobs", "delete"), ("pods", "list")];
+pub const SWEEP_PERMISSIONS: [(&str, &str); 4] =
+    [("jobs", "list"), ("jobs", "delete"), ("pods", "list"), ("events", "list")];
 
 /// A namespace, and a lab whose functions use it.
 pub struct Namespace {

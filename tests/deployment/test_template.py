@@ -84,6 +84,7 @@ SWITCHES = {
         {f"AccessEntry.{key}": value for key, value in ACCESS_ENTRY.items()},
     ),
     "no sweep": ({"SweepEnabled": "false"}, {"AgentScheduler.SWEEP_ENABLED": "false"} | NO_SWEEP),
+    "only lines on the build page": ({"SweepFinishes": "false"}, {"AgentScheduler.SWEEP_FINISHES": "false"}),
     "no Stacks API": ({"StacksApi": "false"}, {"AgentScheduler.STACKS_API": "false"} | NO_SWEEP),
     "patience": (
         {"PodPendingSeconds": "1800"},

@@ -60,6 +60,43 @@ impl Scene {
         self.lab.kubernetes.start_pod(&name(number), &json!({"waiting": {"reason": "ContainerCreating"}}));
     }
 
+    /// Changes the pod of a Job.
+    pub fn change_pod(&self, number: u64, change: impl FnOnce(&mut Value)) {
+        let mut pods = self.lab.kubernetes.pods().into_iter();
+        let mut pod = pods.find(|pod| pod["metadata"]["ownerReferences"][0]["name"] == name(number)).unwrap();
+        change(&mut pod);
+        self.lab.kubernetes.put_pod(pod);
+    }
+
+    /// The agent of a Job waits with this reason, of which the kubelet reports this Event.
+    pub fn agent_waits(&self, number: u64, reason: &str, message: &str) {
+        self.change_pod(number, |pod| {
+            let waiting = json!({"waiting": {"reason": reason, "message": message}});
+            pod["status"]["containerStatuses"] = json!([{"name": "agent", "state": waiting}]);
+            self.report(&pod["metadata"]["uid"], "spec.containers{agent}", "Failed", message);
+        });
+    }
+
+    /// An Event of an object.
+    pub fn report(&self, uid: &Value, path: &str, reason: &str, message: &str) {
+        let type_ = if reason == "Started" { "Normal" } else { "Warning" };
+        self.lab.kubernetes.put_event(json!({
+            "metadata": {"name": format!("{}-{reason}", uid.as_str().unwrap())},
+            "involvedObject": {"uid": uid, "fieldPath": path}, "type": type_, "reason": reason, "message": message,
+        }));
+    }
+
+    /// The lines of its build page.
+    pub fn notifications(&self, number: u64) -> Vec<String> {
+        let buildkite = self.lab.buildkite.lock();
+        buildkite.jobs[event(number).job_uuid()].notifications.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// The reason that its build page has for its end.
+    pub fn detail(&self, number: u64) -> String {
+        self.lab.buildkite.lock().jobs[event(number).job_uuid()].detail.clone().unwrap_or_default()
+    }
+
     pub fn end(&self, number: u64, exit_code: i32) {
         self.lab.kubernetes.end_job(&name(number), exit_code);
     }
@@ -94,7 +131,8 @@ impl Scene {
         self.lab.skip(Duration::from_secs(seconds));
         let requests = || [self.lab.kubernetes.requests(), self.lab.buildkite.requests()];
         let before = requests().map(|requests| requests.len());
-        assert_eq!(self.function.succeed(Event::sweep()).await, json!({"outcome": "swept"}));
+        let sweep = Event::sweep().at(self.lab.kubernetes.now());
+        assert_eq!(self.function.succeed(sweep).await, json!({"outcome": "swept"}));
         let mut changes = Vec::new();
         for (requests, before) in requests().into_iter().zip(before) {
             let asks = ["get-states", "register", "buildkite-agent-token"];

@@ -1,5 +1,6 @@
 //! The plan: a row for each rule and each of its boundaries.
 
+mod obstacles;
 mod properties;
 mod world;
 

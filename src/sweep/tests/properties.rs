@@ -6,7 +6,7 @@ use proptest::{
     prelude::*,
     sample::{Index, select},
 };
-use serde_json::Value;
+use serde_json::{Value, from_value, json};
 
 use super::world::*;
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     pod::job::STACK_LABEL,
     sweep::{
         finding::Finding,
+        obstacle::Kind,
         plan::{Step, Target},
     },
 };
@@ -41,11 +42,16 @@ const STATES: [&str; 15] = [
 
 /// Around the limits of the rules.
 fn age() -> impl Strategy<Value = i64> {
-    select(vec![-5, 0, 29, 30, 59, 60, 61, 119, 120, 121, 239, 240, 300, 700, 899, 900, 1_000, 21_599, 21_600, 22_000])
+    select(vec![
+        -5, 0, 29, 30, 59, 60, 61, 89, 90, 119, 120, 121, 239, 240, 300, 700, 899, 900, 1_000, 21_599, 21_600, 22_000,
+    ])
 }
 
 fn agent() -> impl Strategy<Value = Value> {
-    select(vec![Value::Null, never_started(), running(), exited(0), exited(1), exited(137)])
+    let waits = |reason: &str| json!({"waiting": {"reason": reason}});
+    let waiting = ["ErrImagePull", "InvalidImageName", "CreateContainerError", "ContainerCreating"].map(waits);
+    let others = [Value::Null, never_started(), running(), running(), exited(0), exited(1), exited(137)];
+    select(waiting.into_iter().chain(others).collect::<Vec<_>>())
 }
 
 prop_compose! {
@@ -54,13 +60,17 @@ prop_compose! {
         end in option::of((any::<bool>(), age())),
         attempt in option::of((1..6_u32, 0..5_u32, age())),
         build in 1..4_u64,
-        active in 0..2_u32,
+        (active, start, suspend) in (0..2_u32, option::of(age()), prop::bool::weighted(0.1)),
         (deleted, foreign) in (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         queue in select(vec!["queue=kubernetes", "queue=gpu", "queue=other"]),
     ) -> KubernetesJob {
         let mut scheduled = scheduled_job(number);
         scheduled.agent_query_rules = vec![queue.to_owned()];
-        let mut job = kubernetes_job(number, created).of(&scheduled).build(build).with(|job| job.status.active = active);
+        let mut job = kubernetes_job(number, created).of(&scheduled).build(build).with(|job| {
+            job.status.active = active;
+            job.status.start_time = start.map(ago);
+            job.spec.suspend = suspend;
+        });
         if let Some((number, failed, first)) = attempt {
             job = job.attempt(number, failed, first);
         }
@@ -77,12 +87,34 @@ prop_compose! {
 }
 
 fn any_pods(number: u128) -> impl Strategy<Value = Vec<Pod>> {
-    let one =
-        (agent(), prop::bool::weighted(0.2), option::weighted(0.3, age())).prop_map(move |(agent, old, deleted)| {
-            let pod = pod_of(&if old { "uid-0".to_owned() } else { format!("uid-{number}") }, number, &agent);
+    let phase = select(vec!["", "", "Pending", "Running", "Failed"]);
+    let place = (age(), option::weighted(0.7, age()), 0..4_usize, phase);
+    let one = (agent(), prop::bool::weighted(0.2), option::weighted(0.1, age()), place).prop_map(
+        move |(agent, old, deleted, (created, node, gates, phase))| {
+            let mut pod = pod_of(&if old { "uid-0".to_owned() } else { format!("uid-{number}") }, number, &agent);
+            pod.metadata.creation_timestamp = Some(ago(created));
+            pod.spec.node_name = node.map(|_| "node-1".to_owned());
+            pod.spec.scheduling_gates = gates / 3;
+            pod.status.phase = phase.to_owned();
+            let time = node.map(ago);
+            let scheduled = json!({"type": "PodScheduled", "status": if time.is_some() { "True" } else { "False" }, "lastTransitionTime": time});
+            pod.status.conditions = vec![from_value(scheduled).unwrap()];
             deleted.map_or(pod.clone(), |due| terminating(pod, due))
-        });
+        },
+    );
     vec(one, 0..3)
+}
+
+fn any_event() -> impl Strategy<Value = Value> {
+    let reason = select(vec!["Failed", "Started", "FailedScheduling", "FailedCreate"]);
+    let message = select(vec!["503", "x: not found", "denied"]);
+    (1..=JOBS, any::<bool>(), reason, message, age()).prop_map(|(number, of_pod, reason, message, created)| {
+        let uid = if of_pod { format!("pod-of-uid-{number}") } else { format!("uid-{number}") };
+        json!({
+            "metadata": {"creationTimestamp": ago(created)}, "type": if reason == "Started" { "Normal" } else { "Warning" },
+            "involvedObject": {"uid": uid, "fieldPath": "spec.containers{agent}"}, "reason": reason, "message": message,
+        })
+    })
 }
 
 prop_compose! {
@@ -101,8 +133,9 @@ fn any_world() -> impl Strategy<Value = World> {
     let one = |number: u128| option::weighted(0.8, (any_job(number), any_pods(number), select(STATES.to_vec())));
     let jobs: Vec<_> = (1..=JOBS).map(one).collect();
     let lists = vec((vec(any_waiting(), 0..4), prop::bool::weighted(0.2)), 2);
-    (jobs, lists).prop_map(|(jobs, lists)| {
-        let mut world = World::default();
+    (jobs, lists, vec(any_event(), 0..12), prop::bool::weighted(0.9)).prop_map(|(jobs, lists, events, finishes)| {
+        let mut world = World { finishes, ..World::default() };
+        world = events.iter().fold(world, World::event);
         for (job, pods, state) in jobs.into_iter().flatten() {
             world = pods.into_iter().fold(world.job(job, state), World::pod);
         }
@@ -119,13 +152,14 @@ fn any_world() -> impl Strategy<Value = World> {
 /// The Job that a step deletes, or whose job it finishes.
 fn target(step: &Step) -> Option<&Target> {
     match step {
-        Step::Replace { ended: target, .. } | Step::Cancel(target) | Step::Finish { ended: target, .. } => Some(target),
+        Step::Replace { ended: target, .. } | Step::Cancel(target) | Step::Finish { target, .. } => Some(target),
         _ => None,
     }
 }
 
 fn effects(world: &World) -> Vec<Step> {
-    world.plan().into_iter().filter(|step| !matches!(step, Step::Warn(_) | Step::Error(_))).collect()
+    let changes = |step: &Step| !matches!(step, Step::Notify { .. } | Step::Warn(_) | Step::Error(_));
+    world.plan().into_iter().filter(changes).collect()
 }
 
 fn job<'a>(world: &'a World, target: &Target) -> &'a Job {
@@ -139,12 +173,9 @@ fn agent_runs(world: &World, target: &Target) -> bool {
 
 /// What the steps do to both sides. The next list of a queue is without the jobs that are over.
 fn done(mut world: World, steps: &[Step]) -> World {
-    for list in world.queues.values_mut().flatten() {
-        list.jobs.retain(|waiting| world.states.get(&waiting.job.uuid).is_none_or(|state| state == "scheduled"));
-    }
     for step in steps {
         if let Some(target) = target(step)
-            && !matches!(step, Step::Finish { ended, .. } if ended.finding != Finding::Stuck)
+            && !matches!(step, Step::Finish { target, .. } if !matches!(target.finding, Finding::Stuck | Finding::Blocked(_)))
         {
             world.jobs.retain(|job| job.metadata.uid.as_deref() != Some(&*target.uid));
         }
@@ -155,9 +186,12 @@ fn done(mut world: World, steps: &[Step]) -> World {
                 let again = again.with(|job| job.metadata.uid.as_mut().unwrap().push_str("-again"));
                 world = world.job(again, "scheduled");
             }
-            Step::Finish { ended, .. } => drop(world.states.insert(ended.uuid, "finished".to_owned())),
+            Step::Finish { target, .. } => drop(world.states.insert(target.uuid, "finished".to_owned())),
             _ => {}
         }
+    }
+    for list in world.queues.values_mut().flatten() {
+        list.jobs.retain(|waiting| world.states.get(&waiting.job.uuid).is_none_or(|state| state == "scheduled"));
     }
     world
 }
@@ -179,7 +213,8 @@ proptest! {
             let Some(target) = target(&step) else { continue };
             let state = world.states[&target.uuid].as_str();
             prop_assert!(!["assigned", "accepted", "running", "canceling", "timing_out"].contains(&state), "{step:?}");
-            prop_assert!(!agent_runs(&world, target), "{step:?}");
+            let has_no_job = target.finding == Finding::Blocked(Kind::AgentWaits);
+            prop_assert!(has_no_job || !agent_runs(&world, target), "{step:?}");
             if !matches!(step, Step::Cancel(_)) {
                 prop_assert!(["scheduled", "reserved"].contains(&state), "{step:?}: {state}");
             }
@@ -218,6 +253,10 @@ proptest! {
         for list in [0, 2, 3] {
             prop_assert_eq!(without(list).plan().len(), creates(&world), "clock, pods or states");
         }
+        for step in effects(&world.clone().without_events()) {
+            let Some(target) = target(&step) else { continue };
+            prop_assert!(!matches!(target.finding, Finding::Blocked(_)), "{step:?}");
+        }
         let no_queue = ["kubernetes", "gpu"].into_iter().fold(world, World::unknown_queue);
         prop_assert!(effects(&no_queue).iter().all(|step| matches!(step, Step::Cancel(_))));
     }
@@ -230,9 +269,29 @@ proptest! {
     }
 
     #[test]
+    fn a_job_has_one_line_in_a_sweep_and_none_if_it_is_finished_or_paused(world in any_world()) {
+        let steps = world.plan();
+        let notified: Vec<_> = steps.iter().filter_map(|step| if let Step::Notify { uuid, .. } = step { Some(*uuid) } else { None }).collect();
+        prop_assert_eq!(notified.iter().collect::<std::collections::BTreeSet<_>>().len(), notified.len());
+        let touched: Vec<_> = steps.iter().filter_map(target).map(|target| target.uuid).collect();
+        prop_assert!(notified.iter().all(|uuid| !touched.contains(uuid)));
+        let paused = ["kubernetes", "gpu"].into_iter().fold(world, World::paused);
+        let notified = paused.plan().iter().any(|step| matches!(step, Step::Notify { .. }));
+        prop_assert!(!notified);
+    }
+
+    #[test]
+    fn nothing_is_finished_unless_the_settings_say_so(world in any_world()) {
+        let steps = World { finishes: false, ..world }.plan();
+        let finished = steps.iter().any(|step| matches!(step, Step::Finish { .. }));
+        prop_assert!(!finished);
+    }
+
+    #[test]
     fn the_order_of_what_was_seen_does_not_matter(world in any_world(), by in vec(any::<Index>(), 8)) {
         let mut other = world.clone();
         (other.jobs, other.pods) = (shuffled(&world.jobs, &by), shuffled(&world.pods, &by));
+        other.events = shuffled(&world.events, &by);
         for list in other.queues.values_mut().flatten() {
             list.jobs = shuffled(&list.jobs, &by);
         }

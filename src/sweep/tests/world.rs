@@ -8,7 +8,10 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::job::ScheduledJob,
-    kubernetes::objects::{Job, Pod},
+    kubernetes::{
+        events::Event,
+        objects::{Job, Pod},
+    },
     pod::{
         attempt::{ATTEMPT_LABEL, Attempt, FAILED_ATTEMPTS_ANNOTATION, FIRST_CREATED_ANNOTATION, JOB_ANNOTATION},
         job::{self, JOB_UUID_LABEL, STACK_LABEL},
@@ -137,7 +140,7 @@ pub(super) fn pod_of(uid: &str, number: u128, agent: &Value) -> Pod {
     let agent: Vec<_> = agent.as_object().map(|agent| json!({"name": "agent", "state": agent})).into_iter().collect();
     let owner = json!({"kind": "Job", "name": job::name(uuid(number)), "uid": uid, "controller": true});
     from_value(json!({
-        "metadata": {"name": format!("buildkite-{number}-abcde"), "ownerReferences": [owner]},
+        "metadata": {"name": format!("buildkite-{number}-abcde"), "uid": format!("pod-of-{uid}"), "ownerReferences": [owner]},
         "status": {"containerStatuses": agent},
     }))
     .unwrap()
@@ -177,9 +180,13 @@ pub(super) struct World {
     pub(super) queues: BTreeMap<String, Option<QueueList>>,
     pub(super) jobs: Vec<Job>,
     pub(super) pods: Vec<Pod>,
+    pub(super) events: Vec<Event>,
     pub(super) states: BTreeMap<Uuid, String>,
-    /// Of the clock, the Jobs, the pods and the states.
-    pub(super) known: [bool; 4],
+    pub(super) finishes: bool,
+    /// How many seconds ago the sweep was due.
+    pub(super) due: i64,
+    /// Of the clock, the Jobs, the pods, the states and the Events.
+    pub(super) known: [bool; 5],
 }
 
 impl Default for World {
@@ -191,8 +198,11 @@ impl Default for World {
             queues: queues.map(|queue| (queue, Some(list.clone()))).into(),
             jobs: Vec::new(),
             pods: Vec::new(),
+            events: Vec::new(),
             states: BTreeMap::new(),
-            known: [true; 4],
+            finishes: true,
+            due: 0,
+            known: [true; 5],
         }
     }
 }
@@ -221,6 +231,16 @@ impl World {
 
     pub(super) fn pod(mut self, pod: Pod) -> Self {
         self.pods.push(pod);
+        self
+    }
+
+    pub(super) fn event(mut self, event: &Value) -> Self {
+        self.events.push(from_value(event.clone()).unwrap());
+        self
+    }
+
+    pub(super) fn without_events(mut self) -> Self {
+        self.known[4] = false;
         self
     }
 
@@ -259,10 +279,13 @@ impl World {
         plan(&Seen {
             stack: &self.stack,
             pod_pending: SignedDuration::from_secs(POD_PENDING),
+            finishes: self.finishes,
+            due: Some(ago(self.due)),
             queues: queues.collect(),
             now: known(self.known[0], ago(0)),
             jobs: known(self.known[1], self.jobs.clone()),
             pods: known(self.known[2], self.pods.clone()),
+            events: known(self.known[4], self.events.iter().cloned().collect()),
             states: known(
                 self.known[3],
                 self.states.iter().map(|(uuid, state)| (*uuid, state.as_str().into())).collect(),
@@ -280,7 +303,8 @@ pub(super) fn words(steps: &[Step]) -> Vec<String> {
             format!("replace {} by {}{gone}", number(ended.uuid), next.number)
         }
         Step::Cancel(target) => format!("cancel {}", number(target.uuid)),
-        Step::Finish { ended, .. } => format!("finish {}", number(ended.uuid)),
+        Step::Finish { target, .. } => format!("finish {}", number(target.uuid)),
+        Step::Notify { uuid, .. } => format!("notify {}", number(*uuid)),
         Step::Warn(_) => "warn".to_owned(),
         Step::Error(_) => "error".to_owned(),
     };

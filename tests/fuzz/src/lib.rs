@@ -79,6 +79,7 @@ fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         ("JOB_TTL_SECONDS", "600"),
         ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
         ("SWEEP_ENABLED", "true"),
+        ("SWEEP_FINISHES", "true"),
         ("POD_PENDING_SECONDS", "900"),
         ("AWS_REGION", "us-east-1"),
         ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),

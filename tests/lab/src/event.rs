@@ -80,8 +80,13 @@ impl Event {
 
     /// The same event, sent this long ago.
     #[must_use]
-    pub fn sent(mut self, ago: Duration) -> Self {
-        let time = jiff::Timestamp::now() - ago;
+    pub fn sent(self, ago: Duration) -> Self {
+        self.at(jiff::Timestamp::now() - ago)
+    }
+
+    /// The same event, sent then.
+    #[must_use]
+    pub fn at(mut self, time: jiff::Timestamp) -> Self {
         self.0["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
         self
     }

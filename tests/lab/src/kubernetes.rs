@@ -129,6 +129,11 @@ impl Kubernetes {
         self.api.store.lock().put_pod(pod);
     }
 
+    /// Adds an Event without validation; the default namespace is `buildkite`.
+    pub fn put_event(&self, event: Value) {
+        self.api.store.lock().put_event(event);
+    }
+
     /// The time at the API server, which the `Date` of each answer shows.
     pub fn now(&self) -> Timestamp {
         self.api.store.lock().now()
@@ -233,6 +238,7 @@ impl Kubernetes {
         let mut store = self.api.store.lock();
         store.jobs.clear();
         store.pods.clear();
+        store.events.clear();
     }
 }
 

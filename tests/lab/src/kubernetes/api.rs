@@ -23,7 +23,7 @@ use super::{
     USER,
     list::{DeleteOptions, Listing},
     reviews,
-    status::{Cause, JOBS, NAMESPACES, POD_TEMPLATES, PODS, Resource, SECRETS, Status},
+    status::{Cause, EVENTS, JOBS, NAMESPACES, POD_TEMPLATES, PODS, Resource, SECRETS, Status},
     store::Store,
 };
 use crate::{
@@ -62,6 +62,7 @@ pub(super) fn routes(api: &Arc<Api>) -> Router {
         .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret).get(reviews::secret))
         .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
         .route("/api/v1/namespaces/{namespace}/pods", get(list_pods))
+        .route("/api/v1/namespaces/{namespace}/events", get(list_events))
         .merge(reviews::routes())
         .fallback(async || Status::no_such_path())
         .layer(from_fn_with_state(Arc::clone(api), authenticate))
@@ -279,6 +280,10 @@ async fn list_jobs(api: State<Arc<Api>>, namespace: Path<String>, listing: Query
 
 async fn list_pods(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {
     list(&api, PODS, &namespace, &listing)
+}
+
+async fn list_events(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {
+    list(&api, EVENTS, &namespace, &listing)
 }
 
 async fn list_pod_templates(api: State<Arc<Api>>, namespace: Path<String>, listing: Query<Listing>) -> Answer {

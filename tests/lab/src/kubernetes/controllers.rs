@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Kubernetes;
 
 impl Kubernetes {
-    /// Gives a Job a pod, whose agent has this state, such as `{"waiting": {}}`; null is no container status at all.
+    /// Gives a Job a pod on a node, whose agent has this state, such as `{"waiting": {}}`; null is no container status at all.
     pub fn start_pod(&self, job: &str, agent: &Value) {
         let owner = self.job(job).unwrap_or_else(|| panic!("there is no Job {job}"));
         let metadata = &owner["metadata"];
@@ -21,7 +21,12 @@ impl Kubernetes {
                 "labels": owner["spec"]["template"]["metadata"]["labels"],
                 "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": metadata["uid"], "controller": true}],
             },
-            "status": {"containerStatuses": statuses},
+            "spec": {"nodeName": "node-1"},
+            "status": {
+                "phase": "Pending",
+                "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": time(self.now())}],
+                "containerStatuses": statuses,
+            },
         }));
         self.change_job(job, |job| job["status"]["active"] = 1.into());
     }

@@ -15,6 +15,9 @@ use super::{
 pub(super) struct Listing {
     #[serde(default)]
     label_selector: String,
+    /// A field of the object itself, such as `type=Warning`.
+    #[serde(default)]
+    field_selector: String,
     limit: Option<usize>,
     /// The name after which it goes on, in base64.
     #[serde(rename = "continue", default)]
@@ -48,10 +51,12 @@ impl Store {
         }
         let is_selected = |object: &Value| {
             let mut terms = selector.iter().filter_map(|term| term.split_once('='));
-            terms.all(|(key, value)| {
+            let is_labelled = terms.all(|(key, value)| {
                 let (label, value) = (key.trim_end_matches('!'), value.trim_start_matches('='));
                 (object["metadata"]["labels"][label] == value) != key.ends_with('!')
-            })
+            });
+            let of_field = listing.field_selector.split_once('=');
+            is_labelled && of_field.is_none_or(|(field, value)| object[field] == value)
         };
         let objects = self.objects(resource).iter();
         let ours = objects.filter(|((home, name), object)| *home == namespace && *name > after && is_selected(object));

@@ -22,6 +22,7 @@ pub(super) const JOBS: Resource = Resource { group: "batch", plural: "jobs", kin
 pub(super) const SECRETS: Resource = Resource { group: "", plural: "secrets", kind: "Secret" };
 pub(super) const POD_TEMPLATES: Resource = Resource { group: "", plural: "podtemplates", kind: "PodTemplate" };
 pub(super) const PODS: Resource = Resource { group: "", plural: "pods", kind: "Pod" };
+pub(super) const EVENTS: Resource = Resource { group: "", plural: "events", kind: "Event" };
 pub(super) const SERVICE_ACCOUNTS: Resource = Resource { group: "", plural: "serviceaccounts", kind: "ServiceAccount" };
 pub(super) const PRIORITY_CLASSES: Resource =
     Resource { group: "scheduling.k8s.io", plural: "priorityclasses", kind: "PriorityClass" };

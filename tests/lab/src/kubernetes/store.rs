@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     NAMESPACE, USER,
     apply::{Applied, Conflict},
-    status::{JOBS, POD_TEMPLATES, PODS, Resource},
+    status::{EVENTS, JOBS, POD_TEMPLATES, PODS, Resource},
 };
 
 /// Namespace and name.
@@ -25,6 +25,7 @@ pub(super) struct Store {
     pub(super) secrets: BTreeMap<Key, Applied>,
     pub(super) pod_templates: BTreeMap<Key, Value>,
     pub(super) pods: BTreeMap<Key, Value>,
+    pub(super) events: BTreeMap<Key, Value>,
     /// Verb and resource that the user lacks.
     pub(super) forbidden: HashSet<(String, String)>,
     /// As whom the function's role is known.
@@ -49,6 +50,7 @@ impl Store {
             secrets: BTreeMap::new(),
             pod_templates: BTreeMap::new(),
             pods: BTreeMap::new(),
+            events: BTreeMap::new(),
             forbidden: HashSet::new(),
             user: USER.to_owned(),
             minor_version: 33,
@@ -71,6 +73,12 @@ impl Store {
     pub(super) fn put_pod(&mut self, mut pod: Value) {
         self.stamp(&mut pod);
         self.pods.insert(key(&pod), pod);
+    }
+
+    /// Like [`Self::put_job`], for an Event.
+    pub(super) fn put_event(&mut self, mut event: Value) {
+        self.stamp(&mut event);
+        self.events.insert(key(&event), event);
     }
 
     /// Like [`Self::put_job`], for a `PodTemplate`.
@@ -129,6 +137,7 @@ impl Store {
         match resource {
             JOBS => &self.jobs,
             PODS => &self.pods,
+            EVENTS => &self.events,
             POD_TEMPLATES => &self.pod_templates,
             other => unreachable!("{} are not listed", other.plural),
         }
