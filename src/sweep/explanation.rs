@@ -124,7 +124,7 @@ fn restarting(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     pod.containers().filter(|container| container.last_state.terminated.is_some())
 }
 
-fn last_warning<'a>(events: &'a [Event], is_meant: fn(&str) -> bool) -> Option<&'a Event> {
+fn last_warning(events: &[Event], is_meant: fn(&str) -> bool) -> Option<&Event> {
     let warnings = events.iter().filter(|event| event.is_warning() && is_meant(&event.reason));
     warnings.max_by_key(|event| event.last_timestamp.or(event.metadata.creation_timestamp))
 }

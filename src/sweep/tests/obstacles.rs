@@ -292,7 +292,7 @@ fn a_pod_without_a_node_is_finished_unless_it_waits_for_room() {
     };
     let of_definition = |name: &str| {
         other(9_000, &running()).change(|job| {
-            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), name.to_owned()))
+            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), name.to_owned()));
         })
     };
     check([
@@ -444,7 +444,7 @@ fn a_line_is_of_one_sweep_by_its_time() {
 fn the_build_page_says_what_is_in_the_way() {
     let definition = |world: World| {
         world.change(|job| {
-            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), "gpu".to_owned()))
+            drop(job.metadata.annotations.insert("buildkite.com/pod-definition".to_owned(), "gpu".to_owned()));
         })
     };
     let pod = "buildkite-1-abcde";

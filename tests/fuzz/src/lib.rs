@@ -67,7 +67,7 @@ static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
 
 /// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    const REQUIRED: [(&str, &str); 14] = [
+    const REQUIRED: [(&str, &str); 15] = [
         ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
         ("STACKS_API", "true"),
         ("BUILDKITE_QUEUE", "kubernetes"),
