@@ -10,7 +10,7 @@ fn finished(number: u64) -> Vec<String> {
     [format!("DELETE {}", name(number))].into_iter().chain(FINISHED.map(str::to_owned)).collect()
 }
 
-/// A job whose agent waits in vain, for so long.
+/// A job whose agent waits in vain, for this reason.
 async fn waits(scene: &Scene, number: u64, message: &str) {
     scene.create(number).await;
     scene.agent_waits(number, "ErrImagePull", message);
