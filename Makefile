@@ -165,6 +165,7 @@ bench: binary
 	@$(BENCH) $(if $(filter real,$(CLUSTER)),throughput, \
 		cost --floor $(FLOOR) --starts $(STARTS)) \
 		--function $(FUNCTION) --event $(EVENT) --events $(EVENTS)
+	$(if $(filter real,$(CLUSTER)),,@$(BENCH) sweep --function $(FUNCTION) --event $(EVENT))
 
 ## The same in instructions, compared with tests/bench/instructions.json; UPDATE=1 keeps the new counts.
 instructions: binary binaries valgrind

@@ -315,7 +315,7 @@ async fn a_set_up_without_faults_is_well_and_nothing_is_changed_but_what_a_start
     assert!(found("Buildkite knows the token").contains("of organization example-org, Buildkite cluster"));
     assert!(found("Buildkite's Stacks API").starts_with("queue kubernetes: 2 jobs wait, the oldest since "));
     assert!(found("cluster").contains("Kubernetes v1.33.0-lab, which answered in "));
-    assert!(found("permissions").starts_with("all 8 that are needed in namespace buildkite"));
+    assert!(found("permissions").starts_with("all 9 that are needed in namespace buildkite"));
     let events = findings(&answer, "events")[0]["fix"].as_str().unwrap();
     for part in ["--name kubernetes-Queue", "TriggeredRules", "JobsCreated", "JobsRepaired", "list-event-sources"] {
         assert!(events.contains(part), "{events}");

@@ -7,6 +7,7 @@ mod instructions;
 mod load;
 mod soak;
 mod subject;
+mod sweep;
 mod throughput;
 
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 enum Command {
     /// Measures what a start and an event cost, beside the floor.
     Cost(cost::Cost),
+    /// Measures what a sweep costs, beside more and more Jobs.
+    Sweep(sweep::Sweep),
     /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
     Throughput(throughput::Throughput),
     /// Sends a burst of events to many functions while requests and functions fail, retries as Lambda and SQS do, and counts Jobs.
@@ -47,6 +50,7 @@ async fn main() -> ExitCode {
     }
     let passed = match Command::parse() {
         Command::Cost(cost) => cost.run().await,
+        Command::Sweep(sweep) => sweep.run().await,
         Command::Throughput(throughput) => throughput.run().await,
         Command::Load(load) => load.run().await,
         Command::Soak(soak) => soak.run().await,
