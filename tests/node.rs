@@ -428,9 +428,10 @@ async fn a_job_runs_with_a_root_that_is_read_only() {
 /// What the kubelet says of a pod that cannot start is on the build page, and in the reason of the finish.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_cannot_start_says_why_on_the_build_page() {
+    type Change<'a> = &'a (dyn Fn(&mut Value) + Sync);
     let missing_secret = json!({"name": "NPM_TOKEN", "valueFrom": {"secretKeyRef": {"name": "npm", "key": "token"}}});
     let helper = |image: &str| json!([{"name": "helper", "image": image, "imagePullPolicy": "IfNotPresent"}]);
-    let cases: [(&str, &str, &(dyn Fn(&mut Value) + Sync)); 3] = [
+    let cases: [(&str, &str, Change); 3] = [
         ("CreateContainerConfigError", "secret \"npm\" not found", &|spec: &mut Value| {
             spec["containers"][0]["env"].as_array_mut().unwrap().push(missing_secret.clone());
         }),
