@@ -92,7 +92,10 @@ async fn cell(call: (&'static str, &'static str, &'static str), fault: Fault, ti
     scene.end(3, 1);
     scene.make_third_attempt(3);
     scene.set_state(4, "running");
-    scene.lab.kubernetes.start_pod(&name(4), &json!({"running": {}}));
+    // The agent of job 5 is about to take it.
+    for number in [4, 5] {
+        scene.lab.kubernetes.start_pod(&name(number), &json!({"running": {}}));
+    }
     scene.wait(6);
     let uid = |scene: &Scene, number| scene.lab.kubernetes.job(&name(number)).map(|job| job["metadata"]["uid"].clone());
     let healthy = [4, 5].map(|number| uid(&scene, number));

@@ -74,7 +74,7 @@ pub fn find<'a>(job: &'a Job, pods: &[&'a Pod], seen: &Seen) -> Option<Obstacle<
     let pod_pending = seen.pod_pending;
     let newest = live.iter().copied().max_by_key(|pod| (pod.metadata.creation_timestamp, &pod.metadata.uid));
     let agent = |pod: &'a Pod| pod.container(AGENT);
-    let obstacle = if let Some(pod) = live.iter().find(|pod| agent(pod).is_some_and(ContainerStatus::runs)) {
+    let obstacle = if let Some(pod) = pods.iter().find(|pod| agent(pod).is_some_and(ContainerStatus::runs)) {
         let started = |event: &&Event| event.reason == "Started" && event.is_of_container(AGENT);
         let since = first(events(seen, &pod.metadata.uid).iter().filter(started))?;
         Obstacle::of(Kind::AgentWaits, Some(pod), since, MAX_STARTING, pod_pending)
