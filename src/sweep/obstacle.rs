@@ -72,16 +72,16 @@ pub fn find<'a>(job: &'a Job, pods: &[&'a Pod], seen: &Seen) -> Option<Obstacle<
         return None;
     }
     let pod_pending = seen.pod_pending;
-    let newest = live.iter().copied().max_by_key(|pod| (pod.metadata.creation_timestamp, &pod.metadata.uid));
     let agent = |pod: &'a Pod| pod.container(AGENT);
-    let obstacle = if let Some(pod) = pods.iter().find(|pod| agent(pod).is_some_and(ContainerStatus::runs)) {
+    let running = pods.iter().copied().filter(|pod| agent(pod).is_some_and(ContainerStatus::runs)).collect();
+    let obstacle = if let Some(pod) = newest(running) {
         let started = |event: &&Event| event.reason == "Started" && event.is_of_container(AGENT);
         let since = first(events(seen, &pod.metadata.uid).iter().filter(started))?;
         Obstacle::of(Kind::AgentWaits, Some(pod), since, MAX_STARTING, pod_pending)
     } else if job.spec.suspend {
         let suspended = job.condition("Suspended").and_then(|suspended| suspended.last_transition_time);
         Obstacle::held(None, suspended.or(job.metadata.creation_timestamp)?)
-    } else if let Some(pod) = newest {
+    } else if let Some(pod) = newest(live) {
         if agent(pod).is_some_and(ContainerStatus::started) {
             return None;
         }
@@ -103,6 +103,10 @@ pub fn find<'a>(job: &'a Job, pods: &[&'a Pod], seen: &Seen) -> Option<Obstacle<
     };
     let finish_at = obstacle.finish_at.filter(|_| seen.events.get().is_some());
     Some(Obstacle { finish_at, ..obstacle })
+}
+
+fn newest(pods: Vec<&Pod>) -> Option<&Pod> {
+    pods.into_iter().max_by_key(|pod| (pod.metadata.creation_timestamp, &pod.metadata.uid))
 }
 
 /// Whether the reason of a container that waits does not pass by itself.

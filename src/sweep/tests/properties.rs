@@ -137,7 +137,12 @@ fn any_world() -> impl Strategy<Value = World> {
         let mut world = World { finishes, ..World::default() };
         world = events.iter().fold(world, World::event);
         for (job, pods, state) in jobs.into_iter().flatten() {
-            world = pods.into_iter().fold(world.job(job, state), World::pod);
+            world = world.job(job, state);
+            for (place, mut pod) in pods.into_iter().enumerate() {
+                // No two pods ever have one uid.
+                pod.metadata.uid.push_str(&"'".repeat(place));
+                world = world.pod(pod);
+            }
         }
         for (queue, (waiting, paused)) in ["kubernetes", "gpu"].into_iter().zip(lists) {
             world = waiting.into_iter().fold(world, |world, waiting| world.waits(queue, waiting));
