@@ -60,7 +60,9 @@ async fn ten_thousand_jobs_fit_in_memory_and_in_time() {
     let changes = scene.sweep_after(90).await;
     let took = began.elapsed();
     let memory = peak(&scene.function) - before;
-    assert_eq!(changes, [format!("DELETE {}", name(JOBS))], "three pages of the queue are read");
+    // Each pod that is not started yet gets a line on its build page, a thousand in a call.
+    let lines = changes.iter().filter(|change| *change == "POST notifications").count();
+    assert_eq!((&changes[0], lines), (&format!("DELETE {}", name(JOBS)), changes.len() - 1));
     println!("{} MB and {took:?} for {JOBS} Jobs and as many pods", memory / 1024);
     assert!(memory < 64 * 1024, "{memory} kB");
     let asked = scene.lab.buildkite.requests().iter().filter(|request| request.path.ends_with("get-states")).count();
