@@ -175,7 +175,9 @@ impl Load {
                     2 | 3 => 1,
                     _ => 0,
                 };
-                items.push(Item { id: Uuid::new_v4(), event: self.subject.event.clone().uuid(uuid), interrupted });
+                // Of an old one that comes back from the failure queue, Buildkite would be asked first.
+                let event = self.subject.event.clone().now().uuid(uuid);
+                items.push(Item { id: Uuid::new_v4(), event, interrupted });
             }
         }
         items
