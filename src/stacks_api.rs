@@ -93,8 +93,8 @@ impl StacksApi {
         })
     }
 
-    /// Finishes a job that no agent has, with a reason for its build page, and how to end automatic retries. `false` if Buildkite says that another stack or an agent
-    /// has it, or that it is over.
+    /// Finishes a job that no agent has, with a reason for its build page, and how to end automatic retries. `false` if Buildkite says
+    /// that another stack or an agent has it, or that it is over.
     pub async fn finish(
         &self,
         job: Uuid,

@@ -1,6 +1,6 @@
 //! A Buildkite job that waits for an agent, wherever it was announced.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -35,4 +35,27 @@ pub struct ScheduledJob {
     /// The organization's name in its URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
+}
+
+impl ScheduledJob {
+    /// A job that needs an agent, of which nothing else is known.
+    pub fn script(uuid: Uuid) -> Self {
+        Self {
+            time: None,
+            uuid,
+            kind: "script".to_owned(),
+            agent_query_rules: Vec::new(),
+            step_key: None,
+            build_number: None,
+            commit: None,
+            branch: None,
+            pipeline: None,
+            organization: None,
+        }
+    }
+
+    /// How long ago it was announced.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        self.time.map(|time| now.duration_since(time).unwrap_or_default())
+    }
 }

@@ -62,18 +62,7 @@ async fn try_job(
     definition: &PodDefinition,
 ) -> Result<Finding, kubernetes::Error> {
     let stack = &doctor.config.stack;
-    let scheduled = ScheduledJob {
-        time: None,
-        uuid: Uuid::nil(),
-        kind: "script".to_owned(),
-        agent_query_rules: Vec::new(),
-        step_key: None,
-        build_number: None,
-        commit: None,
-        branch: None,
-        pipeline: None,
-        organization: None,
-    };
+    let scheduled = ScheduledJob::script(Uuid::nil());
     let job = job::build(&scheduled, Some(&stack.queues[0]), None, definition, stack);
     let warnings = cluster.try_job(&job, doctor.deadline).await?.warnings.join("; ");
     Ok(if warnings.contains("PodSecurity") {

@@ -12,8 +12,8 @@ impl Scheduler {
     /// A Job of an earlier delivery is gone by now if the event is older than a finished Job stays. Then Buildkite is asked first whether
     /// the job still waits for an agent.
     pub(super) async fn create_if_it_waits(&self, job: &Matched<'_>, deadline: Deadline) -> Result<Outcome, Error> {
-        let age = job.job.time.and_then(|time| clock::wall().duration_since(time).ok());
-        let is_old = age.is_some_and(|age| age.as_secs() > self.config.stack.job_ttl_seconds.into());
+        let is_old =
+            job.job.age(clock::wall()).is_some_and(|age| age.as_secs() > self.config.stack.job_ttl_seconds.into());
         let Some(stacks_api) = self.stacks_api.as_ref().filter(|_| is_old) else {
             return self.create(job, deadline).await;
         };

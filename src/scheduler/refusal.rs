@@ -39,7 +39,7 @@ impl Scheduler {
     /// Without the Stacks API a refusal stays a failure: nothing else shows it.
     pub(super) async fn explain(&self, job: &Matched<'_>, error: Error, deadline: Deadline) -> Result<Outcome, Error> {
         let Some(stacks_api) = &self.stacks_api else { return Err(error) };
-        let age = job.job.time.map(|time| clock::wall().duration_since(time).unwrap_or_default());
+        let age = job.job.age(clock::wall());
         let verdict = if error.is_final(age) {
             self.look_again(job, error, age, deadline).await
         } else {

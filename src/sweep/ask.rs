@@ -97,15 +97,12 @@ fn waiting(job: WaitingJob) -> Waiting {
         runnable_at,
         job: ScheduledJob {
             time: runnable_at.or(scheduled_at).map(Into::into),
-            uuid: job.id,
-            kind: "script".to_owned(),
             agent_query_rules: job.agent_query_rules,
             step_key: job.step.key,
             build_number: job.build.number,
-            commit: None,
             branch: job.build.branch,
             pipeline: job.pipeline.slug,
-            organization: None,
+            ..ScheduledJob::script(job.id)
         },
     }
 }

@@ -48,16 +48,11 @@ pub(super) fn number(uuid: Uuid) -> u128 {
 /// A job of the build of its number.
 pub(super) fn scheduled_job(number: u128) -> ScheduledJob {
     ScheduledJob {
-        time: None,
-        uuid: uuid(number),
-        kind: "script".to_owned(),
         agent_query_rules: vec!["queue=kubernetes".to_owned()],
-        step_key: None,
         build_number: Some(u64::try_from(number).unwrap()),
-        commit: None,
         branch: Some("main".to_owned()),
         pipeline: Some("example-pipeline".to_owned()),
-        organization: None,
+        ..ScheduledJob::script(uuid(number))
     }
 }
 

@@ -9,28 +9,11 @@ use agent_scheduler::{
     stack::Stack,
 };
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::check_text;
 
 /// The limit of Kubernetes for all annotations of an object, keys and values together.
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
-
-/// A job whose event has nothing but the UUID.
-pub fn job(uuid: Uuid) -> ScheduledJob {
-    ScheduledJob {
-        time: None,
-        uuid,
-        kind: "script".to_owned(),
-        agent_query_rules: Vec::new(),
-        step_key: None,
-        build_number: None,
-        commit: None,
-        branch: None,
-        pipeline: None,
-        organization: None,
-    }
-}
 
 /// Checks the Job in the definition as a step with these rules gets it, or the text of the error.
 pub fn check_for_step(
@@ -66,7 +49,7 @@ pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefi
 
     // The other fields of the event appear in the annotations and nowhere else: not in the name, the namespace, the labels, the
     // service account, the volumes or the Secrets.
-    let bare = build(&job(scheduled.uuid), queue, definition, stack);
+    let bare = build(&ScheduledJob::script(scheduled.uuid), queue, definition, stack);
     assert_eq!(without_annotations(built), without_annotations(bare));
 }
 

@@ -2,7 +2,11 @@
 
 use std::str;
 
-use agent_scheduler::{buildkite::rules::AgentQueryRules, pod::quantity::Quantity, stack::Stack};
+use agent_scheduler::{
+    buildkite::{job::ScheduledJob, rules::AgentQueryRules},
+    pod::quantity::Quantity,
+    stack::Stack,
+};
 use uuid::Uuid;
 
 use crate::{DEFINITIONS, STACKS, check_text, manifest};
@@ -17,7 +21,7 @@ pub fn run(data: &[u8]) {
         assert_eq!(quantity.text, amount);
         assert!(!quantity.exceeds(&quantity));
     }
-    let job = manifest::job(Uuid::nil());
+    let job = ScheduledJob::script(Uuid::nil());
     for stack in &*STACKS {
         match parsed.matched(stack) {
             Ok(queue) => {
