@@ -135,6 +135,13 @@ impl AgentToken {
         applied.0.fresh(|(), _| false, deadline, apply).await
     }
 
+    /// Whether the cluster has the Secret, which no agent with a token of its own needs.
+    pub async fn is_left_over(&self, cluster: &Cluster, deadline: Deadline) -> Result<bool, kubernetes::Error> {
+        let metadata = ObjectMeta { name: Some(self.secret.clone()), ..ObjectMeta::default() };
+        let created = cluster.try_secret(&Secret { metadata, ..Secret::default() }, deadline).await?;
+        Ok(created.is_none())
+    }
+
     /// The value as it is now.
     pub async fn read_again(&self, deadline: Deadline) -> Result<Arc<SecretString>, Arc<Error>> {
         let token = self.value.fresh(|_, _| false, deadline, async |deadline| self.read(deadline).await).await;

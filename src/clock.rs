@@ -14,6 +14,11 @@ pub fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// Five random lower-case letters and digits.
+pub fn random_suffix() -> String {
+    (0..5).map(|_| fastrand::alphanumeric().to_ascii_lowercase()).collect()
+}
+
 /// A random number from 0 up to 1.
 pub fn random() -> f64 {
     fastrand::f64()

@@ -31,6 +31,8 @@ pub struct Config {
     pub sweep_enabled: bool,
     /// `SWEEP_FINISHES`: the sweep finishes jobs that cannot start; else it only puts lines on their build pages.
     pub sweep_finishes: bool,
+    /// `JOB_TOKENS`: each agent gets a token of its own, and the agent token stays out of the cluster.
+    pub job_tokens: bool,
     /// `POD_PENDING_SECONDS`: how long the Jobs for a Buildkite job may fail before the sweep finishes it.
     pub pod_pending_seconds: u32,
     /// `BUILDKITE_AGENT_TOKEN_PARAMETER_PATH`: the SSM parameter that holds the agent token.
@@ -67,9 +69,15 @@ impl Config {
         let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", seconds);
         let sweep_enabled = reader.required("SWEEP_ENABLED", boolean);
         let sweep_finishes = reader.required("SWEEP_FINISHES", boolean);
+        let job_tokens = reader.required("JOB_TOKENS", boolean);
         let pod_pending_seconds = reader.required("POD_PENDING_SECONDS", seconds);
         let region = reader.required("AWS_REGION", region);
         let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
+
+        if job_tokens == Some(true) && stacks_api == Some(false) {
+            let problem = "JobTokens (JOB_TOKENS) is true, and StacksApi (STACKS_API) is false: only the Stacks API makes these tokens";
+            reader.problems.push(problem.to_owned());
+        }
 
         // A required value is absent only together with a problem.
         let read = || {
@@ -88,6 +96,7 @@ impl Config {
                 },
                 sweep_enabled: sweep_enabled?,
                 sweep_finishes: sweep_finishes?,
+                job_tokens: job_tokens?,
                 pod_pending_seconds: pod_pending_seconds?,
                 stack_name,
                 stacks_endpoint: stacks_api?.then_some(stacks_endpoint),
@@ -101,6 +110,15 @@ impl Config {
         };
         let config = if reader.problems.is_empty() { read() } else { None };
         config.ok_or(ConfigError { problems: reader.problems })
+    }
+
+    /// Which objects of `buildkite-role.yaml` are for these settings.
+    pub fn role_selector(&self) -> &'static str {
+        if self.job_tokens {
+            "agent-scheduler.buildkite.com/job-tokens!=false"
+        } else {
+            "agent-scheduler.buildkite.com/job-tokens!=true"
+        }
     }
 }
 
@@ -400,6 +418,7 @@ mod tests {
             "JobActiveDeadlineSeconds (JOB_ACTIVE_DEADLINE_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "SweepEnabled (SWEEP_ENABLED) must be true or false, but is not set",
             "SweepFinishes (SWEEP_FINISHES) must be true or false, but is not set",
+            "JobTokens (JOB_TOKENS) must be true or false, but is not set",
             "PodPendingSeconds (POD_PENDING_SECONDS) must be a whole number of seconds, at least 1, but is not set",
             "AWS_REGION must be an AWS region, such as us-east-1, but is not set",
             "AWS_LAMBDA_FUNCTION_NAME must be the name of the Lambda function, but is not set",
@@ -444,6 +463,7 @@ mod tests {
             ("JOB_TTL_SECONDS", "299"),
             ("SWEEP_ENABLED", "on"),
             ("SWEEP_FINISHES", "on"),
+            ("JOB_TOKENS", "on"),
             ("POD_PENDING_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "0"),
             ("JOB_ACTIVE_DEADLINE_SECONDS", "2147483648"),
@@ -454,6 +474,16 @@ mod tests {
             assert!(error.problems[0].contains(name) && error.problems[0].contains(" must be "), "{error}");
             assert!(error.problems[0].ends_with(&format!("got \"{}\"", excerpt(value))), "{error}");
         }
+    }
+
+    #[test]
+    fn job_tokens_need_the_stacks_api() {
+        let error = read(&[("JOB_TOKENS", "true"), ("STACKS_API", "false")]).unwrap_err();
+        assert_eq!(error.problems.len(), 1);
+        assert!(
+            error.problems[0].starts_with("JobTokens (JOB_TOKENS) is true, and StacksApi (STACKS_API) is false"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -42,6 +42,12 @@ impl Deadline {
         Self(self.0.min(clock::monotonic() + time))
     }
 
+    /// This long before this deadline.
+    #[must_use]
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.checked_sub(time).unwrap_or(self.0))
+    }
+
     /// The time that is left.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(clock::monotonic())

@@ -136,6 +136,14 @@ impl Definitions {
         }
     }
 
+    /// The same by the last list, however old that is.
+    pub fn last(&self, name: &str) -> Option<Arc<PodDefinition>> {
+        let listed = self.listed.last()?.get(name).cloned();
+        let compiled =
+            || COMPILED.iter().find(|(compiled, _)| *compiled == name).map(|(_, definition)| Arc::clone(definition));
+        listed.map_or_else(compiled, Result::ok)
+    }
+
     /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
     /// who ask for a known name do not wait meanwhile.
     async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, Error> {

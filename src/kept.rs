@@ -83,6 +83,11 @@ impl<T: Clone, E: Error> Kept<T, E> {
         read
     }
 
+    /// The value, however old.
+    pub fn last(&self) -> Option<T> {
+        self.state().old()
+    }
+
     fn ended(&self, read: &Result<T, Arc<E>>) {
         let mut state = self.state();
         state.reads += 1;

@@ -36,6 +36,7 @@ pub mod deadline;
 pub mod definitions;
 pub mod doctor;
 pub mod https;
+pub mod job_token;
 pub mod kept;
 pub mod kubernetes;
 pub mod lambda;

@@ -26,6 +26,8 @@ pub enum Outcome {
     Created,
     /// An earlier delivery of the same event created the Job.
     AlreadyExists,
+    /// Not now; the sweep takes it later.
+    Deferred(Deferral),
     /// Nothing to do here.
     Ignored(Reason),
     /// The step or its pod definition must change first, and the build page says so.
@@ -65,6 +67,12 @@ pub enum Reason {
     /// Its event is older than what is left of an earlier delivery.
     #[error("no agent has to come any more: Buildkite says {}", .0.as_ref().map_or_else(|| "nothing of the job".to_owned(), ToString::to_string))]
     NotWaiting(Option<State>),
+    /// Its agent needs a token, for which the job must be reserved.
+    #[error(
+        "Buildkite does not reserve the job: it is {}, so another stack or an agent has it, or it is over",
+        .0.as_ref().map_or_else(|| "unknown there".to_owned(), ToString::to_string)
+    )]
+    NotToBeHad(Option<State>),
     /// Its last Job still has its name.
     #[error("its last Job is being deleted, and the next sweep goes on")]
     JobIsDeleted,
@@ -76,6 +84,20 @@ pub enum Reason {
         /// Why it cannot start.
         refused: String,
     },
+}
+
+/// Why a job is left to the next sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Deferral {
+    /// 429 to the reservation.
+    #[error("Buildkite's rate limit for reservations is reached")]
+    RateLimit,
+    /// Buildkite says both that the job waits and that it cannot be reserved.
+    #[error("Buildkite does not reserve the job yet, which is scheduled")]
+    NotReserved,
+    /// Its Job is younger than a minute, and has no Secret.
+    #[error("another delivery has just made its Job, and has still to create the Secret with the token")]
+    AtWork,
 }
 
 /// A failure, as alarms and operators see it.
@@ -90,7 +112,7 @@ pub struct Failure {
 /// The answer to Lambda; absent fields are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// `created`, `already-exists`, `ignored` or `refused`.
+    /// `created`, `already-exists`, `ignored`, `refused` or `deferred`.
     pub outcome: &'static str,
     /// The name of the Kubernetes Job.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +151,9 @@ impl Answer {
     pub fn of(outcome: &Outcome, job: &ScheduledJob, namespace: &str) -> Self {
         match outcome {
             Outcome::Ignored(reason) => Self::ignored(reason),
+            Outcome::Deferred(reason) => {
+                Self { outcome: outcome.name(), reason: Some(reason.to_string()), ..Self::default() }
+            }
             Outcome::Refused(Failure { text, .. }) => {
                 Self { outcome: outcome.name(), reason: Some(text.clone()), ..Self::default() }
             }
@@ -147,6 +172,7 @@ impl Outcome {
         match self {
             Self::Created => "created",
             Self::AlreadyExists => "already-exists",
+            Self::Deferred(_) => "deferred",
             Self::Ignored(_) => "ignored",
             Self::Refused(_) => "refused",
         }
@@ -213,6 +239,7 @@ impl Report<'_> {
                 line!(warn, "handled", outcome = outcome.name(), %reason);
             }
             Ok(outcome @ Outcome::Ignored(reason)) => line!(info, "handled", outcome = outcome.name(), %reason),
+            Ok(outcome @ Outcome::Deferred(reason)) => line!(info, "handled", outcome = outcome.name(), %reason),
             Ok(outcome @ Outcome::Refused(Failure { error_type, text })) => {
                 line!(warn, "handled", outcome = outcome.name(), error_type, reason = text);
             }
@@ -253,10 +280,11 @@ fn metrics(result: Result<&Outcome, &Failure>, occasion: Occasion, age: Option<D
     let count = match (result, occasion) {
         (Ok(Outcome::Created), Occasion::Repair) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsRepaired") },
         (Ok(Outcome::Created), Occasion::Replacement(_)) => Metric::of_function("JobsReplaced", 1),
-        (Ok(Outcome::AlreadyExists | Outcome::Ignored(_)), _) if !of_event => return Vec::new(),
+        (Ok(Outcome::AlreadyExists | Outcome::Ignored(_) | Outcome::Deferred(_)), _) if !of_event => return Vec::new(),
         (Ok(Outcome::Created), _) => Metric { dimensions: BY_BOTH, ..Metric::one("JobsCreated") },
         (Ok(Outcome::AlreadyExists), _) => Metric::one("JobsExisting"),
         (Ok(Outcome::Ignored(_)), _) => Metric::one("JobsIgnored"),
+        (Ok(Outcome::Deferred(_)), _) => Metric::one("JobsDeferred"),
         (Ok(Outcome::Refused(_)), _) => Metric::one("JobsRefused"),
         (Err(_), _) => Metric::one("JobsFailed"),
     };

@@ -40,6 +40,8 @@ pub struct Api<B> {
     pub max_attempt: Duration,
     /// Whether an answer may pass: [`is_overload`], and what the API has beyond that.
     pub may_pass: fn(&Response<B>) -> bool,
+    /// After this many answers 429 the next one is given back.
+    pub max_rate_limited: u32,
 }
 
 /// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one. `attempt` gets the
@@ -54,10 +56,19 @@ where
 {
     let mut pauses = Pauses::default();
     let mut broken = false;
+    let mut rate_limited = 0;
     loop {
         let result = attempt(deadline.attempt(api.max_attempt)).await;
         let pause = match &result {
-            Ok(response) if (api.may_pass)(response) => pauses.next() + retry_after(response.headers()),
+            Ok(response)
+                if response.status() == StatusCode::TOO_MANY_REQUESTS && rate_limited == api.max_rate_limited =>
+            {
+                return result;
+            }
+            Ok(response) if (api.may_pass)(response) => {
+                rate_limited += u32::from(response.status() == StatusCode::TOO_MANY_REQUESTS);
+                pauses.next() + retry_after(response.headers())
+            }
             Ok(_) => return result,
             Err(error) if error.is::<Final>() => {
                 return result.map_err(|error| error.downcast::<Final>().map_or_else(|error| error, |error| error.0));
@@ -130,6 +141,7 @@ mod tests {
         name: "the server",
         max_attempt: Duration::from_secs(10),
         may_pass: |response| is_overload(response.status()),
+        max_rate_limited: u32::MAX,
     };
 
     /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.

@@ -2,20 +2,18 @@
 
 mod doctor;
 mod error;
+mod existing;
+mod job_token;
 mod redrive;
 mod refusal;
 mod sweep;
+mod warned;
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
-use tokio::{time::Instant, try_join};
-use uuid::Uuid;
+use tokio::try_join;
 
 use crate::{
     agent_token::{AgentToken, AppliedSecret},
@@ -29,19 +27,19 @@ use crate::{
     kept::Kept,
     kubernetes::{self, Cluster},
     pod::{
-        attempt::Attempt,
         definition::{Access, refused_rule},
-        job::{self, JOB_UUID_LABEL},
+        job,
     },
     report::{Occasion, Outcome, Reason, Report},
     stacks_api::StacksApi,
-    text::{chain, excerpt, message},
+    text::{chain, excerpt},
 };
 
 pub use self::error::Error;
+use self::{job_token::New, warned::Warned};
 
-/// A warning of the API server is logged again after this time.
-const WARNING_PAUSE: Duration = Duration::from_hours(1);
+/// How many Jobs, or Secrets, are created side by side.
+const AT_ONCE: usize = 10;
 
 /// Turns scheduled jobs into Kubernetes Jobs.
 pub struct Scheduler {
@@ -61,9 +59,29 @@ struct Matched<'a> {
     job: &'a ScheduledJob,
     /// `None` for a job without a queue.
     queue: Option<&'a str>,
-    /// `None` for its first Job.
-    attempt: Option<Attempt>,
+    occasion: Occasion,
+    /// Its agent may have a token of its own: the sweep reserves many jobs by one call.
+    is_reserved: bool,
     rules: &'a AgentQueryRules<'a>,
+}
+
+/// A job on its way.
+struct Begun<'a> {
+    report: Report<'a>,
+    placed: Result<Placed, Error>,
+}
+
+/// How far a job came.
+enum Placed {
+    Done(Outcome),
+    /// It has a Job, whose agent needs a token.
+    WithoutToken(New),
+}
+
+impl From<Outcome> for Placed {
+    fn from(outcome: Outcome) -> Self {
+        Self::Done(outcome)
+    }
 }
 
 /// The cluster and all that is kept of it. A cluster that was created again is another target.
@@ -95,6 +113,9 @@ impl Scheduler {
             target.definitions.refresh(&target.cluster, deadline).await?;
             Ok(target)
         };
+        if let Some(stacks_api) = self.job_tokens() {
+            return Box::pin(self.start_with_job_tokens(stacks_api, connect, deadline)).await;
+        }
         let read_token = async { self.agent_token.value(deadline).await.map_err(Error::AgentToken) };
         let (target, _) = try_join!(connect, read_token)?;
         self.agent_token.apply(&target.secret, &target.cluster, deadline).await.map_err(Error::AgentToken)
@@ -102,6 +123,25 @@ impl Scheduler {
 
     /// Gives a job its Kubernetes Job, and reports what became of it.
     pub async fn schedule(&self, job: &ScheduledJob, occasion: Occasion, deadline: Deadline) -> Result<Outcome, Error> {
+        let Begun { report, placed } = self.begin(job, occasion, false, deadline).await;
+        let mut result = match placed {
+            Ok(Placed::Done(outcome)) => Ok(outcome),
+            // On the heap, since it is rare: every event's future would have room for it.
+            Ok(Placed::WithoutToken(job)) => Box::pin(self.give_token(job, deadline)).await,
+            Err(error) => Err(error),
+        };
+        self.end(&report, &mut result);
+        result
+    }
+
+    /// Gives a job its Kubernetes Job, which may still lack the token for its agent.
+    async fn begin<'a>(
+        &'a self,
+        job: &'a ScheduledJob,
+        occasion: Occasion,
+        is_reserved: bool,
+        deadline: Deadline,
+    ) -> Begun<'a> {
         let began = clock::monotonic();
         let rules = AgentQueryRules::parse(&job.agent_query_rules);
         let matched = if job.kind == "script" {
@@ -109,33 +149,40 @@ impl Scheduler {
         } else {
             Err(Reason::NoScript(job.kind.clone()))
         };
-        let (queue, result) = match matched {
+        let (queue, placed) = match matched {
             Ok(queue) => {
-                let matched = Matched { job, queue, attempt: occasion.attempt(), rules: &rules };
-                let result = if occasion == Occasion::Redrive {
+                let matched = Matched { job, queue, occasion, is_reserved, rules: &rules };
+                let placed = if occasion == Occasion::Redrive {
                     Box::pin(self.create_if_it_waits(&matched, deadline)).await
                 } else {
                     self.create(&matched, deadline).await
                 };
-                let result = match result {
+                let placed = match placed {
                     Err(Error::JobIsDeleted { .. }) if occasion.is_of_sweep() => {
-                        Ok(Outcome::Ignored(Reason::JobIsDeleted))
+                        Ok(Outcome::Ignored(Reason::JobIsDeleted).into())
                     }
-                    // On the heap, since it is rare: every event's future would have room for it.
                     Err(error) => Box::pin(self.explain(&matched, error, deadline)).await,
-                    created => created,
+                    placed => placed,
                 };
-                (queue, result)
+                (queue, placed)
             }
-            Err(reason) => (rules.queue(&self.config.stack).ok().flatten(), Ok(Outcome::Ignored(reason))),
+            Err(reason) => (rules.queue(&self.config.stack).ok().flatten(), Ok(Outcome::Ignored(reason).into())),
         };
         let (definition, function_name) = (rules.definition(), &*self.config.function_name);
-        let report = Report { job, occasion, queue, definition, began, function_name };
-        report.write(result.as_ref().map_err(Error::failure).as_ref().copied());
-        result
+        Begun { report: Report { job, occasion, queue, definition, began, function_name }, placed }
     }
 
-    async fn create(&self, job: &Matched<'_>, deadline: Deadline) -> Result<Outcome, Error> {
+    /// Reports what became of a job. Without a sweep, a job that is left to it fails.
+    fn end(&self, report: &Report<'_>, result: &mut Result<Outcome, Error>) {
+        if let Ok(Outcome::Deferred(why)) = result
+            && !self.config.sweep_enabled
+        {
+            *result = Err(Error::NoSweep(*why));
+        }
+        report.write(result.as_ref().map_err(Error::failure).as_ref().copied());
+    }
+
+    async fn create(&self, job: &Matched<'_>, deadline: Deadline) -> Result<Placed, Error> {
         tracing::debug!(queue = job.queue, definition = &*excerpt(job.rules.definition()), "job matched");
         self.in_cluster(deadline, async |target| self.create_in(target, job, deadline).await).await
     }
@@ -161,34 +208,42 @@ impl Scheduler {
     async fn create_in(
         &self,
         Target { cluster, definitions, secret }: &Target,
-        &Matched { job, queue, attempt, rules }: &Matched<'_>,
+        matched: &Matched<'_>,
         deadline: Deadline,
-    ) -> Result<Outcome, Error> {
-        let definition = definitions.get(rules.definition(), cluster, deadline).await?;
+    ) -> Result<Placed, Error> {
+        let &Matched { job, queue, occasion, rules, .. } = matched;
+        let (definition, reserved) = if self.config.job_tokens {
+            Box::pin(self.definition_and_reservation(definitions, cluster, matched, deadline)).await
+        } else {
+            (definitions.get(rules.definition(), cluster, deadline).await, None)
+        };
+        let definition = definition?;
         match definition.access(job.pipeline.as_deref()) {
             Access::Allowed => {}
             Access::Refused(refused) => return Err(refused.into()),
             Access::Unknown => {
                 let definition = definition.name().to_owned();
-                return Ok(Outcome::Ignored(Reason::UnknownPipeline { definition }));
+                return Ok(Outcome::Ignored(Reason::UnknownPipeline { definition }).into());
             }
         }
         let definition = definition.for_step(rules)?;
+        let built = job::build(job, queue, occasion.attempt(), &definition, &self.config.stack);
+        if self.config.job_tokens && !definition.brings_agent_token() {
+            let create = self.create_with_token(cluster, matched, built, reserved, deadline);
+            return Box::pin(create).await;
+        }
         if !definition.brings_agent_token() {
             self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;
         }
-        let name = || job::name(job.uuid);
-        match cluster.create_job(&job::build(job, queue, attempt, &definition, &self.config.stack), deadline).await {
+        match cluster.create_job(&built, deadline).await {
             Ok(created) => {
                 self.warned.log(&created.warnings, job.uuid, definition.name());
-                Ok(Outcome::Created)
+                Ok(Outcome::Created.into())
             }
-            Err(error) if error.is_already_exists() => already_exists(cluster, job.uuid, deadline).await,
-            Err(source) if source.is_uncertain() => Err(Error::Uncertain { name: name(), source }),
-            Err(source) => {
-                let unmet = source.refused_fields().find_map(|(field, problem)| refused_rule(rules, field, problem));
-                Err(unmet.map_or_else(|| Error::CreateJob { name: name(), source }, Error::Unmet))
+            Err(error) if error.is_already_exists() => {
+                self.existing(cluster, job.uuid, deadline).await.map(|_| Outcome::AlreadyExists.into())
             }
+            Err(error) => Err(not_created(matched, error)),
         }
     }
 
@@ -215,47 +270,13 @@ impl Scheduler {
     }
 }
 
-/// An earlier delivery of the same event created the Job, if that has our label for it.
-async fn already_exists(cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<Outcome, Error> {
-    let name = job::name(uuid);
-    let found = match cluster.job(&name, deadline).await {
-        Ok(found) => found,
-        Err(source) => return Err(Error::ReadJob { name, source }),
-    };
-    let label = found.metadata.labels.get(JOB_UUID_LABEL);
-    if label.is_none_or(|label| *label != uuid.to_string()) {
-        let label = label.map_or_else(|| "absent".to_owned(), |label| format!("\"{}\"", excerpt(label)));
-        return Err(Error::NameTaken { name, label });
+fn not_created(job: &Matched<'_>, source: kubernetes::Error) -> Error {
+    let name = job::name(job.job.uuid);
+    if source.is_uncertain() {
+        return Error::Uncertain { name, source };
     }
-    if found.metadata.deletion_timestamp.is_some() {
-        return Err(Error::JobIsDeleted { name });
-    }
-    if let Some(failed) = found.condition("Failed") {
-        tracing::warn!(
-            job = %uuid,
-            reason = failed.reason.as_deref(),
-            cause = failed.message.as_deref().map(excerpt).as_deref(),
-            "Job {name} has failed: no agent takes this job any more; retry the step in Buildkite, or delete the Job"
-        );
-    }
-    Ok(Outcome::AlreadyExists)
-}
-
-/// The warnings of the API server: each once an hour for a definition.
-#[derive(Default)]
-struct Warned(Mutex<HashMap<(String, String), Instant>>);
-
-impl Warned {
-    fn log(&self, warnings: &[String], job: Uuid, definition: &str) {
-        for warning in warnings {
-            let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            warned.retain(|_, time| time.elapsed() < WARNING_PAUSE);
-            if let Entry::Vacant(first) = warned.entry((definition.to_owned(), warning.clone())) {
-                first.insert(clock::monotonic());
-                tracing::warn!(%job, definition, warning = &*message(warning), "the API server warns about the Job");
-            }
-        }
-    }
+    let unmet = source.refused_fields().find_map(|(field, problem)| refused_rule(job.rules, field, problem));
+    unmet.map_or_else(|| Error::CreateJob { name, source }, Error::Unmet)
 }
 
 #[cfg(test)]

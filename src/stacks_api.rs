@@ -4,7 +4,7 @@
 //! kind. A log line and a metric say so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::{
-        stacks::{self, MAX_DETAIL_BYTES, MAX_UUIDS, Notification, Stacks},
+        stacks::{self, MAX_DETAIL_BYTES, MAX_UUIDS, Notification, RateLimit, Stacks},
         state::State,
+        token::JOB_TOKEN_LIFETIME,
     },
     clock,
     config::Config,
@@ -35,7 +36,7 @@ const WARNING_PAUSE: Duration = Duration::from_hours(1);
 
 /// How long a job that is to be finished stays reserved. There is no way to give it back: if it is not finished, it must soon be
 /// in the lists again.
-const RESERVATION: Duration = Duration::from_mins(1);
+pub const RESERVATION: Duration = Duration::from_mins(1);
 
 /// What each automatic retry of a finished job meets.
 const RETRIES: &str = "
@@ -60,7 +61,7 @@ pub struct StacksApi {
 }
 
 /// Why a call did not happen.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Buildkite refuses it to this stack, which the log says.
     #[error("Buildkite refuses the Stacks API to this stack")]
@@ -94,15 +95,16 @@ impl StacksApi {
     }
 
     /// Finishes a job that no agent has, with a reason for its build page, and how to end automatic retries. `false` if Buildkite says
-    /// that another stack or an agent has it, or that it is over.
+    /// that another stack or an agent has it, or that it is over. It is reserved for that long, whatever happens.
     pub async fn finish(
         &self,
         job: Uuid,
         reason: &str,
+        reservation: Duration,
         token: &SecretString,
         deadline: Deadline,
     ) -> Result<bool, Error> {
-        if !self.reserve(job, token, deadline).await? {
+        if !self.reserve(&[job], reservation, RateLimit::Wait, token, deadline).await?.contains(&job) {
             return Ok(false);
         }
         let detail = detail(reason);
@@ -113,10 +115,29 @@ impl StacksApi {
         }
     }
 
-    /// Reserves a job for a minute. `false` if it is not to be had.
-    pub async fn reserve(&self, job: Uuid, token: &SecretString, deadline: Deadline) -> Result<bool, Error> {
-        let reserve = async |stacks: &Stacks| stacks.reserve(&[job], RESERVATION, token, deadline).await;
-        Ok(self.call(token, deadline, reserve).await?.reserved.contains(&job))
+    /// Reserves jobs, at most [`MAX_UUIDS`], and returns those that are to be had.
+    pub async fn reserve(
+        &self,
+        jobs: &[Uuid],
+        expiry: Duration,
+        rate_limit: RateLimit,
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<BTreeSet<Uuid>, Error> {
+        let reserve = async |stacks: &Stacks| stacks.reserve(jobs, expiry, rate_limit, token, deadline).await;
+        Ok(self.call(token, deadline, reserve).await?.reserved.into_iter().collect())
+    }
+
+    /// Makes a job acquisition token for each job that this stack has reserved. A job that gets none is left out.
+    pub async fn issue_tokens(
+        &self,
+        jobs: &[Uuid],
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<Uuid, SecretString>, Error> {
+        let issue =
+            async |stacks: &Stacks| stacks.job_acquisition_tokens(jobs, JOB_TOKEN_LIFETIME, token, deadline).await;
+        self.call(token, deadline, issue).await
     }
 
     /// The states of jobs, as many as there are. One that Buildkite does not know is left out.
@@ -167,6 +188,11 @@ impl StacksApi {
             }
             _ => Error::Call(Arc::new(error)),
         })
+    }
+
+    /// Registers the stack, unless it is.
+    pub async fn ready(&self, token: &SecretString, deadline: Deadline) -> Result<(), Error> {
+        self.registered(None, token, deadline).await.map(drop)
     }
 
     /// The API, for a stack that may not be registered.

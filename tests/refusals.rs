@@ -372,7 +372,7 @@ mod a_failure_that_may_pass {
         let (state, detail, notifications) = build_page(&fixture.lab);
         assert_eq!((state, detail, notifications.len()), ("scheduled", None, 2));
         for text in notifications {
-            assert!(text.contains("tries again") && text.ends_with("kubectl apply -f buildkite-role.yaml."), "{text}");
+            assert!(text.contains("tries again") && text.ends_with("grant the permissions (connect STACK)."), "{text}");
         }
         fixture.end().await;
     }

@@ -24,7 +24,11 @@ const API: Api<Bytes> = Api {
     name: "Buildkite",
     max_attempt: Duration::from_secs(5),
     may_pass: |response| retry::is_overload(response.status()) || response.status().is_server_error(),
+    max_rate_limited: u32::MAX,
 };
+
+/// For a call that something else makes later: it waits for `Retry-After` once.
+const LATER: Api<Bytes> = Api { max_rate_limited: 1, ..API };
 
 /// A client for one endpoint.
 pub(super) struct Client {
@@ -37,6 +41,15 @@ pub(super) struct Call {
     pub(super) name: &'static str,
     pub(super) method: Method,
     pub(super) path: String,
+}
+
+/// What becomes of a call while Buildkite answers 429.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimit {
+    /// It is retried while there is time.
+    Wait,
+    /// It is retried once: something else makes it later.
+    GiveUp,
 }
 
 /// Why a call failed.
@@ -92,11 +105,23 @@ impl Client {
 
     pub(super) async fn send(
         &self,
+        call: Call,
+        body: Option<&impl Serialize>,
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        self.send_within(RateLimit::Wait, call, body, token, deadline).await
+    }
+
+    pub(super) async fn send_within(
+        &self,
+        rate_limit: RateLimit,
         Call { name, method, path }: Call,
         body: Option<&impl Serialize>,
         token: &SecretString,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Error> {
+        let api = if rate_limit == RateLimit::Wait { &API } else { &LATER };
         let unreachable = |source: BoxError| Error::Unreachable { call: name, source };
         let url = format!("{}/{path}", self.endpoint);
         let body = body.map(serde_json::to_vec).transpose().map_err(|error| unreachable(error.into()))?;
@@ -111,7 +136,7 @@ impl Client {
                 https::send(http, request, time).await
             }
         };
-        let answer = retry::send(&API, deadline, attempt).await.map_err(unreachable)?;
+        let answer = retry::send(api, deadline, attempt).await.map_err(unreachable)?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
     }
 }

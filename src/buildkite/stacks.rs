@@ -8,7 +8,7 @@ use http::Method;
 use k8s_openapi::jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de};
 use uuid::Uuid;
 
 use super::client::{self, Call, Client};
@@ -17,7 +17,7 @@ use crate::{
     https::{self, CertificateAuthority},
 };
 
-pub use super::client::Error;
+pub use super::client::{Error, RateLimit};
 
 /// The limit of a `detail`, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4_096;
@@ -208,6 +208,7 @@ impl Stacks {
         &self,
         job_uuids: &[Uuid],
         expiry: Duration,
+        rate_limit: RateLimit,
         token: &SecretString,
         deadline: Deadline,
     ) -> Result<Reserved, Error> {
@@ -218,7 +219,42 @@ impl Stacks {
         }
         let body = Reserve { job_uuids, reservation_expiry_seconds: expiry.as_secs() };
         let path = format!("{}/scheduled-jobs/batch-reserve", self.stack());
-        self.client.read(Call { name: "batch-reserve", method: Method::PUT, path }, Some(&body), token, deadline).await
+        let call = Call { name: RESERVE, method: Method::PUT, path };
+        let answer = self.client.send_within(rate_limit, call, Some(&body), token, deadline).await?;
+        client::parse(RESERVE, &answer)
+    }
+
+    /// Makes a token for each job that this stack has reserved. A job that gets none is left out.
+    pub async fn job_acquisition_tokens(
+        &self,
+        job_uuids: &[Uuid],
+        lifetime: Duration,
+        token: &SecretString,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<Uuid, SecretString>, Error> {
+        #[derive(Serialize)]
+        struct Issue<'a> {
+            job_uuids: &'a [Uuid],
+            token_lifetime_seconds: u64,
+        }
+        #[derive(Deserialize)]
+        struct Issued {
+            #[serde(default)]
+            job_acquisition_tokens: Vec<JobToken>,
+        }
+        #[derive(Deserialize)]
+        struct JobToken {
+            job_uuid: Uuid,
+            job_acquisition_token: String,
+        }
+        let body = Issue { job_uuids, token_lifetime_seconds: lifetime.as_secs() };
+        let path = format!("{}/job-acquisition-tokens", self.stack());
+        let call = Call { name: ISSUE, method: Method::POST, path };
+        let answer = self.client.send(call, Some(&body), token, deadline).await?;
+        // An error of the parser quotes what it cannot read.
+        let unreadable = |_| Error::Garbage { call: ISSUE, source: de::Error::custom("not in the documented form") };
+        let Issued { job_acquisition_tokens: tokens } = serde_json::from_slice(answer.body()).map_err(unreadable)?;
+        Ok(tokens.into_iter().map(|token| (token.job_uuid, token.job_acquisition_token.into())).collect())
     }
 
     /// The states of jobs, such as `scheduled`; one that Buildkite does not know is left out.
@@ -283,6 +319,9 @@ impl Stacks {
 
 const NOTHING: Option<&()> = None;
 
+const RESERVE: &str = "batch-reserve";
+const ISSUE: &str = "job-acquisition-tokens";
+
 /// A path segment or a query value, with `.` encoded, too.
 fn encoded(text: &str) -> PercentEncode<'_> {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~');
@@ -329,7 +368,7 @@ mod tests {
         assert_eq!(states, BTreeMap::from([(uuid, "scheduled".to_owned())]));
 
         let minute = Duration::from_mins(1);
-        let reserved = stacks.reserve(&[uuid], minute, &token, deadline()).await.unwrap();
+        let reserved = stacks.reserve(&[uuid], minute, RateLimit::Wait, &token, deadline()).await.unwrap();
         assert_eq!((reserved.reserved, reserved.not_reserved), (vec![uuid], vec![]));
         let notification = Notification { job_uuid: uuid, detail: "no such pod definition".to_owned() };
         stacks.notify(&[notification], &token, deadline()).await.unwrap();

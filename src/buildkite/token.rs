@@ -2,9 +2,12 @@
 //!
 //! No text of this room quotes the value.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use serde_json::{Map, Value};
+
+/// How long a job acquisition token lives, and the reservation that it needs: the longest that Buildkite allows.
+pub const JOB_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 
 /// Why a value cannot be an agent token: what it looks like, and how to store the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -23,17 +23,29 @@ const NEEDS: [(u32, &str); 2] = [
 /// A clock that is wrong by more may make tokens invalid.
 const MAX_SKEW_SECONDS: i64 = 60;
 
-/// What the function asks of the API server: resource, verb, and whether it is for the sweep alone.
-const PERMISSIONS: [(&str, &str, bool); 9] = [
-    ("jobs", "create", false),
-    ("jobs", "get", false),
-    ("secrets", "create", false),
-    ("secrets", "patch", false),
-    ("podtemplates", "list", false),
-    ("jobs", "list", true),
-    ("jobs", "delete", true),
-    ("pods", "list", true),
-    ("events", "list", true),
+/// When the function asks something of the API server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    /// Agents share the agent token.
+    AgentToken,
+    /// Each agent has a token of its own.
+    JobTokens,
+    Sweep,
+}
+
+/// What it asks: resource, verb, and when.
+const PERMISSIONS: [(&str, &str, Need); 10] = [
+    ("jobs", "create", Need::Always),
+    ("jobs", "get", Need::Always),
+    ("podtemplates", "list", Need::Always),
+    ("secrets", "create", Need::AgentToken),
+    ("secrets", "patch", Need::AgentToken),
+    ("secrets", "create", Need::JobTokens),
+    ("jobs", "list", Need::Sweep),
+    ("jobs", "delete", Need::Sweep),
+    ("pods", "list", Need::Sweep),
+    ("events", "list", Need::Sweep),
 ];
 
 /// The API server's answer about itself.
@@ -141,10 +153,16 @@ pub(super) async fn permissions(doctor: &Doctor<'_>) -> Vec<Finding> {
     let Ok(cluster) = doctor.cluster().await else { return vec![Finding::waits_for("cluster")] };
     let config = doctor.config;
     let sweeps = config.sweep_enabled && config.stacks_endpoint.is_some();
-    let needed: Vec<_> = PERMISSIONS.iter().filter(|(.., of_sweep)| sweeps || !of_sweep).collect();
-    let reviews = needed.iter().map(|(resource, verb, _)| {
+    let is_needed = |need| match need {
+        Need::Always => true,
+        Need::AgentToken => !config.job_tokens,
+        Need::JobTokens => config.job_tokens,
+        Need::Sweep => sweeps,
+    };
+    let needed: Vec<_> = PERMISSIONS.iter().filter(|(.., need)| is_needed(*need)).collect();
+    let reviews = needed.iter().map(|(resource, verb, need)| {
         let group = if *resource == "jobs" { "batch" } else { "" };
-        let name = if *resource == "secrets" { &*config.stack.agent_token_secret } else { "" };
+        let name = if *need == Need::AgentToken { &*config.stack.agent_token_secret } else { "" };
         cluster.may(Permission { group, resource, verb, name }, doctor.deadline)
     });
     let mut missing = Vec::new();
@@ -169,6 +187,9 @@ pub(super) async fn secret(doctor: &Doctor<'_>) -> Vec<Finding> {
         return vec![Finding::waits_for("agent token")];
     }
     let (config, name) = (doctor.config, &doctor.config.stack.agent_token_secret);
+    if config.job_tokens {
+        return Vec::new();
+    }
     vec![match doctor.scheduler.try_secret(cluster, doctor.deadline).await {
         Ok(()) => Finding::well(format!("the API server takes Secret {name} (dry run)")),
         Err(error @ agent_token::Error::Conflict { .. }) => {
@@ -180,6 +201,27 @@ pub(super) async fn secret(doctor: &Doctor<'_>) -> Vec<Finding> {
         }
         Err(agent_token::Error::Apply { source, .. }) => config.failed(&source),
         Err(_) => Finding::waits_for("agent token"),
+    }]
+}
+
+pub(super) async fn job_tokens(doctor: &Doctor<'_>) -> Vec<Finding> {
+    let (config, name) = (doctor.config, &doctor.config.stack.agent_token_secret);
+    if !config.job_tokens {
+        return vec![Finding::well(format!("JobTokens is false: all agents have the agent token, from Secret {name}"))];
+    }
+    let Ok(cluster) = doctor.cluster().await else { return vec![Finding::waits_for("cluster")] };
+    vec![match doctor.scheduler.is_secret_left_over(cluster, doctor.deadline).await {
+        Ok(false) => {
+            Finding::well("the API server takes a Secret for each Job (dry run), and none has the agent token")
+        }
+        Ok(true) => Finding::wrong(
+            format!("each agent gets a token of its own, and Secret {name} still has the agent token"),
+            format!(
+                "# when no Job of before runs any more\nkubectl delete secret {name} --namespace {}",
+                config.stack.namespace
+            ),
+        ),
+        Err(error) => config.failed(&error),
     }]
 }
 
@@ -257,8 +299,10 @@ impl Config {
         format!(
             "# connect {} does this, too, and keeps the Secrets of other stacks in the role\n\
              kubectl create namespace {namespace} --dry-run=client --output yaml | kubectl apply --filename -\n\
-             sed 's/\\[buildkite-agent-token\\]/[{secret}]/' buildkite-role.yaml | kubectl apply --namespace {namespace} --filename -",
-            self.cloudformation_stack()
+             sed 's/\\[buildkite-agent-token\\]/[{secret}]/' buildkite-role.yaml | kubectl apply --namespace {namespace} --filename - \
+             --selector {}",
+            self.cloudformation_stack(),
+            self.role_selector()
         )
     }
 

@@ -30,7 +30,7 @@ type Findings<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
 type Look = for<'a> fn(&'a Doctor<'a>) -> Findings<'a>;
 
 /// In the order of an event's way. All run side by side; what several need is asked for once.
-const CHECKS: [(&str, Look); 13] = [
+const CHECKS: [(&str, Look); 14] = [
     ("settings", |doctor| Box::pin(ready(settings(doctor)))),
     ("events", |doctor| Box::pin(ready(events(doctor)))),
     ("agent token", |doctor| Box::pin(buildkite::agent_token(doctor))),
@@ -41,6 +41,7 @@ const CHECKS: [(&str, Look); 13] = [
     ("identity", |doctor| Box::pin(cluster::identity(doctor))),
     ("permissions", |doctor| Box::pin(cluster::permissions(doctor))),
     ("agent Secret", |doctor| Box::pin(cluster::secret(doctor))),
+    ("job tokens", |doctor| Box::pin(cluster::job_tokens(doctor))),
     ("pod definitions", |doctor| Box::pin(definitions::jobs(doctor))),
     ("what definitions name", |doctor| Box::pin(definitions::names(doctor))),
     ("one queue, one stack", |doctor| Box::pin(cluster::other_stacks(doctor))),

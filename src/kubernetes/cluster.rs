@@ -15,12 +15,13 @@ use k8s_openapi::{
         batch::v1::Job,
         core::v1::{Event, Pod, PodTemplate, Secret},
     },
+    jiff::Timestamp,
 };
 use kube::{
     Resource, ResourceExt,
     core::{
         Request as Requests,
-        params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, Preconditions},
+        params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
     },
 };
 use serde::de::DeserializeOwned;
@@ -59,6 +60,7 @@ pub struct Cluster {
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) stack_id: String,
+    pub(super) role_selector: &'static str,
     pub(super) endpoint: Uri,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
@@ -74,9 +76,9 @@ pub struct Created {
 }
 
 impl Created {
-    /// If the answer can be read: the Job is there in any case.
-    pub fn uid(&self) -> Option<String> {
-        serde_json::from_str(&self.answer).ok().and_then(|objects::Job { metadata, .. }| metadata.uid)
+    /// As the API server has it, if the answer can be read: the Job is there in any case.
+    pub fn job(&self) -> Option<objects::Job> {
+        serde_json::from_str(&self.answer).ok()
     }
 }
 
@@ -116,6 +118,7 @@ impl Cluster {
             name: config.cluster.clone(),
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
+            role_selector: config.role_selector(),
             endpoint,
             certificate_authority: CertificateAuthority(Vec::new()),
             located: None,
@@ -142,17 +145,33 @@ impl Cluster {
         &self.namespace
     }
 
-    /// Creates a Job.
+    /// The id of the stack whose Jobs they are.
+    pub fn stack_id(&self) -> &str {
+        &self.stack_id
+    }
+
+    /// Creates a Job. The answer has no more than its metadata.
     pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
-        self.post_job(job, "", deadline).await
+        self.post_job(job, "", metadata_only, deadline).await
+    }
+
+    /// Creates a Job. The answer has all of it, with what admission made of it.
+    pub async fn create_whole_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
+        self.post_job(job, "", |request| request, deadline).await
     }
 
     /// Whether the API server would create the Job, and its warnings.
     pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
-        self.post_job(job, "&dryRun=All", deadline).await
+        self.post_job(job, "&dryRun=All", metadata_only, deadline).await
     }
 
-    async fn post_job(&self, job: &job::Job<'_>, query: &str, deadline: Deadline) -> Result<Created, Error> {
+    async fn post_job(
+        &self,
+        job: &job::Job<'_>,
+        query: &str,
+        answer: impl FnOnce(Posted) -> Posted,
+        deadline: Deadline,
+    ) -> Result<Created, Error> {
         // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.
         let jobs = Job::url_path(&(), Some(&self.namespace));
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
@@ -161,7 +180,7 @@ impl Cluster {
         // Room for any Job of usual length.
         let mut body = Vec::with_capacity(8 * 1024);
         serde_json::to_writer(&mut body, job).map_err(|error| Error::Client(error.into()))?;
-        let answer = self.send(metadata_only(request.body(body)), deadline).await?;
+        let answer = self.send(answer(request.body(body)), deadline).await?;
         Ok(Created { answer, warnings: headers.warnings() })
     }
 
@@ -176,6 +195,33 @@ impl Cluster {
         let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
         let request = secrets.patch(&secret.name_any(), how, &Patch::Apply(secret));
         self.send(metadata_only(request), deadline).await.map(drop)
+    }
+
+    /// Creates a Secret. `false` if there is one of its name. Its values do not come back.
+    pub async fn create_secret(&self, secret: &Secret, deadline: Deadline) -> Result<bool, Error> {
+        Ok(self.post_secret(secret, false, deadline).await?.is_some())
+    }
+
+    /// The API server's time, if there is no Secret of that name and it would take this one. `None` if there is one.
+    pub async fn try_secret(&self, secret: &Secret, deadline: Deadline) -> Result<Option<Timestamp>, Error> {
+        let headers = self.post_secret(secret, true, deadline).await?;
+        Ok(headers.map(|headers| headers.date().unwrap_or_default()))
+    }
+
+    async fn post_secret(&self, secret: &Secret, dry_run: bool, deadline: Deadline) -> Result<Option<Headers>, Error> {
+        let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
+        let how = PostParams { dry_run, field_manager: Some(job::MANAGER.to_owned()) };
+        let body = serde_json::to_vec(secret).map_err(|error| Error::Client(error.into()))?;
+        let headers = Headers::default();
+        let request = secrets.create(&how, body).map(|mut request| {
+            request.extensions_mut().insert(headers.clone());
+            request
+        });
+        match self.send(metadata_only(request), deadline).await {
+            Ok(_) => Ok(Some(headers)),
+            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// All `PodTemplates` of the namespace.
@@ -285,6 +331,9 @@ impl Cluster {
         }
     }
 }
+
+/// A request that creates an object.
+type Posted = Result<Request<Vec<u8>>, http::Error>;
 
 /// Asks the API server to leave everything but the metadata out of its answer.
 pub(super) fn metadata_only<E>(request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {

@@ -59,10 +59,10 @@ pub enum Error {
     /// 403 by RBAC.
     #[error(
         "the function lacks a permission in the cluster: {message}; grant it with `connect STACK`, or with \
-         `kubectl apply -f buildkite-role.yaml --namespace {namespace}`, after `kubectl create namespace {namespace}` if there is \
+         `kubectl apply -f buildkite-role.yaml --namespace {namespace} --selector {selector}`, after `kubectl create namespace {namespace}` if there is \
          no such namespace, and with the Secret's name in the file if AgentTokenSecretName is not the default"
     )]
-    Forbidden { message: String, namespace: String },
+    Forbidden { message: String, namespace: String, selector: &'static str },
     /// 404 for the namespace.
     #[error(
         "the cluster has no namespace {namespace:?}; create it with `kubectl create namespace {namespace}`, or set KubernetesNamespace"
@@ -168,7 +168,8 @@ impl Cluster {
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role corrects those.
             403 if status.message.contains(": User \"") && status.message.contains("\" cannot ") => {
-                Error::Forbidden { message: status.message, namespace: self.namespace.clone() }
+                let (message, namespace) = (status.message, self.namespace.clone());
+                Error::Forbidden { message, namespace, selector: self.role_selector }
             }
             404 if status.message.starts_with("namespaces ") => {
                 Error::NoNamespace { namespace: self.namespace.clone() }

@@ -2,12 +2,15 @@
 //!
 //! All else is dropped while it is read, so that a list of 10,000 fits in the function's memory.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-use crate::pod::job::DEFINITION_ANNOTATION;
+use crate::pod::{
+    definition::AGENT,
+    job::{DEFINITION_ANNOTATION, TOKEN_VARIABLE},
+};
 
 /// A Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -68,6 +71,9 @@ pub struct PodSpec {
     /// How many gates it has. While it has one, the scheduler leaves it.
     #[serde(deserialize_with = "count")]
     pub scheduling_gates: usize,
+    /// The Secret that its agent's token is in, if it is in one.
+    #[serde(rename = "containers", deserialize_with = "token_secret")]
+    pub token_secret: Option<String>,
 }
 
 /// What the Job controller says of a Job.
@@ -274,6 +280,38 @@ fn count_of_lists<'de, D: Deserializer<'de>>(lists: D) -> Result<usize, D::Error
     BTreeMap::<String, Vec<IgnoredAny>>::deserialize(lists).map(|lists| lists.values().map(Vec::len).sum())
 }
 
+/// Of all containers only this is kept.
+fn token_secret<'de, D: Deserializer<'de>>(containers: D) -> Result<Option<String>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Container<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        #[serde(borrow)]
+        env: Vec<Variable<'a>>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Variable<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        value_from: Source,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Source {
+        secret_key_ref: Option<Reference>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Reference {
+        name: String,
+    }
+    let agent = Vec::<Container>::deserialize(containers)?.into_iter().find(|container| container.name == AGENT);
+    let token = agent.and_then(|agent| agent.env.into_iter().find(|variable| variable.name == TOKEN_VARIABLE));
+    Ok(token.and_then(|token| token.value_from.secret_key_ref).map(|secret| secret.name))
+}
+
 fn of_buildkite<'de, D: Deserializer<'de>>(labels: D) -> Result<BTreeMap<String, String>, D::Error> {
     only(labels, |key| key.contains("buildkite.com/"))
 }
@@ -306,7 +344,13 @@ mod tests {
                 "labels": {"team": "web", "buildkite.com/job-uuid": "1", "agent-scheduler.buildkite.com/stack": "s"},
                 "annotations": {"buildkite.com/branch": "main", "buildkite.com/pod-definition": "gpu", "agent-scheduler.buildkite.com/job": "{}"},
             },
-            "spec": {"backoffLimit": 3, "suspend": true, "template": {"spec": {"schedulingGates": [{"name": "g"}]}}},
+            "spec": {"backoffLimit": 3, "suspend": true, "template": {"spec": {
+                "schedulingGates": [{"name": "g"}],
+                "containers": [{"name": "agent", "env": [
+                    {"name": "A", "value": "b"},
+                    {"name": "BUILDKITE_AGENT_TOKEN", "valueFrom": {"secretKeyRef": {"name": "s1", "key": "token"}}},
+                ]}],
+            }}},
             "status": {"active": 1, "ready": 0, "uncountedTerminatedPods": {"failed": ["u"]}, "conditions": [
                 {"type": "Failed", "status": "False"},
                 {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": "2026-01-15T10:01:05Z"},
@@ -317,6 +361,7 @@ mod tests {
         assert_eq!(job.condition("Failed").unwrap().reason.as_deref(), Some("BackoffLimitExceeded"));
         assert_eq!(job.condition("Complete"), None);
         assert_eq!((job.spec.suspend, job.spec.template.spec.scheduling_gates), (true, 1));
+        assert_eq!(job.spec.template.spec.token_secret.as_deref(), Some("s1"));
         assert_eq!((job.status.uncounted_terminated_pods, job.has_no_pod()), (1, false));
         assert!(Job::default().has_no_pod());
         assert_eq!(from_value::<Job>(json!({})).unwrap(), Job::default());

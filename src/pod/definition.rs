@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{check, image, quantity::Quantity, resources};
+use super::{check, image, job::TOKEN_VARIABLE, quantity::Quantity, resources};
 use crate::{
     buildkite::rules::{AgentQueryRules, Choice},
     text::{excerpt, message},
@@ -180,7 +180,7 @@ impl PodDefinition {
 
     /// Whether its author provides the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
-        variable(self.agent(), "BUILDKITE_AGENT_TOKEN").is_some()
+        variable(self.agent(), TOKEN_VARIABLE).is_some()
     }
 
     /// Whether a job of this pipeline gets it. Anyone who can edit a pipeline can name any definition, and with it its role.

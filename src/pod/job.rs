@@ -36,6 +36,9 @@ pub const DEFINITION_ANNOTATION: &str = "buildkite.com/pod-definition";
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "agent-scheduler";
 
+/// The variable of the agent's container that has its token.
+pub const TOKEN_VARIABLE: &str = "BUILDKITE_AGENT_TOKEN";
+
 /// The key of the agent token in its Secret.
 pub const TOKEN_KEY: &str = "token";
 
@@ -73,6 +76,17 @@ static POD_FAILURE_POLICY: LazyLock<Box<RawValue>> = LazyLock::new(|| {
         .expect("texts and numbers are JSON")
 });
 
+/// Name of the Secret for the token of one Job. Its suffix is random, so that it never meets the Secret of an earlier Job that is not
+/// collected yet.
+pub fn token_secret(job: Uuid, suffix: &str) -> String {
+    format!("{}-{suffix}", name(job))
+}
+
+/// Whether a Secret is that of the token of one of the Jobs for a Buildkite job, and not one that several share.
+pub fn is_token_secret(secret: &str, job: Uuid) -> bool {
+    secret.strip_prefix(&*name(job)).is_some_and(|suffix| suffix.starts_with('-'))
+}
+
 /// Name of the Kubernetes Job that runs a Buildkite job.
 ///
 /// The same job always gets the same name, so an event delivered twice meets `AlreadyExists` instead of starting a second
@@ -89,6 +103,7 @@ pub struct Job<'a> {
     attempt: Option<Attempt>,
     definition: &'a PodDefinition,
     stack: &'a Stack,
+    token_secret: &'a str,
 }
 
 /// Builds the Job whose pod takes the scheduled job, on `queue` where the job names one. `attempt` is absent for the first one.
@@ -99,7 +114,15 @@ pub fn build<'a>(
     definition: &'a PodDefinition,
     stack: &'a Stack,
 ) -> Job<'a> {
-    Job { scheduled, queue, attempt, definition, stack }
+    Job { scheduled, queue, attempt, definition, stack, token_secret: &stack.agent_token_secret }
+}
+
+impl<'a> Job<'a> {
+    /// The agent's token is in that Secret, and not in the one that all Jobs share.
+    #[must_use]
+    pub fn with_token_secret(self, token_secret: &'a str) -> Self {
+        Self { token_secret, ..self }
+    }
 }
 
 /// A part of the Job's JSON.
@@ -138,7 +161,7 @@ fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Resul
 
 impl Serialize for Job<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { scheduled: job, queue, attempt, definition, stack } = *self;
+        let Self { scheduled: job, queue, attempt, definition, stack, token_secret } = *self;
         let template = definition.template();
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
         let mut labels = labels(job, queue, stack, &of_pod["labels"]);
@@ -153,7 +176,7 @@ impl Serialize for Job<'_> {
             ("labels", Part::Object(&of_job["labels"], &labels)),
             ("annotations", Part::Object(&of_job["annotations"], &annotations)),
         ];
-        let variables = variables(job, queue, definition, stack);
+        let variables = variables(job, queue, definition, stack, token_secret);
         let env = env(definition, &variables);
         let agent = [("env", Part::List(&env))];
         let containers = [Part::Object(definition.agent(), &agent)];
@@ -196,17 +219,23 @@ fn env<'a>(definition: &'a PodDefinition, ours: &'a [core::EnvVar]) -> Vec<Part<
 }
 
 /// Which job to take, under which tags and with which token.
-fn variables(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Vec<core::EnvVar> {
+fn variables(
+    job: &ScheduledJob,
+    queue: Option<&str>,
+    definition: &PodDefinition,
+    stack: &Stack,
+    token_secret: &str,
+) -> Vec<core::EnvVar> {
     let variable = |name: &str, value, value_from| core::EnvVar { name: name.to_owned(), value, value_from };
     let mut variables = vec![
         variable("BUILDKITE_AGENT_ACQUIRE_JOB", Some(job.uuid.to_string()), None),
         variable("BUILDKITE_AGENT_TAGS", Some(tags(queue, definition, stack)), None),
     ];
     if !definition.brings_agent_token() {
-        let (name, key) = (stack.agent_token_secret.clone(), TOKEN_KEY.to_owned());
+        let (name, key) = (token_secret.to_owned(), TOKEN_KEY.to_owned());
         let secret_key_ref = Some(core::SecretKeySelector { name, key, optional: None });
         let source = core::EnvVarSource { secret_key_ref, ..core::EnvVarSource::default() };
-        variables.push(variable("BUILDKITE_AGENT_TOKEN", None, Some(source)));
+        variables.push(variable(TOKEN_VARIABLE, None, Some(source)));
     }
     variables
 }
@@ -322,6 +351,21 @@ mod tests {
         assert_eq!(name(UUID.parse().unwrap()), format!("buildkite-{UUID}"));
         assert_eq!(name(UUID.to_uppercase().parse().unwrap()), format!("buildkite-{UUID}"));
         assert!(name(UUID.parse().unwrap()).len() <= 63);
+    }
+
+    #[test]
+    fn a_token_of_its_own_has_a_secret_of_its_own() {
+        let (uuid, template, stack) = (UUID.parse().unwrap(), template(), stack());
+        let secret = token_secret(uuid, "x2f7q");
+        assert!(is_token_secret(&secret, uuid), "{secret}");
+        for other in [&*name(uuid), "buildkite-agent-token", &token_secret(Uuid::nil(), "x2f7q")] {
+            assert!(!is_token_secret(other, uuid), "{other}");
+        }
+        let (job, definition) = (scheduled(), definition(&template));
+        let built = build(&job, None, None, &definition, &stack).with_token_secret(&secret);
+        let built = serde_json::to_value(built).unwrap();
+        let reference = json!({"secretKeyRef": {"name": secret, "key": "token"}});
+        assert_eq!(env(&built, "BUILDKITE_AGENT_TOKEN")["valueFrom"], reference);
     }
 
     #[test]

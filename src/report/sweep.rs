@@ -31,6 +31,8 @@ pub struct Sweep {
     pub repaired: usize,
     /// Jobs whose Kubernetes Job was replaced.
     pub replaced: usize,
+    /// Agents that got the token that they waited for.
+    pub tokens: usize,
     /// Kubernetes Jobs that were deleted, since no agent has to come any more.
     pub cancelled: usize,
     /// Jobs that were finished, since no agent can start.
@@ -63,14 +65,26 @@ impl QueueReport {
 impl Sweep {
     /// Writes the log lines and the metrics.
     pub fn write(&self, function_name: &str) {
-        let Self { queues, jobs, repaired, replaced, cancelled, finished, notified, left, forbidden, failures } = self;
+        let Self { queues, jobs, repaired, replaced, tokens, cancelled, finished, notified, left, forbidden, failures } =
+            self;
         let waiting: usize = queues.iter().map(|queue| queue.waiting).sum();
         macro_rules! line {
             ($level:ident) => {
-                tracing::$level!(waiting, jobs, repaired, replaced, cancelled, finished, notified, left, "sweep done")
+                tracing::$level!(
+                    waiting,
+                    jobs,
+                    repaired,
+                    replaced,
+                    tokens,
+                    cancelled,
+                    finished,
+                    notified,
+                    left,
+                    "sweep done"
+                )
             };
         }
-        let is_idle = repaired + replaced + cancelled + finished + notified + left == 0;
+        let is_idle = repaired + replaced + tokens + cancelled + finished + notified + left == 0;
         if is_idle {
             line!(debug);
         } else {

@@ -22,6 +22,11 @@ impl Scheduler {
         Cluster::find(&self.config, &self.eks, &self.credentials, None, deadline).await
     }
 
+    /// Whether the cluster has a Secret with the agent token, where no agent needs it.
+    pub async fn is_secret_left_over(&self, cluster: &Cluster, deadline: Deadline) -> Result<bool, kubernetes::Error> {
+        self.agent_token.is_left_over(cluster, deadline).await
+    }
+
     /// Whether the API server would take the Secret of the agent token.
     pub async fn try_secret(&self, cluster: &Cluster, deadline: Deadline) -> Result<(), agent_token::Error> {
         self.agent_token.try_apply(cluster, deadline).await

@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     agent_token,
     buildkite::stacks,
-    cause, definitions, kubernetes,
+    cause, definitions, job_token, kubernetes,
     pod::{
         definition::{OtherPipelines, Unmet},
         job::JOB_UUID_LABEL,
     },
-    report::Failure,
+    report::{Deferral, Failure},
+    stacks_api,
     text::chain,
 };
 
@@ -56,6 +57,15 @@ pub enum Error {
     /// Buildkite does not say whether a job still waits.
     #[error("cannot ask Buildkite whether the job still waits for an agent")]
     State { source: Arc<stacks::Error> },
+    /// Buildkite does not reserve a job, so that its agent can have no token of its own.
+    #[error("cannot reserve the job at Buildkite, which a token for its agent needs (JobTokens)")]
+    Reserve { source: stacks_api::Error },
+    /// The agent has no token of its own.
+    #[error(transparent)]
+    JobToken(#[from] job_token::Error),
+    /// The job is left to a sweep, and none comes.
+    #[error("{0}, and no sweep takes the job later; set SweepEnabled to true, or JobTokens to false")]
+    NoSweep(Deferral),
     /// Buildkite does not finish a job that cannot start.
     #[error("cannot finish the job at Buildkite, which can never start ({refused})")]
     Finish { refused: String, source: Arc<stacks::Error> },
@@ -74,7 +84,10 @@ impl Error {
             }
             Self::JobIsDeleted { .. } => "JobIsDeleted",
             Self::NameTaken { .. } => "RejectedByApiServer",
-            Self::State { .. } | Self::Finish { .. } => "BuildkiteUnavailable",
+            Self::JobToken(error) => error.kind(),
+            Self::State { .. } | Self::Finish { .. } | Self::Reserve { .. } | Self::NoSweep(_) => {
+                "BuildkiteUnavailable"
+            }
         }
     }
 
@@ -123,7 +136,7 @@ impl Error {
     /// What an operator does about a failure that may pass.
     pub(super) fn advice(&self) -> &'static str {
         match self.kind() {
-            "Forbidden" => "Operator: kubectl apply -f buildkite-role.yaml.",
+            "Forbidden" => "Operator: grant the permissions (connect STACK).",
             "Unauthorized" => "Operator: map the function's role to the cluster (connect STACK).",
             "ClusterUnavailable" | "Timeout" => "Operator: check the cluster and the function's network.",
             "InvalidPodDefinition" | "UnknownPodDefinition" => "Operator: correct the pod definition.",

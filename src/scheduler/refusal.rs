@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Error, Matched, Scheduler, already_exists};
+use super::{Error, Matched, Placed, Scheduler};
 use crate::{
     buildkite::stacks::{MAX_NOTIFICATION_CHARS, Notification},
     clock,
     deadline::Deadline,
     pod::job,
     report::{Outcome, Reason},
-    stacks_api::{self, StacksApi},
+    stacks_api::{self, RESERVATION, StacksApi},
     text::chain,
 };
 
@@ -26,7 +26,7 @@ const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a failure is, looked at again.
 enum Verdict {
     /// It passed: the job has its Job.
-    Passed(Outcome),
+    Passed(Placed),
     /// No retry helps.
     Final(Error),
     /// A retry may help.
@@ -37,7 +37,7 @@ impl Scheduler {
     /// Finishes a job that no retry helps; of any other failure the build page gets a line.
     ///
     /// Without the Stacks API a refusal stays a failure: nothing else shows it.
-    pub(super) async fn explain(&self, job: &Matched<'_>, error: Error, deadline: Deadline) -> Result<Outcome, Error> {
+    pub(super) async fn explain(&self, job: &Matched<'_>, error: Error, deadline: Deadline) -> Result<Placed, Error> {
         let Some(stacks_api) = &self.stacks_api else { return Err(error) };
         let age = job.job.age(clock::wall());
         let verdict = if error.is_final(age) {
@@ -46,8 +46,8 @@ impl Scheduler {
             Verdict::MayPass(error)
         };
         match verdict {
-            Verdict::Passed(outcome) => Ok(outcome),
-            Verdict::Final(error) => self.refuse(stacks_api, job.job.uuid, error, deadline).await,
+            Verdict::Passed(placed) => Ok(placed),
+            Verdict::Final(error) => self.refuse(stacks_api, job.job.uuid, error, deadline).await.map(Placed::Done),
             Verdict::MayPass(error) => {
                 self.notify(stacks_api, job.job.uuid, &error, deadline).await;
                 Err(error)
@@ -71,17 +71,18 @@ impl Scheduler {
             return Verdict::MayPass(error.into());
         }
         let error = match self.create_in(&target, job, deadline).await {
-            Ok(outcome) => return Verdict::Passed(outcome),
+            Ok(placed) => return Verdict::Passed(placed),
             Err(error) if error.is_final(age) => error,
             Err(error) => return Verdict::MayPass(error),
         };
         let Some(definition) = target.definitions.any_compiled() else { return Verdict::MayPass(error) };
-        let other = job::build(job.job, job.queue, job.attempt, definition, &self.config.stack);
+        let other = job::build(job.job, job.queue, job.occasion.attempt(), definition, &self.config.stack);
         match target.cluster.try_job(&other, deadline).await {
             // An earlier delivery created it, before the definition changed.
-            Err(taken) if taken.is_already_exists() => already_exists(&target.cluster, job.job.uuid, deadline)
-                .await
-                .map_or_else(Verdict::MayPass, Verdict::Passed),
+            Err(taken) if taken.is_already_exists() => {
+                let existing = self.existing(&target.cluster, job.job.uuid, deadline).await;
+                existing.map_or_else(Verdict::MayPass, |_| Verdict::Passed(Outcome::AlreadyExists.into()))
+            }
             Err(source) if error.is_unknown_definition() => {
                 Verdict::MayPass(Error::CreateJob { name: job::name(job.job.uuid), source })
             }
@@ -98,7 +99,7 @@ impl Scheduler {
     ) -> Result<Outcome, Error> {
         let Ok(token) = self.agent_token.value(deadline).await else { return Err(error) };
         let reason = format!("agent-scheduler cannot start this job: {}.", chain(&error));
-        match stacks_api.finish(job, &reason, &token, deadline).await {
+        match stacks_api.finish(job, &reason, RESERVATION, &token, deadline).await {
             Ok(true) => Ok(Outcome::Refused(error.failure())),
             Ok(false) => Ok(Outcome::Ignored(Reason::NotReserved { refused: chain(&error) })),
             Err(stacks_api::Error::Unavailable) => Err(error),
@@ -107,7 +108,7 @@ impl Scheduler {
     }
 
     /// As well as it can: the failure itself is reported in any case.
-    async fn notify(&self, stacks_api: &StacksApi, job: Uuid, error: &Error, deadline: Deadline) {
+    pub(super) async fn notify(&self, stacks_api: &StacksApi, job: Uuid, error: &Error, deadline: Deadline) {
         let deadline = deadline.within(NOTIFICATION_TIMEOUT);
         let Ok(token) = self.agent_token.value(deadline).await else { return };
         let notification = [Notification { job_uuid: job, detail: notification(error) }];
@@ -136,11 +137,11 @@ mod tests {
     fn a_notification_keeps_its_limit_and_ends_with_what_the_operator_does() {
         for length in [0, 60, 200, 100_000] {
             let message = "é".repeat(length);
-            let error = kubernetes::Error::Forbidden { message, namespace: "buildkite".to_owned() };
+            let error = kubernetes::Error::Forbidden { message, namespace: "buildkite".to_owned(), selector: "" };
             let error = Error::CreateJob { name: "buildkite-1".to_owned(), source: error };
             let text = notification(&error);
             assert!(text.chars().count() <= MAX_NOTIFICATION_CHARS, "{text}");
-            assert!(text.ends_with("Operator: kubectl apply -f buildkite-role.yaml."), "{text}");
+            assert!(text.ends_with("Operator: grant the permissions (connect STACK)."), "{text}");
         }
     }
 }

@@ -6,49 +6,40 @@ use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::{
-    Sweep, Unavailable,
+    Sweep, Unavailable, add,
+    create::{MAX_CHUNK, Replacement},
     finding::{self, Finding},
     plan::{Step, Target},
     seen::{Known, Seen},
 };
 use crate::{
     buildkite::{
-        job::ScheduledJob,
         stacks::{MAX_NOTIFICATION_CHARS, MAX_UUIDS, Notification},
         state::State,
+        token::JOB_TOKEN_LIFETIME,
     },
-    kubernetes,
-    pod::{attempt::Attempt, job},
-    report::{self, Occasion, Outcome},
-    stacks_api,
+    job_token, kubernetes,
+    pod::job,
+    report,
+    stacks_api::{self, RESERVATION},
     text::chain,
 };
 
 /// How many steps are done side by side.
-const AT_ONCE: usize = 10;
+pub(super) const AT_ONCE: usize = 10;
 
 /// No step begins with less time: a Job that was deleted must be created again.
 const MIN_TIME: Duration = Duration::from_secs(5);
 
-/// No job gets a Job after this many have failed to: the next sweep tries again.
-const MAX_FAILURES: usize = 50;
-
 /// Why a step is not done.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Buildkite(#[from] stacks_api::Error),
     #[error(transparent)]
     Cluster(#[from] kubernetes::Error),
-}
-
-/// A Job that ended, and the next attempt.
-struct Replacement {
-    ended: Target,
-    is_deleted: bool,
-    job: Box<ScheduledJob>,
-    next: Attempt,
-    notification: String,
+    #[error(transparent)]
+    JobToken(#[from] job_token::Error),
 }
 
 impl Sweep<'_> {
@@ -60,13 +51,14 @@ impl Sweep<'_> {
         report: &mut report::Sweep,
     ) -> Result<(), Unavailable> {
         let (mut created, mut replaced, mut cancelled, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut notifications = Vec::new();
+        let (mut tokens, mut notifications) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::Create(job) => created.push(job),
                 Step::Replace { ended, is_deleted, job, next, notification } => {
                     replaced.push(Replacement { ended, is_deleted, job, next, notification });
                 }
+                Step::GiveToken { target, secret } => tokens.push((target, secret)),
                 Step::Cancel(target) => cancelled.push(target),
                 Step::Finish { target, detail } => finished.push((target, detail)),
                 Step::Notify { uuid, text, more } => notifications.push(notification(uuid, &text, &more)),
@@ -76,18 +68,16 @@ impl Sweep<'_> {
         }
         self.create(&created, report).await;
         for some in replaced.chunks(AT_ONCE) {
-            let Some(states) = self.states(some.iter().map(|one| one.ended.uuid), report).await? else { continue };
-            let replace = |one| self.replace(one, &states, seen);
-            for done in join_all(some.iter().map(replace)).await {
-                report.replaced += usize::from(report.of_step(done)?);
-            }
+            self.replace(some, seen, report).await?;
+        }
+        for some in tokens.chunks(MAX_CHUNK) {
+            self.give_tokens(some, seen, report).await?;
         }
         for some in cancelled.chunks(AT_ONCE) {
             let Some(states) = self.states(some.iter().map(|target| target.uuid), report).await? else { continue };
-            let cancel = |target| self.cancel(target, &states, seen);
-            for done in join_all(some.iter().map(cancel)).await {
-                report.cancelled += usize::from(report.of_step(done)?);
-            }
+            let cancel = async |target: &&Target| self.cancel(target, &states, seen).await;
+            let those = self.those(some.iter().collect(), cancel, report).await?;
+            report.cancelled += those.len();
         }
         for (target, detail) in finished {
             let Some(states) = self.states([target.uuid].into_iter(), report).await? else { continue };
@@ -107,50 +97,25 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    async fn create(&self, jobs: &[ScheduledJob], report: &mut report::Sweep) {
-        let mut failed = 0;
-        for some in jobs.chunks(AT_ONCE) {
-            if self.is_late() || failed >= MAX_FAILURES {
-                report.left += some.len();
-                continue;
-            }
-            let create = |job| self.scheduler.schedule(job, Occasion::Repair, self.deadline);
-            for outcome in join_all(some.iter().map(create)).await {
-                report.repaired += usize::from(matches!(outcome, Ok(Outcome::Created)));
-                failed += usize::from(outcome.is_err());
-            }
-        }
-    }
-
-    /// Deletes the Job that ended, and creates the next one.
-    async fn replace(
+    /// Those for which it is so, looked at side by side.
+    pub(super) async fn those<T>(
         &self,
-        Replacement { ended, is_deleted, job, next, notification }: &Replacement,
-        states: &BTreeMap<Uuid, State>,
-        seen: &Seen<'_>,
-    ) -> Result<bool, Error> {
-        let state = states.get(&ended.uuid);
-        if !self.is_still(ended, *is_deleted, state, seen).await? {
-            return Ok(false);
-        }
-        let reserved = state == Some(&State::Reserved);
-        if reserved && !self.stacks_api.reserve(ended.uuid, &self.token, self.deadline).await? {
-            return Ok(false);
-        }
-        if !is_deleted && !self.delete(ended).await? {
-            return Ok(false);
-        }
-        // The scheduler reports what becomes of it.
-        let outcome = self.scheduler.schedule(job, Occasion::Replacement(*next), self.deadline).await;
-        let created = matches!(outcome, Ok(Outcome::Created));
-        if created {
-            let notification = [self::notification(ended.uuid, notification, "")];
-            let notified = self.stacks_api.notify(&notification, &self.token, self.deadline).await;
-            if let Err(error) = notified {
-                tracing::debug!(job = %ended.uuid, error = chain(&error), "the build page does not show the next attempt");
+        all: Vec<T>,
+        look: impl AsyncFn(&T) -> Result<bool, Error>,
+        report: &mut report::Sweep,
+    ) -> Result<Vec<T>, Unavailable> {
+        let mut those = Vec::new();
+        let mut all = all.into_iter().peekable();
+        while all.peek().is_some() {
+            let some: Vec<_> = all.by_ref().take(AT_ONCE).collect();
+            let looks = join_all(some.iter().map(|one| look(one))).await;
+            for (one, look) in some.into_iter().zip(looks) {
+                if report.of_step(look)? {
+                    those.push(one);
+                }
             }
         }
-        Ok(created)
+        Ok(those)
     }
 
     /// Deletes the Job of a job that is over.
@@ -172,7 +137,10 @@ impl Sweep<'_> {
         seen: &Seen<'_>,
     ) -> Result<bool, Error> {
         let is_still = self.is_still(target, false, states.get(&target.uuid), seen).await?;
-        if !is_still || !self.stacks_api.finish(target.uuid, detail, &self.token, self.deadline).await? {
+        // A token of the Job's agent lives no longer than the reservation, should the job not be finished after all.
+        let reservation = if self.scheduler.config.job_tokens { JOB_TOKEN_LIFETIME } else { RESERVATION };
+        let finish = self.stacks_api.finish(target.uuid, detail, reservation, &self.token, self.deadline);
+        if !is_still || !finish.await? {
             return Ok(false);
         }
         report::job_finished(target.uuid, detail);
@@ -183,7 +151,7 @@ impl Sweep<'_> {
     }
 
     /// The states of some jobs, now. `None` if they are unknown, or if there is no time for what comes next.
-    async fn states(
+    pub(super) async fn states(
         &self,
         jobs: impl ExactSizeIterator<Item = Uuid>,
         report: &mut report::Sweep,
@@ -201,7 +169,7 @@ impl Sweep<'_> {
     }
 
     /// The same is wrong with the same Job, by what both sides say now.
-    async fn is_still(
+    pub(super) async fn is_still(
         &self,
         target: &Target,
         is_deleted: bool,
@@ -219,7 +187,7 @@ impl Sweep<'_> {
     }
 
     /// `false` if another Job has its name by now. An attempt whose answer was lost may have deleted it already.
-    async fn delete(&self, target: &Target) -> Result<bool, kubernetes::Error> {
+    pub(super) async fn delete(&self, target: &Target) -> Result<bool, kubernetes::Error> {
         match self.cluster.delete_job(&job::name(target.uuid), &target.uid, self.deadline).await {
             Err(error) if error.is_other_uid() => Ok(false),
             Err(error) if error.is_not_found() => Ok(true),
@@ -227,7 +195,7 @@ impl Sweep<'_> {
         }
     }
 
-    fn is_late(&self) -> bool {
+    pub(super) fn is_late(&self) -> bool {
         self.deadline.left() < MIN_TIME
     }
 }
@@ -236,7 +204,7 @@ impl Sweep<'_> {
 const MAX_BEGINNING: usize = 100;
 
 /// The text, and if there is room the command that shows more.
-fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
+pub(super) fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
     let (chars, gap) = (text.chars().count(), " … ");
     let with_more = format!("{text} More: {more}");
     let detail = if !more.is_empty() && with_more.chars().count() <= MAX_NOTIFICATION_CHARS {
@@ -252,11 +220,15 @@ fn notification(job_uuid: Uuid, text: &str, more: &str) -> Notification {
 
 impl report::Sweep {
     /// Whether a step is done.
-    fn of_step(&mut self, done: Result<bool, Error>) -> Result<bool, Unavailable> {
+    pub(super) fn of_step(&mut self, done: Result<bool, Error>) -> Result<bool, Unavailable> {
         let done = match done {
             Ok(done) => Known::Known(done),
             Err(Error::Buildkite(error)) => self.of_buildkite(Err(error))?,
             Err(Error::Cluster(error)) => self.of_cluster(Err(error)),
+            Err(Error::JobToken(error)) => {
+                add(&mut self.failures, chain(&error));
+                Known::Unknown
+            }
         };
         Ok(matches!(done, Known::Known(true)))
     }

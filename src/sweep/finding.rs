@@ -8,11 +8,11 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::{
-    obstacle::{self, Obstacle, wait_for_room},
+    obstacle::{self, CONFIG_ERROR, Obstacle, wait_for_room},
     seen::Seen,
 };
 use crate::{
-    buildkite::{job::ScheduledJob, state::State},
+    buildkite::{job::ScheduledJob, state::State, token::JOB_TOKEN_LIFETIME},
     kubernetes::objects::{ContainerStatus, Job, Pod},
     pod::{
         attempt::{Attempt, JOB_ANNOTATION},
@@ -20,6 +20,9 @@ use crate::{
         job::{self, JOB_UUID_LABEL, STACK_LABEL},
     },
 };
+
+/// The agent's exit code if it cannot register, such as with a token that has ended.
+const REGISTRATION_FAILED: i32 = 1;
 
 /// How long after its grace period a pod is there only because its node is dead.
 const MAX_TERMINATING: SignedDuration = SignedDuration::from_secs(60);
@@ -33,6 +36,8 @@ pub enum Finding {
     Complete,
     /// The Job's pod is on a dead node, and its job waits.
     Stuck,
+    /// Its agent waits for the Secret with its token, and its job waits.
+    WithoutToken,
     /// Something is in the way of the Job, and its job waits.
     Blocked(obstacle::Kind),
     /// The job is over, and no agent of the Job ever started.
@@ -56,7 +61,7 @@ pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(
                 _ => None,
             }
         }
-        None if *state == State::Scheduled && !runs && job.status.active == 0 => {
+        None if state.is_waiting() && !runs && job.status.active == 0 => {
             let due = pods.iter().filter_map(|pod| pod.metadata.deletion_timestamp);
             let stuck = due.filter(|due| now.duration_since(*due) >= MAX_TERMINATING).min()?;
             Some((Finding::Stuck, stuck))
@@ -76,6 +81,7 @@ pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, see
         Finding::Blocked(kind) => {
             in_the_way(job, &pods, state, seen).is_some_and(|obstacle| obstacle.kind == kind && obstacle.is_due(*now))
         }
+        Finding::WithoutToken => missing_secret(job, &pods, state).is_some(),
         finding => find(job, &pods, state, *now).is_some_and(|(again, _)| again == finding),
     }
 }
@@ -84,6 +90,20 @@ pub fn still(found: (&str, Finding), job: &Job, pods: &[Pod], state: &State, see
 fn in_the_way<'a>(job: &'a Job, pods: &[&'a Pod], state: &State, seen: &Seen) -> Option<Obstacle<'a>> {
     let waits = state.is_waiting() && end(job).is_none() && job.metadata.deletion_timestamp.is_none();
     waits.then(|| obstacle::find(job, pods, seen)).flatten()
+}
+
+/// The name of the Secret that the agent of a Job waits for, by what its kubelet says: only that Job refers to it.
+fn missing_secret<'a>(job: &'a Job, pods: &[&Pod], state: &State) -> Option<&'a str> {
+    let secret = job.spec.template.spec.token_secret.as_deref()?;
+    let uuid = job.metadata.labels.get(JOB_UUID_LABEL)?.parse().ok()?;
+    let waits = state.is_waiting() && end(job).is_none() && job.metadata.deletion_timestamp.is_none();
+    let mut agents = agents(pods).filter_map(|agent| agent.state.waiting.as_ref());
+    let is_missing = job::is_token_secret(secret, uuid)
+        && agents.any(|waiting| {
+            let message = waiting.message.as_deref().unwrap_or_default();
+            waiting.reason.as_deref() == Some(CONFIG_ERROR) && message.contains(secret)
+        });
+    (waits && is_missing).then_some(secret)
 }
 
 /// The uids of the Jobs whose job waits and which have not ended, and of their pods: their Events say what is in the way.
@@ -176,7 +196,21 @@ fn agents<'a>(pods: &'a [&Pod]) -> impl Iterator<Item = &'a ContainerStatus> {
     pods.iter().filter_map(|pod| pod.container(AGENT))
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    /// The Secret that the agent waits for.
+    pub fn missing_secret(&self) -> Option<&'a str> {
+        missing_secret(self.job, &self.pods, self.state)
+    }
+
+    /// The agent failed to register, and started after the end of its token. A pod may wait for room for longer.
+    pub fn came_too_late(&self) -> bool {
+        let has_token = self.job.spec.template.spec.token_secret.as_deref();
+        let has_token = has_token.is_some_and(|secret| job::is_token_secret(secret, self.uuid));
+        let mut ends = agents(&self.pods).filter_map(|agent| agent.state.terminated.as_ref());
+        let late = |time: Timestamp| self.created.duration_until(time).unsigned_abs() >= JOB_TOKEN_LIFETIME;
+        has_token && ends.any(|end| end.exit_code == REGISTRATION_FAILED && end.started_at.is_some_and(late))
+    }
+
     /// Its Buildkite job, if the Job says so.
     pub fn scheduled_job(&self) -> Option<ScheduledJob> {
         serde_json::from_str(self.job.metadata.annotations.get(JOB_ANNOTATION)?).ok()

@@ -9,6 +9,7 @@
 
 mod act;
 mod ask;
+mod create;
 
 use std::{
     sync::Arc,

@@ -28,6 +28,9 @@ const MAX_CONTAINER_WAITING: SignedDuration = SignedDuration::from_secs(90);
 /// Reasons of a container that waits only for others, or for its next start.
 const USUAL_REASONS: [&str; 3] = ["ContainerCreating", "PodInitializing", "CrashLoopBackOff"];
 
+/// The reason of a container whose Secret or `ConfigMap` is missing.
+pub(super) const CONFIG_ERROR: &str = "CreateContainerConfigError";
+
 /// Reasons of a container whose image is pulled again and again.
 const PULL_REASONS: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
 
@@ -94,7 +97,7 @@ pub fn find<'a>(job: &'a Job, pods: &[&'a Pod], seen: &Seen) -> Option<Obstacle<
             let since = if was_gated { first(failed)? } else { created };
             Obstacle::of(Kind::NoNode, Some(pod), since, MAX_UNSCHEDULED, pod_pending)
         } else {
-            on_node(pod, seen)?
+            on_node(job, pod, seen)?
         }
     } else if pods.is_empty() && job.has_no_pod() {
         Obstacle::of(Kind::NoPod, None, job.status.start_time?, MAX_UNSCHEDULED, pod_pending)
@@ -116,13 +119,13 @@ pub(super) fn waits_in_vain(container: &ContainerStatus) -> Option<&str> {
 }
 
 /// The pod has a node: of its containers that wait in vain, the one that is due first.
-fn on_node<'a>(pod: &'a Pod, seen: &Seen) -> Option<Obstacle<'a>> {
+fn on_node<'a>(job: &Job, pod: &'a Pod, seen: &Seen) -> Option<Obstacle<'a>> {
     let since = pod.condition("PodScheduled").and_then(|scheduled| scheduled.last_transition_time);
     let waiting: Vec<_> = pod.containers().filter(|container| waits_in_vain(container).is_some()).collect();
     if waiting.is_empty() {
         return Some(Obstacle::of(Kind::NotStarted, Some(pod), since?, MAX_STARTING, seen.pod_pending));
     }
-    let obstacles = waiting.iter().filter_map(|container| of_container(pod, container, seen));
+    let obstacles = waiting.iter().filter_map(|container| of_container(job, pod, container, seen));
     let due_first = obstacles.min_by_key(|obstacle| (obstacle.finish_at.is_none(), obstacle.finish_at));
     due_first.or_else(|| {
         // Since when is not known without an Event.
@@ -131,7 +134,7 @@ fn on_node<'a>(pod: &'a Pod, seen: &Seen) -> Option<Obstacle<'a>> {
     })
 }
 
-fn of_container<'a>(pod: &'a Pod, container: &ContainerStatus, seen: &Seen) -> Option<Obstacle<'a>> {
+fn of_container<'a>(job: &Job, pod: &'a Pod, container: &ContainerStatus, seen: &Seen) -> Option<Obstacle<'a>> {
     let warnings = || {
         let events = events(seen, &pod.metadata.uid).iter();
         events.filter(|event| event.is_warning() && event.is_of_container(&container.name))
@@ -145,9 +148,9 @@ fn of_container<'a>(pod: &'a Pod, container: &ContainerStatus, seen: &Seen) -> O
     let message = container.state.waiting.as_ref().and_then(|waiting| waiting.message.as_deref()).unwrap_or_default();
     let max = match reason {
         "InvalidImageName" => Some(SignedDuration::ZERO),
-        // The sweep applies that Secret itself.
-        "CreateContainerConfigError" if is_about_our_secret(message, seen) => None,
-        "CreateContainerConfigError" => Some(seen.pod_pending),
+        // The sweep creates that Secret itself.
+        CONFIG_ERROR if is_about_our_secret(message, job, seen) => None,
+        CONFIG_ERROR => Some(seen.pod_pending),
         _ if is_pull && !is_missing && !is_refused => Some(seen.pod_pending),
         _ => Some(MAX_CONTAINER_WAITING),
     };
@@ -168,9 +171,14 @@ fn says_refused(message: &str) -> bool {
 }
 
 /// Words of the kubelet: `secret "…" not found`, `couldn't find key token in Secret …/…`.
-fn is_about_our_secret(message: &str, seen: &Seen) -> bool {
-    let (namespace, name) = (&seen.stack.namespace, &seen.stack.agent_token_secret);
-    message.contains(&format!("secret \"{name}\"")) || message.ends_with(&format!(" in Secret {namespace}/{name}"))
+fn is_about_our_secret(message: &str, job: &Job, seen: &Seen) -> bool {
+    let (namespace, shared) = (&seen.stack.namespace, &*seen.stack.agent_token_secret);
+    let own = job.spec.template.spec.token_secret.as_deref();
+    let own = own.filter(|secret| secret.starts_with(&*job.metadata.name));
+    let is_about = |name| {
+        message.contains(&format!("secret \"{name}\"")) || message.ends_with(&format!(" in Secret {namespace}/{name}"))
+    };
+    is_about(shared) || own.is_some_and(is_about)
 }
 
 pub(super) fn events<'a>(seen: &'a Seen, uid: &str) -> &'a [Event] {

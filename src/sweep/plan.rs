@@ -57,6 +57,13 @@ pub enum Step {
         /// For the build page.
         notification: String,
     },
+    /// The Secret with the token for the Job's agent is missing: create it.
+    GiveToken {
+        /// The Job.
+        target: Target,
+        /// The Secret's name.
+        secret: String,
+    },
     /// The job is over and no agent ever started: delete its Job.
     Cancel(Target),
     /// Enough attempts ended, or something is in the way for too long: finish the job, and delete its Job if that has not ended.
@@ -124,8 +131,11 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
     let namespace = &seen.stack.namespace;
     let (jobs, unknown) = finding::jobs(seen)?;
     let old_enough = jobs.iter().filter(|found| now.duration_since(found.created) >= MIN_AGE);
-    let (mut ended, mut cancelled, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ended, mut tokens, mut cancelled, mut runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for found in old_enough {
+        if let Some(secret) = found.missing_secret() {
+            tokens.push(Step::GiveToken { target: target(found, Finding::WithoutToken), secret: secret.to_owned() });
+        }
         match found.finding {
             Some((Finding::Over, _)) if !found.is_deleted() => {
                 cancelled.push(Step::Cancel(target(found, Finding::Over)));
@@ -160,7 +170,7 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
     let notified = blocked.iter().filter_map(|blocked| blocked.notify(brake.as_ref(), seen)).collect();
     lines.extend(detail::without_state(&unknown).map(Step::Warn));
     lines.extend(detail::runs_though_over(&runs).map(Step::Warn));
-    Some([replaced, cancelled, finished, notified, lines].concat())
+    Some([replaced, tokens, cancelled, finished, notified, lines].concat())
 }
 
 /// An attempt that ended in vain, of a job whose queue is open.
@@ -172,11 +182,14 @@ pub(super) struct Ended<'a> {
     job: ScheduledJob,
     may_be_finished: bool,
     pause_is_over: bool,
+    /// The agent had waited for longer than its token lived, and so failed.
+    came_too_late: bool,
 }
 
 impl<'a> Ended<'a> {
     fn of(found: &'a Found<'a>, finding: Finding, end: Timestamp, now: Timestamp, seen: &Seen) -> Option<Self> {
         let Attempt { number, failed, first_created } = found.attempt;
+        let came_too_late = finding == Finding::Failed && found.came_too_late();
         let job = ScheduledJob { time: Some(first_created.into()), ..found.scheduled_job()? };
         if !is_open(&job, seen) {
             return None;
@@ -186,21 +199,22 @@ impl<'a> Ended<'a> {
                 let max = SignedDuration::from_secs(seen.stack.job_active_deadline_seconds.into());
                 (number - failed, PAUSES_AFTER_COMPLETE, max)
             }
-            _ => (failed + 1, PAUSES_AFTER_FAILED, seen.pod_pending),
+            _ => (failed + u32::from(!came_too_late), PAUSES_AFTER_FAILED, seen.pod_pending),
         };
-        let pause = pauses[pauses.len().min(count as usize) - 1];
-        let enough = finding == Finding::Complete || count >= MIN_FAILED_ATTEMPTS;
+        let pause = pauses[pauses.len().min(count.max(1) as usize) - 1];
+        let enough = finding == Finding::Complete || count >= MIN_FAILED_ATTEMPTS && !came_too_late;
         let may_be_finished = enough && now.duration_since(first_created) >= max;
         if may_be_finished && found.is_deleted() {
             return None;
         }
-        let pause_is_over = now.duration_since(end) >= SignedDuration::from_mins(pause);
-        Some(Self { found, finding, end, job, may_be_finished, pause_is_over })
+        let pause_is_over = came_too_late || now.duration_since(end) >= SignedDuration::from_mins(pause);
+        Some(Self { found, finding, end, job, may_be_finished, pause_is_over, came_too_late })
     }
 
     /// The next attempt, if the pause is over.
     fn replace(self, brake: Option<&Brake>, seen: &Seen) -> Option<Step> {
-        let next = self.found.attempt.next(self.finding != Finding::Complete);
+        let attempt = self.found.attempt;
+        let next = if self.came_too_late { attempt } else { attempt.next(self.finding != Finding::Complete) };
         self.pause_is_over.then(|| Step::Replace {
             ended: target(self.found, self.finding),
             is_deleted: self.found.is_deleted(),

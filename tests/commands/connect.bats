@@ -20,6 +20,7 @@ setup() {
             "cloudformation describe-stacks")
                 printf "%s\t%s\n" Status "$STATUS" Id arn:aws:cloudformation:eu-west-1:111122223333:stack/stack/1 \
                     KubernetesClusterIdentifier example-cluster KubernetesNamespace agents AgentTokenSecretName "$SECRET" \
+                    JobTokens "${JOB_TOKENS:-false}" \
                     RoleArn arn:aws:iam::111122223333:role/stack-Role-1 ;;
             "eks describe-cluster") echo "$MODE" ;;
             "eks describe-access-entry") [ -n "$ENTRY" ] && printf "$ENTRY" || { echo "$ENTRY_ERROR" >&2; exit 254; } ;;
@@ -58,9 +59,16 @@ changes() { grep -E 'create|update-access|apply|delete' "$CALLS" || true; }
     diff <(changes | sed 's|/[^ ]*role.yaml|FILE|') - <<END
 aws eks create-access-entry --cluster-name example-cluster --principal-arn $role --username $subject --kubernetes-groups $subject
 kubectl create namespace agents
-kubectl apply --filename FILE --namespace agents
+kubectl apply --filename FILE --selector agent-scheduler.buildkite.com/job-tokens!=true --namespace agents
 END
     diff "$APPLIED" "$BATS_TEST_DIRNAME/../../buildkite-role.yaml"
+}
+
+@test "a stack with JobTokens gets the permissions for those" {
+    JOB_TOKENS=true run connect --yes stack
+    [ "$status" -eq 0 ]
+    [[ $output == *"for a Secret for each Job"* ]]
+    changes | grep "^kubectl apply .* --selector agent-scheduler.buildkite.com/job-tokens!=false "
 }
 
 @test "without a yes, and with --dry-run, it changes nothing" {

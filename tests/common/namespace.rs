@@ -59,7 +59,7 @@ impl Namespace {
     }
 
     pub async fn apply_role_file(&self) {
-        self.control_plane.apply(ROLE_FILE, &self.name).await.unwrap();
+        self.control_plane.apply_role_file(false, &self.name).await.unwrap();
     }
 
     /// The authoriser reads a changed role with a delay.

@@ -232,7 +232,8 @@ def test_the_outputs_are_names_that_exist_and_commands_to_paste(account, guided)
         f"--arn {role['Arn']} --username {user} --group {user}",
         "UpdateKubeconfigCommand": f"aws eks update-kubeconfig {cluster}",
         "CreateNamespaceCommand": "kubectl create namespace agents",
-        "GrantPermissionsCommand": "kubectl apply -f buildkite-role.yaml --namespace agents",
+        "GrantPermissionsCommand": "kubectl apply -f buildkite-role.yaml --namespace agents "
+        "--selector agent-scheduler.buildkite.com/job-tokens!=true",
     }
     assert rule["Name"] == "linux-Queue"
 

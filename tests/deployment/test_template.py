@@ -58,9 +58,9 @@ def changes(**parameters):
 
 
 ALARMS = [name for name, resource in Stack().resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
-_, BINDING, _, OF_SWEEP = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
+_, BINDING, _, OF_SWEEP, *OF_TOKENS = yaml.safe_load_all((ROOT / "buildkite-role.yaml").read_text())
 SUBJECTS = {subject["kind"]: subject["name"] for subject in BINDING["subjects"]}
-assert OF_SWEEP["subjects"] == BINDING["subjects"]
+assert all(binding["subjects"] == BINDING["subjects"] for binding in [OF_SWEEP, *OF_TOKENS[1::2]])
 ACCESS_ENTRY = {
     "Type": "AWS::EKS::AccessEntry",
     "ClusterName": "example-cluster",
@@ -84,6 +84,7 @@ SWITCHES = {
         {f"AccessEntry.{key}": value for key, value in ACCESS_ENTRY.items()},
     ),
     "no sweep": ({"SweepEnabled": "false"}, {"AgentScheduler.SWEEP_ENABLED": "false"} | NO_SWEEP),
+    "job tokens": ({"JobTokens": "true"}, {"AgentScheduler.JOB_TOKENS": "true"}),
     "only lines on the build page": ({"SweepFinishes": "false"}, {"AgentScheduler.SWEEP_FINISHES": "false"}),
     "no Stacks API": ({"StacksApi": "false"}, {"AgentScheduler.STACKS_API": "false"} | NO_SWEEP),
     "patience": (

@@ -2,6 +2,7 @@
 
 mod obstacles;
 mod properties;
+mod tokens;
 mod world;
 
 use world::*;
@@ -221,7 +222,7 @@ fn a_pod_on_a_dead_node_counts_as_failed() {
         ("less", of(59, never_started()), ""),
         ("its agent runs, as far as known", of(60, running()), ""),
         ("the Job has another pod", of(60, never_started()).change(|job| job.status.active = 1), ""),
-        ("reserved", of(60, never_started()).state(1, "reserved"), ""),
+        ("reserved", of(60, never_started()).state(1, "reserved"), "replace 1 by 2"),
         ("taken", of(60, never_started()).state(1, "running"), ""),
         (
             "of an earlier Job",

@@ -121,6 +121,14 @@ impl KubernetesJob {
         })
     }
 
+    /// Its agent's token is in a Secret of its own.
+    pub(super) fn with_token(self) -> Self {
+        self.with(|job| {
+            let uuid = job.metadata.labels[JOB_UUID_LABEL].parse().unwrap();
+            job.spec.template.spec.token_secret = Some(job::token_secret(uuid, "x2f7q"));
+        })
+    }
+
     pub(super) fn deleted(self) -> Self {
         self.with(|job| job.metadata.deletion_timestamp = Some(ago(30)))
     }
@@ -297,6 +305,7 @@ pub(super) fn words(steps: &[Step]) -> Vec<String> {
             let gone = if *is_deleted { " once deleted" } else { "" };
             format!("replace {} by {}{gone}", number(ended.uuid), next.number)
         }
+        Step::GiveToken { target, .. } => format!("token {}", number(target.uuid)),
         Step::Cancel(target) => format!("cancel {}", number(target.uuid)),
         Step::Finish { target, .. } => format!("finish {}", number(target.uuid)),
         Step::Notify { uuid, .. } => format!("notify {}", number(*uuid)),

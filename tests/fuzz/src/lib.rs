@@ -67,7 +67,7 @@ static STACKS: LazyLock<[Stack; 2]> = LazyLock::new(|| {
 
 /// The required settings, overridden by `variables`.
 fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    const REQUIRED: [(&str, &str); 15] = [
+    const REQUIRED: [(&str, &str); 16] = [
         ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),
         ("STACKS_API", "true"),
         ("BUILDKITE_QUEUE", "kubernetes"),
@@ -80,6 +80,7 @@ fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
         ("SWEEP_ENABLED", "true"),
         ("SWEEP_FINISHES", "true"),
+        ("JOB_TOKENS", "false"),
         ("POD_PENDING_SECONDS", "900"),
         ("AWS_REGION", "us-east-1"),
         ("AWS_LAMBDA_FUNCTION_NAME", "agent-scheduler"),

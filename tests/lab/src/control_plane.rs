@@ -183,7 +183,7 @@ impl ControlPlane {
     pub async fn start_for_function() -> Result<Self, Problem> {
         let control_plane = Self::start().await?;
         control_plane.make_namespace(NAMESPACE).await;
-        control_plane.apply(ROLE_FILE, NAMESPACE).await?;
+        control_plane.apply_role_file(false, NAMESPACE).await?;
         Ok(control_plane)
     }
 
@@ -243,23 +243,29 @@ impl ControlPlane {
 
     /// `kubectl apply -f FILE --namespace NAMESPACE`, as the administrator.
     pub async fn apply(&self, file: &str, namespace: &str) -> Result<(), Problem> {
-        self.apply_by("-f", file, namespace).await
+        self.apply_by(&["-f", file], namespace).await
     }
 
     /// The same with `-k`, for a folder with a `kustomization.yaml`.
     pub async fn apply_folder(&self, folder: &str, namespace: &str) -> Result<(), Problem> {
-        self.apply_by("-k", folder, namespace).await
+        self.apply_by(&["-k", folder], namespace).await
     }
 
-    async fn apply_by(&self, option: &str, file: &str, namespace: &str) -> Result<(), Problem> {
+    /// The function's permissions, for the agent token or for job tokens.
+    pub async fn apply_role_file(&self, job_tokens: bool, namespace: &str) -> Result<(), Problem> {
+        let selector = format!("agent-scheduler.buildkite.com/job-tokens!={}", !job_tokens);
+        self.apply_by(&["-f", ROLE_FILE, "--selector", &selector], namespace).await
+    }
+
+    async fn apply_by(&self, what: &[&str], namespace: &str) -> Result<(), Problem> {
         let mut kubectl = AsyncCommand::new(self.programs.path("kubectl"));
         kubectl.env_clear().env("HOME", &self.folder).env("KUBECONFIG", self.kubeconfig());
-        kubectl.args(["apply", "--validate=strict", option, file, "--namespace", namespace]);
+        kubectl.args(["apply", "--validate=strict", "--namespace", namespace]).args(what);
         let applied = kubectl.kill_on_drop(true).output().await?;
         if applied.status.success() {
             return Ok(());
         }
-        Err(Problem::Apply(file.to_owned(), String::from_utf8_lossy(&applied.stderr).into_owned()))
+        Err(Problem::Apply(what.join(" "), String::from_utf8_lossy(&applied.stderr).into_owned()))
     }
 
     /// Runs lines of a shell with kubectl as the administrator, in this folder.

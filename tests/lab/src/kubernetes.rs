@@ -160,6 +160,11 @@ impl Kubernetes {
         self.api.store.lock().secrets.get(&key).map(|secret| secret.object.clone())
     }
 
+    /// All Secrets as they are now.
+    pub fn secrets(&self) -> Vec<Value> {
+        self.api.store.lock().secrets.values().map(|secret| secret.object.clone()).collect()
+    }
+
     /// Applies a Secret with one key as another field manager, with force; `value` is not base64.
     pub fn put_secret_as(&self, manager: &str, namespace: &str, name: &str, key: &str, value: &str) {
         let secret = json!({

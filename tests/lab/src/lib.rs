@@ -214,6 +214,7 @@ impl Lab {
             ("JOB_ACTIVE_DEADLINE_SECONDS", "21600"),
             ("SWEEP_ENABLED", "true"),
             ("SWEEP_FINISHES", "true"),
+            ("JOB_TOKENS", "false"),
             ("POD_PENDING_SECONDS", "900"),
             ("SERVE_JOBS_WITHOUT_QUEUE", "false"),
             ("STACK", "111122223333:us-east-1:buildkite-agent-scheduler"),

@@ -59,6 +59,7 @@ pub(super) fn routes(api: &Arc<Api>) -> Router {
     Router::new()
         .route("/apis/batch/v1/namespaces/{namespace}/jobs", post(create_job).get(list_jobs))
         .route("/apis/batch/v1/namespaces/{namespace}/jobs/{name}", get(get_job).delete(delete_job))
+        .route("/api/v1/namespaces/{namespace}/secrets", post(create_secret))
         .route("/api/v1/namespaces/{namespace}/secrets/{name}", patch(apply_secret).get(reviews::secret))
         .route("/api/v1/namespaces/{namespace}/podtemplates", get(list_pod_templates))
         .route("/api/v1/namespaces/{namespace}/pods", get(list_pods))
@@ -117,7 +118,7 @@ fn bearer_token(headers: &HeaderMap) -> Result<&str, &'static str> {
     header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).ok_or("no bearer token")
 }
 
-/// How a Job is posted.
+/// How an object is posted.
 #[derive(Deserialize)]
 struct Posting {
     #[serde(rename = "dryRun")]
@@ -266,6 +267,27 @@ async fn apply_secret(
         .map_err(|conflicts| Status::conflict(&conflicts))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, represent(&headers, secret)).into_response())
+}
+
+async fn create_secret(
+    State(api): State<Arc<Api>>,
+    Path(namespace): Path<String>,
+    Query(query): Query<Posting>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    api.authorise("create", SECRETS, &namespace, "")?;
+    let mut secret: Value =
+        serde_json::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
+    check_namespace(&mut secret, &namespace)?;
+    let name = secret["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let mut store = api.store.lock();
+    if !store.namespaces.contains(&namespace) {
+        return Err(Status::not_found(NAMESPACES, &namespace));
+    }
+    let is_dry_run = query.dry_run.as_deref() == Some("All");
+    let secret = store.create_secret(secret, is_dry_run).ok_or_else(|| Status::already_exists(SECRETS, &name))?;
+    Ok((StatusCode::CREATED, represent(&headers, secret)).into_response())
 }
 
 fn no_manager() -> Status {

@@ -29,6 +29,11 @@ pub(super) struct Conflict {
 }
 
 impl Applied {
+    /// An object of which no field was applied.
+    pub(super) fn created(object: Value) -> Self {
+        Self { object, owners: BTreeMap::new() }
+    }
+
     /// Applies what a manager wants; returns whether that changed the object. `force` takes fields over from other managers.
     pub(super) fn apply(&mut self, manager: &str, wanted: &Value, force: bool) -> Result<bool, Vec<Conflict>> {
         let wanted = fields(wanted);

@@ -73,7 +73,7 @@ impl Store {
         )
     }
 
-    /// Deletes a Job, and in the background its pods, but for those whose node is dead. A finalizer keeps the Job for a while.
+    /// Deletes a Job with its Secrets, and in the background its pods, but for those whose node is dead. A finalizer keeps the Job for a while.
     pub(super) fn delete_job(&mut self, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Value, Status> {
         let key = (namespace.to_owned(), name.to_owned());
         let (now, job) = (self.timestamp(), self.jobs.get_mut(&key).ok_or_else(|| Status::not_found(JOBS, name))?);
@@ -96,6 +96,7 @@ impl Store {
             return Ok(job.clone());
         }
         self.jobs.remove(&key);
+        self.secrets.retain(|_, secret| secret.object["metadata"]["ownerReferences"][0]["uid"] != uid);
         let details = json!({"name": name, "group": JOBS.group, "kind": JOBS.plural, "uid": uid});
         Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}))
     }

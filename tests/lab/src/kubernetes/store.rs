@@ -117,6 +117,19 @@ impl Store {
         Ok((object, new))
     }
 
+    /// Creates a Secret, unless its name is taken, and returns it.
+    pub(super) fn create_secret(&mut self, mut secret: Value, is_dry_run: bool) -> Option<Value> {
+        let key = key(&secret);
+        if self.secrets.contains_key(&key) {
+            return None;
+        }
+        self.stamp(&mut secret);
+        if !is_dry_run {
+            self.secrets.insert(key, Applied::created(secret.clone()));
+        }
+        Some(secret)
+    }
+
     /// Adds what the server adds: identity and time of a new object, and the revision.
     fn stamp(&mut self, object: &mut Value) {
         self.revision += 1;

@@ -1,0 +1,176 @@
+//! The steps of a sweep that let jobs run: a Job, the next one, the token for an agent.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::{
+    Sweep, Unavailable,
+    act::{Error, notification},
+    add,
+    plan::Target,
+    seen::Seen,
+};
+use crate::{
+    buildkite::{job::ScheduledJob, stacks::RateLimit, state::State, token::JOB_TOKEN_LIFETIME},
+    job_token::WithoutToken,
+    pod::attempt::Attempt,
+    report::{self, Occasion, Outcome},
+    scheduler,
+    stacks_api::{self, RESERVATION},
+    text::chain,
+};
+
+/// How many jobs are reserved, or get their tokens, by one call.
+pub(super) const MAX_CHUNK: usize = 50;
+
+/// No job gets a Job after this many have failed to: the next sweep tries again.
+const MAX_FAILURES: usize = 50;
+
+/// A Job that ended, and the next attempt.
+pub(super) struct Replacement {
+    pub(super) ended: Target,
+    pub(super) is_deleted: bool,
+    pub(super) job: Box<ScheduledJob>,
+    pub(super) next: Attempt,
+    pub(super) notification: String,
+}
+
+impl Sweep<'_> {
+    /// Gives jobs that wait without a Job their first one.
+    pub(super) async fn create(&self, jobs: &[ScheduledJob], report: &mut report::Sweep) {
+        let mut failed = 0;
+        for some in jobs.chunks(MAX_CHUNK) {
+            if self.is_late() || failed >= MAX_FAILURES {
+                report.left += some.len();
+                continue;
+            }
+            let jobs: Vec<_> = some.iter().map(|job| (job, Occasion::Repair)).collect();
+            let reserved = match self.scheduler.reserve_all(&self.with_token(&jobs).await, self.deadline).await {
+                Ok(reserved) => reserved,
+                Err(error) => {
+                    add(&mut report.failures, chain(&error));
+                    report.left += some.len();
+                    continue;
+                }
+            };
+            for (_, outcome) in self.schedule(&jobs, &reserved).await {
+                report.repaired += usize::from(matches!(outcome, Ok(Outcome::Created)));
+                failed += usize::from(outcome.is_err());
+            }
+        }
+    }
+
+    /// Those of the jobs whose agent gets a token of its own.
+    async fn with_token(&self, jobs: &[(&ScheduledJob, Occasion)]) -> Vec<Uuid> {
+        let mut with_token = Vec::new();
+        for (job, _) in jobs {
+            if self.scheduler.needs_token(job, self.deadline).await {
+                with_token.push(job.uuid);
+            }
+        }
+        with_token
+    }
+
+    async fn schedule(
+        &self,
+        jobs: &[(&ScheduledJob, Occasion)],
+        reserved: &BTreeSet<Uuid>,
+    ) -> Vec<(Uuid, Result<Outcome, scheduler::Error>)> {
+        let sides = (&self.cluster, &*self.token);
+        let outcomes = self.scheduler.schedule_all(jobs, reserved, sides, self.deadline).await;
+        let is_there = |outcome: &Result<_, _>| matches!(outcome, Ok(Outcome::Created | Outcome::AlreadyExists));
+        let hidden = outcomes.iter().filter(|(job, outcome)| reserved.contains(job) && !is_there(outcome));
+        let hidden: Vec<_> = hidden.map(|(job, _)| job.to_string()).collect();
+        if !hidden.is_empty() {
+            tracing::error!(
+                jobs = hidden.join(", "),
+                "reserved at Buildkite, and without a Job: no list shows these jobs until the reservation ends, in {} minutes",
+                JOB_TOKEN_LIFETIME.as_secs() / 60
+            );
+        }
+        outcomes
+    }
+
+    /// Deletes Jobs that ended, and creates the next ones.
+    pub(super) async fn replace(
+        &self,
+        some: &[Replacement],
+        seen: &Seen<'_>,
+        report: &mut report::Sweep,
+    ) -> Result<(), Unavailable> {
+        let Some(states) = self.states(some.iter().map(|one| one.ended.uuid), report).await? else { return Ok(()) };
+        let look = async |one: &&Replacement| {
+            Ok(self.is_still(&one.ended, one.is_deleted, states.get(&one.ended.uuid), seen).await?)
+        };
+        let due = self.those(some.iter().collect(), look, report).await?;
+        let with_token = self.with_token(&jobs(&due)).await;
+        let reserved = self.scheduler.reserve_all(&with_token, self.deadline).await;
+        let reserved = reserved.map_err(|error| add(&mut report.failures, chain(&error))).unwrap_or_default();
+        let is_ours = async |one: &&Replacement| {
+            let uuid = one.ended.uuid;
+            if with_token.contains(&uuid) {
+                return Ok(reserved.contains(&uuid));
+            }
+            // Another stack may have reserved it.
+            Ok(states.get(&uuid) != Some(&State::Reserved) || self.reserve(uuid).await?)
+        };
+        let ours = self.those(due, is_ours, report).await?;
+        let delete = async |one: &&Replacement| Ok(one.is_deleted || self.delete(&one.ended).await?);
+        let deleted = self.those(ours, delete, report).await?;
+        // The scheduler reports what becomes of them.
+        let outcomes = self.schedule(&jobs(&deleted), &reserved).await;
+        let created = outcomes.into_iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Created)));
+        let created: BTreeSet<_> = created.map(|(job, _)| job).collect();
+        report.replaced += created.len();
+        let created = deleted.iter().filter(|one| created.contains(&one.ended.uuid));
+        let notifications: Vec<_> = created.map(|one| notification(one.ended.uuid, &one.notification, "")).collect();
+        if !notifications.is_empty()
+            && let Err(error) = self.stacks_api.notify(&notifications, &self.token, self.deadline).await
+        {
+            tracing::debug!(error = chain(&error), "the build pages do not show the next attempts");
+        }
+        Ok(())
+    }
+
+    /// Whether a job is ours for a minute.
+    async fn reserve(&self, job: Uuid) -> Result<bool, stacks_api::Error> {
+        let wait = RateLimit::Wait;
+        let reserved = self.stacks_api.reserve(&[job], RESERVATION, wait, &self.token, self.deadline).await;
+        Ok(reserved?.contains(&job))
+    }
+
+    /// Gives agents the tokens that they wait for: the function ended before it created their Secrets, or another controller held their
+    /// pods back.
+    pub(super) async fn give_tokens(
+        &self,
+        some: &[(Target, String)],
+        seen: &Seen<'_>,
+        report: &mut report::Sweep,
+    ) -> Result<(), Unavailable> {
+        let Some(states) = self.states(some.iter().map(|(target, _)| target.uuid), report).await? else {
+            return Ok(());
+        };
+        let look = async |(target, secret): &&(Target, String)| {
+            let is_still = self.is_still(target, false, states.get(&target.uuid), seen).await?;
+            let without = WithoutToken::new(target.uuid, &target.uid, secret);
+            Ok(is_still && without.is_missing(&self.cluster, self.deadline).await?.is_some())
+        };
+        let missing = self.those(some.iter().collect(), look, report).await?;
+        let uuids: Vec<_> = missing.iter().map(|(target, _)| target.uuid).collect();
+        let reserved = self.scheduler.reserve_all(&uuids, self.deadline).await;
+        let reserved = reserved.map_err(|error| add(&mut report.failures, chain(&error))).unwrap_or_default();
+        let reserved = missing.into_iter().filter(|(target, _)| reserved.contains(&target.uuid));
+        let without: Vec<_> =
+            reserved.map(|(target, secret)| WithoutToken::new(target.uuid, &target.uid, secret)).collect();
+        for given in self.scheduler.give(&self.cluster, &self.token, &without, self.deadline).await {
+            report.tokens += usize::from(report.of_step(given.map(|()| true).map_err(Error::JobToken))?);
+        }
+        Ok(())
+    }
+}
+
+/// The jobs of replacements, and why they get a Job.
+fn jobs<'a>(replacements: &[&'a Replacement]) -> Vec<(&'a ScheduledJob, Occasion)> {
+    replacements.iter().map(|one| (&*one.job, Occasion::Replacement(one.next))).collect()
+}
