@@ -200,6 +200,11 @@ cold-starts: binary
 	cargo build --profile lab -p bench
 	@$(BENCH) cold-starts --function $(FUNCTION) --event $(EVENT)
 
+## 1,000 jobs at once, with the agent token that all share and with a token for each agent, at Buildkite's rate limits; two minutes.
+burst: binary
+	cargo build --profile lab -p bench
+	@$(BENCH) burst --function $(FUNCTION) --event $(EVENT)
+
 # The function, optimised: cargo takes minutes to link it.
 binary:
 	@echo "building the function, optimised: some minutes after a change" >&2

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
+#[path = "control_plane/job_tokens.rs"]
+mod job_tokens;
 #[path = "common/namespace.rs"]
 mod namespace;
 #[path = "control_plane/pod_security.rs"]

@@ -76,6 +76,27 @@ async fn names_each_verb_that_is_cut_and_the_fix_gives_it_back() {
 }
 
 #[tokio::test]
+async fn finds_the_missing_role_for_job_tokens_and_the_secret_that_is_left_over() {
+    let namespace = Namespace::new().await;
+    // It applies the shared Secret.
+    start(&namespace.lab, namespace.builder()).initialised().await.unwrap();
+    let function = start(&namespace.lab, namespace.builder().env("JOB_TOKENS", "true"));
+    let answer = examine(&function).await;
+    let finding = wrong(&answer, "permissions");
+    assert_eq!(finding["found"], format!("missing in namespace {}: create secrets", namespace.name));
+    let script = finding["fix"].as_str().unwrap();
+    namespace.control_plane.shell(script, env!("CARGO_MANIFEST_DIR")).await.unwrap();
+    let answer = eventually("the fix has no effect", async || {
+        let answer = examine(&function).await;
+        (failed(&answer) == ["job tokens"]).then_some(answer)
+    })
+    .await;
+    let finding = wrong(&answer, "job tokens");
+    assert!(finding["found"].as_str().unwrap().contains("Secret buildkite-agent-token still has the agent token"));
+    fix(namespace.control_plane, &function, finding).await;
+}
+
+#[tokio::test]
 async fn makes_a_missing_namespace_with_its_permissions_and_the_name_of_the_secret() {
     let namespace = Namespace::without_permissions().await;
     let missing = format!("{}-new", namespace.name);

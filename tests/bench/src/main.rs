@@ -1,6 +1,7 @@
 //! Measures the function in the lab: what it costs, and what it withstands.
 
 mod bare;
+mod burst;
 mod cold_starts;
 mod cost;
 mod instructions;
@@ -23,6 +24,8 @@ enum Command {
     Cost(cost::Cost),
     /// Measures what a sweep costs, beside more and more Jobs.
     Sweep(sweep::Sweep),
+    /// Sends many jobs at once, with and without a token for each agent.
+    Burst(burst::Burst),
     /// Measures events per second on a real API server, beside a bare client that posts the same bodies.
     Throughput(throughput::Throughput),
     /// Sends a burst of events to many functions while requests and functions fail, retries as Lambda and SQS do, and counts Jobs.
@@ -51,6 +54,7 @@ async fn main() -> ExitCode {
     let passed = match Command::parse() {
         Command::Cost(cost) => cost.run().await,
         Command::Sweep(sweep) => sweep.run().await,
+        Command::Burst(burst) => burst.run().await,
         Command::Throughput(throughput) => throughput.run().await,
         Command::Load(load) => load.run().await,
         Command::Soak(soak) => soak.run().await,

@@ -213,7 +213,8 @@ impl ControlPlane {
         self.file("admin.kubeconfig")
     }
 
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
+    /// One of its files; `etcd` is the folder of all objects.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
