@@ -227,8 +227,20 @@ def test_the_command_for_a_secret_of_another_name_grants_both(tmp_path):
     (tmp_path / "kubectl").write_text("#!/bin/sh\ncat\n")
     (tmp_path / "kubectl").chmod(0o755)
     applied = run("sh", "-c", command, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
-    role = next(yaml.safe_load_all(applied))
-    assert ["buildkite-agent-token", "gpu-token"] in [rule.get("resourceNames") for rule in role["rules"]]
+    rules = [rule for role in yaml.safe_load_all(applied) for rule in role.get("rules", [])]
+    assert ["buildkite-agent-token", "gpu-token"] in [rule.get("resourceNames") for rule in rules]
+
+
+@pytest.mark.parametrize("missing", ["StacksApi", "SweepEnabled"])
+def test_job_tokens_are_refused_without_what_they_need(missing):
+    [said] = Stack(JobTokens="true", **{missing: "false"}).broken_rules()
+    assert said.startswith(f"JobTokens=true needs {missing}=true")
+    assert Stack(JobTokens="true").broken_rules() == []
+
+
+def test_the_command_for_job_tokens_selects_their_role():
+    command = Stack(JobTokens="true", AgentTokenSecretName="gpu-token").outputs["GrantPermissionsCommand"]
+    assert command.endswith(" --namespace buildkite --selector agent-scheduler.buildkite.com/job-tokens!=false")
 
 
 def test_the_prompts_come_in_the_order_of_the_groups_with_what_is_required_first():
