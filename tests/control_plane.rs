@@ -506,7 +506,7 @@ mod a_pod_definition {
         assert_eq!(sidecar["startupProbe"]["failureThreshold"], 180);
         // The pod stops the sidecar's containers first, and then the sidecar.
         assert!(sidecar["args"].as_array().unwrap().contains(&json!("--shutdown-timeout=15")), "{sidecar}");
-        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 60);
+        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 110);
 
         let at = "2026-01-15T12:00:00Z";
         let waiting = json!({"waiting": {"reason": "PodInitializing"}});
