@@ -66,7 +66,7 @@ pub struct Invalid {
     pub problems: Vec<Problem>,
 }
 
-/// What is wrong with one field.
+/// What is wrong with one field, or what it risks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Problem {
@@ -170,6 +170,11 @@ impl PodDefinition {
     /// The one ordinary container.
     pub fn agent(&self) -> &Value {
         &self.template["spec"]["containers"][0]
+    }
+
+    /// What its jobs risk.
+    pub fn warning(&self) -> Option<Problem> {
+        check::warning(&self.template)
     }
 
     /// The agent's image, if it is at a host that no registry can have (RFC 2606): the definition waits for a real one.
