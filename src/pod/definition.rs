@@ -215,7 +215,7 @@ impl PodDefinition {
             resources::set_cpu(cpu, self, &mut spec["containers"][0])?;
         }
         if let Some(memory) = memory {
-            resources::set_memory(memory, self, &mut spec["containers"][0])?;
+            resources::set_memory(memory, image.is_some(), self, &mut spec["containers"][0])?;
         }
         if let Some(image) = image {
             image::set(image, self, spec)?;
