@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
+#[path = "control_plane/headroom.rs"]
+mod headroom;
 #[path = "common/namespace.rs"]
 mod namespace;
 #[path = "control_plane/pod_security.rs"]
