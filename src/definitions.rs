@@ -149,7 +149,7 @@ impl Definitions {
     async fn list(&self, since: Option<Instant>, cluster: &Cluster, deadline: Deadline) -> Result<Arc<Listed>, Error> {
         let list = async |deadline| {
             let listed = list(cluster, deadline).await?;
-            self.seen().extend(listed.keys().cloned());
+            self.see(&listed);
             Ok(listed)
         };
         let listed = match since {
@@ -157,6 +157,20 @@ impl Definitions {
             Some(since) => self.listed.fresh(|_, time| time >= since, deadline, list).await,
         };
         listed.map_err(|source| Error::List { namespace: cluster.namespace().to_owned(), source })
+    }
+
+    /// Keeps the names. The log has a warning once for each of them.
+    fn see(&self, listed: &Listed) {
+        let mut seen = self.seen();
+        let new = listed.iter().filter(|(name, _)| seen.insert((*name).clone()));
+        let warned = new.filter_map(|(name, definition)| {
+            let warning = definition.as_ref().ok()?.warning()?;
+            Some((name.clone(), warning.to_string()))
+        });
+        let (names, warnings): (Vec<_>, Vec<_>) = warned.unzip();
+        if let Some(warning) = warnings.first() {
+            tracing::warn!(definitions = first_of(&names), warning, "jobs of these pod definitions are at risk");
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {

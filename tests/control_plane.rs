@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
+#[path = "control_plane/headroom.rs"]
+mod headroom;
 #[path = "control_plane/job_tokens.rs"]
 mod job_tokens;
 #[path = "common/namespace.rs"]
@@ -510,7 +512,7 @@ mod a_pod_definition {
         assert_eq!(sidecar["startupProbe"]["failureThreshold"], 180);
         // The pod stops the sidecar's containers first, and then the sidecar.
         assert!(sidecar["args"].as_array().unwrap().contains(&json!("--shutdown-timeout=15")), "{sidecar}");
-        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 60);
+        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 110);
 
         let at = "2026-01-15T12:00:00Z";
         let waiting = json!({"waiting": {"reason": "PodInitializing"}});

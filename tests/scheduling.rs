@@ -191,7 +191,26 @@ mod a_pod_definition {
         assert_eq!(env(agent, "BUILDKITE_AGENT_TAGS")["value"], "queue=kubernetes,pod-definition=node");
         pod["containers"][0].as_object_mut().unwrap().remove("env");
         assert_eq!(pod, spec);
-        assert_eq!(fixture.end().await.log[0]["definition"], "node");
+        assert_eq!(fixture.end().await.log.last().unwrap()["definition"], "node");
+    }
+
+    #[tokio::test]
+    async fn without_a_hook_that_stops_its_agent_is_in_the_log_once() {
+        let fixture = Fixture::with(|lab, function| {
+            lab.kubernetes.put_pod_template(with_token("node"));
+            lab.kubernetes.put_pod_template(json!({"metadata": {"name": "broken"}}));
+            function
+        })
+        .await;
+        assert_eq!(fixture.function.succeed(Event::scheduled()).await, created());
+        // Lists the definitions again.
+        let unknown = Event::scheduled().rules(["queue=kubernetes", "pod-definition=other"]);
+        assert_eq!(fixture.function.fail(&unknown).await.0, "UnknownPodDefinition");
+        let log = fixture.end().await.log;
+        let warned: Vec<_> = log.iter().filter(|line| line["definitions"] != Value::Null).collect();
+        let [warning] = warned[..] else { panic!("{warned:?}") };
+        assert_eq!((&warning["level"], &warning["definitions"]), (&json!("WARN"), &json!("node")));
+        assert!(warning["warning"].as_str().unwrap().contains("preStop is absent"), "{warning}");
     }
 
     #[tokio::test]

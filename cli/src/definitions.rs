@@ -19,7 +19,7 @@ pub struct Definitions {
     pub valid: Vec<Definition>,
     /// All that is wrong, a line each: file, field, what it must be.
     pub problems: Vec<String>,
-    /// What only a newer Kubernetes takes than the one whose schema is known here, a line each.
+    /// What only a newer Kubernetes takes than the one whose schema is known here, and what jobs risk, a line each.
     pub warnings: Vec<String>,
 }
 
@@ -73,6 +73,7 @@ impl Definitions {
         self.warnings.extend(found.warnings.iter().map(|warning| line(warning)));
         self.problems.extend(found.problems.iter().map(|problem| line(problem)));
         if let Some(definition) = definition.filter(|_| found.problems.is_empty()) {
+            self.warnings.extend(definition.warning().iter().map(|warning| line(warning)));
             self.valid.push(Definition { file, manifest, definition });
         }
     }

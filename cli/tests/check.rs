@@ -85,6 +85,19 @@ fn the_definitions_of_the_documentation_have_no_problem() {
 }
 
 #[test]
+fn an_agent_without_a_hook_that_stops_it_is_a_warning_and_ours_have_one() {
+    let read = Definitions::read(&[PathBuf::from("tests/definitions")]);
+    assert_eq!((read.valid.len(), read.problems), (2, vec![]));
+    for (warning, file) in read.warnings.iter().zip(["deploy", "own"]) {
+        let begin = format!("tests/definitions/{file}.yaml: template.spec.containers[0].lifecycle.preStop is absent: ");
+        assert!(warning.starts_with(&begin), "{warning}");
+    }
+    assert_eq!(read.warnings.len(), 2);
+    let ours = Definitions::read(&[PathBuf::from("../pod-definitions")]);
+    assert_eq!((ours.valid.len(), ours.warnings), (4, vec![]));
+}
+
+#[test]
 fn a_field_that_may_be_newer_is_a_warning_that_names_the_version() {
     let (agent, spec) = ("/template/spec/containers/0", "/template/spec");
     // Of Kubernetes 1.34 and 1.35, with the names of 1.33 nearest to them.

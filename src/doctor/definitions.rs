@@ -69,10 +69,11 @@ async fn try_job(
         let fix = "# where the namespace enforces it, such a Job gets no pod: correct the definition, or have its steps ask for \
                    pod-definition=restricted (docs/security.md)";
         Finding::wrong(format!("{origin}: the API server warns: {warnings}"), fix)
-    } else if warnings.is_empty() {
-        Finding::well(format!("{origin}: the API server takes its Job (dry run)"))
     } else {
-        Finding::well(format!("{origin}: the API server takes its Job (dry run), and warns: {warnings}"))
+        let taken = format!("{origin}: the API server takes its Job (dry run)");
+        let warned = (!warnings.is_empty()).then(|| format!("and warns: {warnings}"));
+        let risk = definition.warning().map(|risk| risk.to_string());
+        Finding::well([Some(taken), warned, risk].into_iter().flatten().collect::<Vec<_>>().join("; "))
     })
 }
 

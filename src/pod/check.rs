@@ -84,6 +84,17 @@ pub(super) fn check(manifest: &Value) -> Vec<Problem> {
     problems
 }
 
+/// What jobs risk that run in a definition without a mistake.
+pub(super) fn warning(template: &Value) -> Option<Problem> {
+    let template = Field { path: "template".to_owned(), value: template };
+    let agent = template.select("spec containers *").into_iter().find(is_agent)?;
+    let hook = agent.get("lifecycle").get("preStop");
+    let text = "is absent: when Kubernetes stops the pod, as in a drain, the agent waits for its job until \
+                terminationGracePeriodSeconds have passed, and is killed with it; the command gets no SIGTERM, and Buildkite does \
+                not learn the end of the job; copy the hook and the grace period of pod-definitions/default.yaml";
+    (!is_set(hook.value)).then(|| hook.problem(text))
+}
+
 /// Their author believes in a limit that does not exist: a misspelt one, or one on the pod in place of the definition.
 fn annotations_without_effect(of_definition: &Field, of_pod: &Field) -> Vec<Problem> {
     let known = ANNOTATIONS.map(|(name, ..)| name);
@@ -310,6 +321,14 @@ mod tests {
 
     fn env(name: &str, value: &str) -> Value {
         json!([{"name": name, "value": value}])
+    }
+
+    #[test]
+    fn an_agent_without_a_hook_that_stops_it_is_a_warning() {
+        let warning = changed(&[]).unwrap().warning().unwrap().to_string();
+        assert!(warning.starts_with("template.spec.containers[0].lifecycle.preStop is absent: "), "{warning}");
+        let hook = json!({"preStop": {"exec": {"command": ["kill", "-TERM", "1"]}}});
+        assert_eq!(changed(&[("/template/spec/containers/0/lifecycle", hook)]).unwrap().warning(), None);
     }
 
     #[test]

@@ -4,7 +4,12 @@ agent="${1:-$(command -v buildkite-agent || true)}"
     echo "The image of the pod definition has no ${1:-buildkite-agent in its PATH} to put into the image of the step." >&2
     exit 1
 }
-if [ -d /buildkite/. ]; then cp -R /buildkite/. /agent-scheduler/; fi
+for file in /buildkite/*; do
+    case "$file" in
+        /buildkite/builds | /buildkite/buildkite-agent) ;;
+        *) [ ! -e "$file" ] || cp -R "$file" /agent-scheduler/ ;;
+    esac
+done
 rm -f /agent-scheduler/buildkite-agent
 cp "$agent" /agent-scheduler/buildkite-agent
 tini="$(command -v tini || true)"

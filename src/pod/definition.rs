@@ -66,7 +66,7 @@ pub struct Invalid {
     pub problems: Vec<Problem>,
 }
 
-/// What is wrong with one field.
+/// What is wrong with one field, or what it risks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Problem {
@@ -172,6 +172,11 @@ impl PodDefinition {
         &self.template["spec"]["containers"][0]
     }
 
+    /// What its jobs risk.
+    pub fn warning(&self) -> Option<Problem> {
+        check::warning(&self.template)
+    }
+
     /// The agent's image, if it is at a host that no registry can have (RFC 2606): the definition waits for a real one.
     pub fn placeholder_image(&self) -> Option<&str> {
         let image = self.agent()["image"].as_str()?;
@@ -210,7 +215,7 @@ impl PodDefinition {
             resources::set_cpu(cpu, self, &mut spec["containers"][0])?;
         }
         if let Some(memory) = memory {
-            resources::set_memory(memory, self, &mut spec["containers"][0])?;
+            resources::set_memory(memory, image.is_some(), self, &mut spec["containers"][0])?;
         }
         if let Some(image) = image {
             image::set(image, self, spec)?;

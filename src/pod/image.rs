@@ -18,14 +18,17 @@ const HOME: &str = "/buildkite";
 const VOLUME: &str = "agent-scheduler-agent";
 const COPY_AGENT: &str = "agent-scheduler-copy-agent";
 
-/// Copies the agent, its configuration and its hooks, tini, and the certificates that it knows Buildkite by. Any user may write to
-/// the copies, since the user of the step's image is not known.
+/// Copies the agent, its configuration, its hooks and what else is beside them, tini, and the certificates that it knows Buildkite by.
+/// Any user may write to the copies, since the user of the step's image is not known.
 ///
 /// Both scripts are part of each Job with an image, so they have no comments.
 const COPY_SCRIPT: &str = include_str!("copy-agent.sh");
 
 /// Starts the copy. The agent runs commands with bash by default, and an image may have none. Nor need it have certificates:
-/// the script looks where Go, in which the agent is written, looks for them.
+/// the script looks where Go, in which the agent is written, looks for them. Without git a second try of a checkout helps as little
+/// as the first.
+///
+/// It writes the SSH files of the variables of `ssh-env-config.sh`, which the agent's own images start their agent with.
 ///
 /// The agent image's tini is the first process, if it runs in the step's image, and reaps what steps leave. Its environment can be
 /// read by a step, so the agent gets its token through a pipe. Without tini the agent itself clears it.

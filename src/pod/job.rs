@@ -63,14 +63,15 @@ static POD_FAILURE_POLICY: LazyLock<Box<RawValue>> = LazyLock::new(|| {
     };
     // Buildkite refused the agent the job: another agent has it, or it was cancelled.
     let refused = agent_exits("In", 27);
-    // A drain, a preemption or a spot reclaim: replaced, and not counted. A second agent for a job that runs is refused.
+    // A drain, a preemption or a spot reclaim ended this pod: it is replaced, and not counted. If its agent had the job, Buildkite refuses
+    // the new one. An agent that had the time to end has ended with 0: then the pod has succeeded, and no rule is asked.
     let (type_, status) = ("DisruptionTarget".to_owned(), "True".to_owned());
     let disrupted = batch::PodFailurePolicyRule {
         action: "Ignore".to_owned(),
         on_exit_codes: None,
         on_pod_conditions: Some(vec![batch::PodFailurePolicyOnPodConditionsPattern { type_, status }]),
     };
-    // An agent that ran is not replaced.
+    // In all other cases an agent that ran is not replaced.
     let ended = agent_exits("NotIn", 0);
     to_raw_value(&batch::PodFailurePolicy { rules: vec![refused, disrupted, ended] })
         .expect("texts and numbers are JSON")

@@ -11,6 +11,10 @@ use crate::text::excerpt;
 /// No agent starts with less. The author of a smaller value forgot the suffix, or wrote that of CPU: `4` is four bytes.
 const MIN_MEMORY: &str = "16Mi";
 
+/// The same with an image of the step, whose agent is a copy: what is read of that counts as the container's memory. One with 32Mi
+/// thrashes and never registers, one with 48Mi just starts.
+const MIN_MEMORY_WITH_IMAGE: &str = "64Mi";
+
 /// Sets the request. A limit of the definition stays, and the request must be within it.
 pub(super) fn set_cpu(cpu: &str, definition: &PodDefinition, agent: &mut Value) -> Result<(), Unmet> {
     let own = &agent["resources"]["limits"]["cpu"];
@@ -26,11 +30,21 @@ pub(super) fn set_cpu(cpu: &str, definition: &PodDefinition, agent: &mut Value) 
 }
 
 /// Sets the request and the limit: a container that may use more memory than it requests can be killed for it.
-pub(super) fn set_memory(memory: &str, definition: &PodDefinition, agent: &mut Value) -> Result<(), Unmet> {
+pub(super) fn set_memory(
+    memory: &str,
+    has_image: bool,
+    definition: &PodDefinition,
+    agent: &mut Value,
+) -> Result<(), Unmet> {
     let limits = [(definition.max_memory.clone(), format!("annotation {MAX_MEMORY}"))];
     let amount = amount("memory", memory, limits, definition)?;
-    if Quantity::parse(MIN_MEMORY).is_some_and(|min| min.exceeds(&amount)) {
-        let problem = format!("which is less than {MIN_MEMORY}; write 4Gi, not 4, and 512Mi, not 512m");
+    let (min, why) = if has_image {
+        (MIN_MEMORY_WITH_IMAGE, ", too little for an agent in an image of the step")
+    } else {
+        (MIN_MEMORY, "")
+    };
+    if Quantity::parse(min).is_some_and(|min| min.exceeds(&amount)) {
+        let problem = format!("which is less than {min}{why}; write 4Gi, not 4, and 512Mi, not 512m");
         return Err(Unmet { rule: "memory", value: memory.to_owned(), problem });
     }
     for kind in ["requests", "limits"] {
@@ -125,5 +139,15 @@ mod tests {
             let error = for_step(&[rule], &definition).unwrap_err();
             assert!(error.starts_with(&format!("the step asks for {rule}{problem}")), "{error}");
         }
+    }
+
+    #[test]
+    fn an_agent_in_an_image_of_the_step_needs_more_memory() {
+        let definition = definition(&template());
+        let error = for_step(&["image=node:24", "memory=63Mi"], &definition).unwrap_err();
+        let problem = "which is less than 64Mi, too little for an agent in an image of the step; write 4Gi, not 4,";
+        assert!(error.starts_with(&format!("the step asks for memory=63Mi, {problem}")), "{error}");
+        for_step(&["image=node:24", "memory=64Mi"], &definition).unwrap();
+        for_step(&["image=*", "memory=16Mi"], &definition).unwrap();
     }
 }

@@ -78,8 +78,8 @@ after() { sed -n "s/^$1=//p" "$AFTER"; }
 @test "the token reaches the agent, and neither settings, output, arguments nor bootstrap script" {
     export BUILDKITE_AGENT_TOKEN=token-Secret
     export S3_CONTENT="#!/usr/bin/env bash
-env >'$BATS_TEST_TMPDIR/bootstrap env'"
-    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT=s3://bucket/bootstrap run start
+{ env; cat <&3; } >'$BATS_TEST_TMPDIR/bootstrap env' || true"
+    BUILDKITE_ELASTIC_BOOTSTRAP_SCRIPT=s3://bucket/bootstrap run start 3< <(echo pipe-Secret)
     [ "$status" -eq 0 ]
     [[ $output != *Secret* ]]
     [ "$(after BUILDKITE_AGENT_TOKEN)" = token-Secret ]

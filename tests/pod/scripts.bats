@@ -85,6 +85,7 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
 
         file buildkite/buildkite-agent.cfg 400 spawn=1
         file buildkite/hooks/environment 500 "echo hook"
+        file buildkite/builds/large 444 "from the build of the image"
         file etc/ssl/certs/ca-certificates.crt 444 certificates
         agent buildkite/buildkite-agent "beside the configuration"
         # A container that is started again finds what the first one left.
@@ -97,6 +98,7 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
             [ "$(mode hooks/environment)" = 777 ]
             [ "$(mode ca-certificates.crt)" = 666 ]
             [ "$(mode buildkite-agent)" = 777 ]
+            [ ! -e "$root/agent-scheduler/builds" ]
         done
         start --
         [[ $output == $'under tini\nin the PATH'* ]]
@@ -187,5 +189,49 @@ mode() { stat -c %a "$root/agent-scheduler/$1"; }
         start BUILDKITE_AGENT_TOKEN=bkct_secret -- start
         [[ $output == "an agent"* ]]
         [[ $output == *BUILDKITE_AGENT_TOKEN=bkct_secret* ]]
+    done
+}
+
+@test "the SSH files of the variables are written, and no variable keeps a key" {
+    for shell in "${shells[@]}"; do
+        new_root
+        copy
+        file home/known-hosts 444 $'example.com ssh-ed25519 AAAA\n'
+        start HOME="$root/home" SSH_PRIVATE_RSA_KEY=$'first line\nlast line' SSH_PRIVATE_ED25519_KEY_B64="$(base64 <<<'the key')" \
+            SSH_KNOWN_HOSTS_PATH="$root/home/known-hosts" -- start
+        [ "$(<"$root/home/.ssh/id_rsa")" = $'first line\nlast line' ]
+        [ "$(<"$root/home/.ssh/id_ed25519")" = "the key" ]
+        cmp "$root/home/.ssh/known_hosts" "$root/home/known-hosts"
+        [ "$(stat -c %a "$root/home/.ssh" "$root/home/.ssh/id_rsa")" = $'700\n600' ]
+        [ "$(ls "$root/home/.ssh")" = $'id_ed25519\nid_rsa\nknown_hosts' ]
+        [[ $output == *HOME=/home* ]]
+        [[ $output != *SSH_PRIVATE* ]]
+        start HOME="$root/other" -- start
+        [ ! -e "$root/other/.ssh" ]
+    done
+}
+
+@test "a user without a home gets one" {
+    for shell in "${shells[@]}"; do
+        new_root
+        copy
+        for home in HOME=/dev/null/home KEPT=; do
+            start "$home" SSH_PRIVATE_RSA_KEY=key -- start
+            [[ $output == *HOME=/buildkite/home* ]]
+            [ "$(<"$root/agent-scheduler/home/.ssh/id_rsa")" = key ]
+        done
+    done
+}
+
+@test "without git the agent tries a checkout once" {
+    for shell in "${shells[@]}"; do
+        new_root
+        copy
+        start -- start
+        [[ $output != *BUILDKITE_CHECKOUT_ATTEMPTS* ]]
+        mv "$root/agent-scheduler" "$root/buildkite"
+        # The machine that runs the tests has git.
+        run_script -- "$(sed "s/command -v git/&-nowhere/" "$scripts/start-agent.sh")" start
+        [[ $output == *BUILDKITE_CHECKOUT_ATTEMPTS=1* ]]
     done
 }
