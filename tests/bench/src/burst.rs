@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use lab::{Answer, Event, Function, Lab, buildkite::CLUSTER};
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
@@ -13,7 +14,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::subject::{Failure, Subject};
+use crate::subject::{Failure, Subject, cpu_time, ms};
 
 /// The burst begins in the middle between two sweeps.
 const FIRST_SWEEP: Duration = Duration::from_secs(30);
@@ -36,13 +37,14 @@ impl Burst {
     /// Prints the table; fails if a job has no Job, or no Secret of its own.
     pub async fn run(self) -> Result<bool, Failure> {
         println!("\n{} jobs at once on {} functions; the first sweep comes after 30 s\n", self.jobs, self.processes);
-        println!("| token | all Jobs after, s | by event | deferred | by sweep |");
-        println!("| --- | ---: | ---: | ---: | ---: |");
+        println!("| token | all Jobs after, s | by event | deferred | by sweep | CPU per event, ms |");
+        println!("| --- | ---: | ---: | ---: | ---: | ---: |");
         let shared = self.measure("shared", "false").await?;
         let own = self.measure("one for each agent", "true").await?;
         Ok(shared && own)
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "no figure has as many digits")]
     async fn measure(&self, token: &str, job_tokens: &str) -> Result<bool, Failure> {
         let lab = Lab::start().await;
         let start = || {
@@ -59,7 +61,8 @@ impl Burst {
         for event in &events {
             lab.buildkite.lock().schedule(event, CLUSTER);
         }
-        let began = Instant::now();
+        let cpu: Duration = functions.iter().map(cpu_time).sum::<Result<_, _>>()?;
+        let (began, mut worked) = (Instant::now(), Duration::ZERO);
         let waiting = Arc::new(Mutex::new(events));
         let mut working: JoinSet<_> =
             functions.into_iter().map(|function| work(function, Arc::clone(&waiting))).collect();
@@ -69,7 +72,9 @@ impl Burst {
         while all.is_none() {
             tokio::select! {
                 Some(done) = working.join_next() => {
-                    for answer in done?.0 {
+                    let (answers, cpu) = done?;
+                    worked += cpu?;
+                    for answer in answers {
                         let Answer::Success(answer) = answer else { return Err(self.subject.failed(&answer)) };
                         outcomes.push(answer["outcome"].clone());
                     }
@@ -85,18 +90,20 @@ impl Burst {
         let count = |outcome: &str| outcomes.iter().filter(|found| **found == outcome).count();
         let (created, deferred) = (count("created"), count("deferred"));
         let seconds = all.unwrap_or_default().as_secs_f64();
-        println!("| {token} | {seconds:.1} | {created} | {deferred} | {} |", self.jobs - created);
+        let by_sweep = self.jobs - created;
+        let each = ms(worked.saturating_sub(cpu)) / self.jobs as f64;
+        println!("| {token} | {seconds:.1} | {created} | {deferred} | {by_sweep} | {each:.2} |");
         let own_secrets = lab.kubernetes.secrets().iter().filter(|secret| secret["immutable"] == true).count();
         sweeper.stop().await;
         Ok(own_secrets == if job_tokens == "true" { self.jobs } else { 0 })
     }
 }
 
-/// Gives a function one event after the other.
-async fn work(function: Function, waiting: Arc<Mutex<Vec<Event>>>) -> (Vec<Answer>, Function) {
+/// Gives a function one event after the other. Returns its answers, and how long it has worked since its start.
+async fn work(function: Function, waiting: Arc<Mutex<Vec<Event>>>) -> (Vec<Answer>, Result<Duration, Errno>) {
     let mut answers = Vec::new();
     loop {
-        let Some(event) = waiting.lock().pop() else { return (answers, function) };
+        let Some(event) = waiting.lock().pop() else { return (answers, cpu_time(&function)) };
         answers.push(function.invoke(event).await);
     }
 }
