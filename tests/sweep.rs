@@ -142,7 +142,8 @@ mod a_lost_event {
         let scene = Scene::new().await;
         scene.wait(1);
         assert_eq!(scene.sweep_after(0).await, NONE, "it may be on its way");
-        assert_eq!(scene.sweep_after(31).await, ["POST jobs"]);
+        assert_eq!(scene.sweep_after(31).await, ["POST jobs", "POST notifications"]);
+        assert!(scene.notifications(1)[0].starts_with("The sweep has created the Kubernetes Job"));
         let job = &scene.lab.kubernetes.job(&name(1)).unwrap()["metadata"];
         assert_eq!(job["labels"]["buildkite.com/queue"], "kubernetes");
         let of_listed = ["branch", "commit"].map(|key| &job["annotations"][format!("buildkite.com/{key}")]);
@@ -166,7 +167,7 @@ mod a_lost_event {
         scene.lab.buildkite.lock().queue(CLUSTER, "kubernetes").is_paused = true;
         assert_eq!(scene.sweep_after(60).await, NONE);
         scene.lab.buildkite.lock().queue(CLUSTER, "kubernetes").is_paused = false;
-        assert_eq!(scene.sweep_after(60).await, ["POST jobs"]);
+        assert_eq!(scene.sweep_after(60).await, ["POST jobs", "POST notifications"]);
         let (_, metrics) = scene.stop().await;
         let oldest = metrics.iter().filter(|line| line["OldestJobSeconds"].is_u64()).count();
         assert_eq!((oldest, sum(&metrics, "JobsWaiting")), (1, 2), "a pause is no reason for an alarm");
@@ -182,7 +183,7 @@ mod a_lost_event {
         for (number, rules) in (1..).zip(&rules) {
             scene.lab.buildkite.lock().schedule(&event(number).rules(rules), CLUSTER);
         }
-        assert_eq!(scene.sweep_after(60).await, ["POST jobs"; 3]);
+        assert_eq!(scene.sweep_after(60).await, ["POST jobs", "POST jobs", "POST jobs", "POST notifications"]);
         let queue = |number| {
             scene.lab.kubernetes.job(&name(number)).unwrap()["metadata"]["labels"]["buildkite.com/queue"].clone()
         };
@@ -495,9 +496,9 @@ mod a_permission_that_is_missing {
     #[tokio::test]
     async fn keeps_what_needs_it_from_being_done() {
         assert_eq!(without("list", "jobs").await, NONE);
-        assert_eq!(without("list", "pods").await, ["POST jobs"]);
+        assert_eq!(without("list", "pods").await, ["POST jobs", "POST notifications"]);
         let (first, second) = (format!("DELETE {}", name(1)), format!("DELETE {}", name(2)));
-        assert_eq!(without("delete", "jobs").await, ["POST jobs", &first, &second]);
+        assert_eq!(without("delete", "jobs").await, ["POST jobs", &first, &second, "POST notifications"]);
     }
 }
 

@@ -12,7 +12,12 @@ use super::{
     seen::Seen,
 };
 use crate::{
-    buildkite::{job::ScheduledJob, stacks::RateLimit, state::State, token::JOB_TOKEN_LIFETIME},
+    buildkite::{
+        job::ScheduledJob,
+        stacks::{Notification, RateLimit},
+        state::State,
+        token::JOB_TOKEN_LIFETIME,
+    },
     job_token::WithoutToken,
     pod::attempt::Attempt,
     report::{self, Occasion, Outcome},
@@ -23,6 +28,9 @@ use crate::{
 
 /// How many jobs are reserved, or get their tokens, by one call.
 pub(super) const MAX_CHUNK: usize = 50;
+
+/// For the build page of a job whose event brought no Job.
+const REPAIRED: &str = "The sweep has created the Kubernetes Job: the event of this job was lost, was late, or failed.";
 
 /// No job gets a Job after this many have failed to: the next sweep tries again.
 const MAX_FAILURES: usize = 50;
@@ -54,10 +62,21 @@ impl Sweep<'_> {
                     continue;
                 }
             };
-            for (_, outcome) in self.schedule(&jobs, &reserved).await {
-                report.repaired += usize::from(matches!(outcome, Ok(Outcome::Created)));
-                failed += usize::from(outcome.is_err());
-            }
+            let outcomes = self.schedule(&jobs, &reserved).await;
+            failed += outcomes.iter().filter(|(_, outcome)| outcome.is_err()).count();
+            let created = created(outcomes);
+            report.repaired += created.len();
+            self.notify(created.into_iter().map(|job| notification(job, REPAIRED, "")).collect()).await;
+        }
+    }
+
+    /// As well as it can.
+    async fn notify(&self, notifications: Vec<Notification>) {
+        if notifications.is_empty() {
+            return;
+        }
+        if let Err(error) = self.stacks_api.notify(&notifications, &self.token, self.deadline).await {
+            tracing::debug!(error = chain(&error), "the build pages do not show the Jobs of this sweep");
         }
     }
 
@@ -120,16 +139,10 @@ impl Sweep<'_> {
         let deleted = self.those(ours, delete, report).await?;
         // The scheduler reports what becomes of them.
         let outcomes = self.schedule(&jobs(&deleted), &reserved).await;
-        let created = outcomes.into_iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Created)));
-        let created: BTreeSet<_> = created.map(|(job, _)| job).collect();
+        let created = created(outcomes);
         report.replaced += created.len();
         let created = deleted.iter().filter(|one| created.contains(&one.ended.uuid));
-        let notifications: Vec<_> = created.map(|one| notification(one.ended.uuid, &one.notification, "")).collect();
-        if !notifications.is_empty()
-            && let Err(error) = self.stacks_api.notify(&notifications, &self.token, self.deadline).await
-        {
-            tracing::debug!(error = chain(&error), "the build pages do not show the next attempts");
-        }
+        self.notify(created.map(|one| notification(one.ended.uuid, &one.notification, "")).collect()).await;
         Ok(())
     }
 
@@ -168,6 +181,12 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
+
+/// The jobs that have a new Job.
+fn created(outcomes: Vec<(Uuid, Result<Outcome, scheduler::Error>)>) -> BTreeSet<Uuid> {
+    let created = outcomes.into_iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Created)));
+    created.map(|(job, _)| job).collect()
 }
 
 /// The jobs of replacements, and why they get a Job.
