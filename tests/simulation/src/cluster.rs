@@ -18,9 +18,6 @@ use crate::{
 /// How often the Job controller looks for Jobs, and a container for its end.
 pub const STEP: Duration = Duration::from_secs(1);
 
-/// `ttlSecondsAfterFinished`.
-const TTL: Duration = Duration::from_mins(10);
-
 /// `backoffLimit`.
 const BACKOFF_LIMIT: u32 = 3;
 
@@ -62,7 +59,8 @@ impl World {
     }
 
     async fn control_job(self: Arc<Self>, name: String, uid: String) {
-        self.state().created.insert(name.clone());
+        let now = self.now();
+        self.state().created.entry(name.clone()).or_insert(now);
         let time = self.timestamp();
         self.status(&uid, |status| status["startTime"] = time.into());
         let mut failures = 0;
@@ -105,8 +103,11 @@ impl World {
             }
             status["conditions"] = json!([condition]);
         });
-        sleep(TTL).await;
-        self.lab.kubernetes.collect_job(&uid);
+        let ttl = self.lab.kubernetes.with_job(&uid, |job| job["spec"]["ttlSecondsAfterFinished"].as_u64());
+        if let Some(ttl) = ttl.flatten() {
+            sleep(Duration::from_secs(ttl)).await;
+            self.lab.kubernetes.collect_job(&uid);
+        }
     }
 
     fn status<T>(&self, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {

@@ -29,7 +29,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use crate::{
     network::{INVOCATION, Sdk},
-    plan::What,
+    plan::{Planted, What},
     world::World,
 };
 
@@ -102,6 +102,10 @@ impl World {
     fn scheduler(self: &Arc<Self>) -> Scheduler {
         let mut variables = self.lab.variables();
         variables.insert("AWS_LAMBDA_FUNCTION_NAME".to_owned(), "agent-scheduler".to_owned());
+        if self.plan.planted == Some(Planted::Despairs) {
+            variables.insert("POD_PENDING_SECONDS".to_owned(), "750".to_owned());
+        }
+        variables.insert("SWEEP_ENABLED".to_owned(), self.plan.sweeps.to_string());
         if self.plan.is_described {
             variables.remove("KUBERNETES_API_SERVER_ENDPOINT");
             variables.remove("KUBERNETES_CERTIFICATE_AUTHORITY_DATA");
@@ -121,7 +125,8 @@ impl World {
     /// EventBridge hands an event to Lambda's asynchronous queue.
     pub fn send(self: &Arc<Self>, event: Event) {
         let world = Arc::clone(self);
-        world.state().queued += 1;
+        let counts = usize::from(!event.is_sweep());
+        world.state().queued += counts;
         spawn_local(async move {
             let attempts = if event.is_sweep() { 1 } else { ATTEMPTS };
             for attempt in 1..=attempts {
@@ -142,7 +147,7 @@ impl World {
                     }
                 }
             }
-            world.state().queued -= 1;
+            world.state().queued -= counts;
         });
     }
 
@@ -189,7 +194,8 @@ impl World {
                 Some(environment) => environment,
                 None => world.cold_start().await,
             };
-            let end = world.wall() + TIMEOUT;
+            let is_blind = world.plan.planted == Some(Planted::Dawdles);
+            let end = world.wall() + if is_blind { TIMEOUT * 10 } else { TIMEOUT };
             let handled = lambda::handle(&environment.scheduler, payload, Deadline::of_invocation(end));
             (timeout(TIMEOUT, handled).await, environment)
         };

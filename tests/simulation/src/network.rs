@@ -14,13 +14,17 @@ use bytes::Bytes;
 use http::{Method, Request, Response, header::RETRY_AFTER};
 use http_body_util::BodyExt;
 use lab::{Call, When};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::BoxError;
 
 use crate::{
-    plan::{Server, What},
+    plan::{Planted, Server, What},
     world::World,
 };
+
+/// The path of the stack's Jobs.
+const JOBS: &str = "apis/batch/v1/namespaces/buildkite/jobs";
 
 thread_local! {
     /// The invocation that is polled now, on this thread.
@@ -37,7 +41,10 @@ pub struct Sdk(pub Arc<World>);
 
 impl World {
     /// Answers a request of a function.
-    pub async fn answer(self: Arc<Self>, request: Request<Bytes>) -> Result<Response<Bytes>, BoxError> {
+    pub async fn answer(self: Arc<Self>, mut request: Request<Bytes>) -> Result<Response<Bytes>, BoxError> {
+        if let Some(planted) = self.plan.planted {
+            self.spoil(planted, &mut request);
+        }
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let asked = (INVOCATION.get(), method.clone(), path.clone());
         self.check_request(&asked, &request);
@@ -61,19 +68,61 @@ impl World {
         let answer = self.lab.call(request.map(Body::from)).await;
         self.check_deleted(before);
         let (parts, body) = answer?.into_parts();
-        let response = Response::from_parts(parts, body.collect().await?.to_bytes());
+        let mut response = Response::from_parts(parts, body.collect().await?.to_bytes());
         self.travel().await;
         let pause = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         if let (429, Some(pause)) = (response.status().as_u16(), pause) {
             self.state().pauses.0.insert(asked, Instant::now() + Duration::from_secs(pause));
         }
+        if self.plan.planted == Some(Planted::Hurries) {
+            response.headers_mut().remove(RETRY_AFTER);
+        }
         Ok(response)
+    }
+
+    /// Makes the function worse than it is.
+    fn spoil(&self, planted: Planted, request: &mut Request<Bytes>) {
+        let path = request.uri().path().to_owned();
+        let running: Vec<_> = self.state().running.clone().into_iter().collect();
+        match planted {
+            Planted::Leaks | Planted::Litters if *request.method() == Method::POST && path.ends_with("/jobs") => {
+                let mut job: Value = serde_json::from_slice(request.body()).expect("a Job is JSON");
+                if planted == Planted::Leaks {
+                    job["metadata"]["annotations"]["token"] = self.lab.agent_token().into();
+                } else {
+                    job["spec"]["ttlSecondsAfterFinished"] = Value::Null;
+                }
+                *request.body_mut() = job.to_string().into();
+            }
+            Planted::Invents if *request.method() == Method::POST && path.ends_with("/jobs") => {
+                let uri = format!("{}?dryRun=All", request.uri().path());
+                *request.uri_mut() = format!("{}{uri}", self.lab.kubernetes.url()).parse().expect("a URI");
+            }
+            Planted::Deletes if path.ends_with("/pods") => {
+                for (uid, job) in running {
+                    *request.method_mut() = Method::DELETE;
+                    let uri = format!("{}/{JOBS}/buildkite-{job}", self.lab.kubernetes.url());
+                    *request.uri_mut() = uri.parse().expect("a URI");
+                    self.note(format!("the Job with uid {uid} is to be deleted"));
+                }
+            }
+            Planted::Repeats if path.ends_with("/pods") => {
+                for (_, job) in running {
+                    let mut buildkite = self.lab.buildkite.lock();
+                    buildkite.jobs.get_mut(&job).expect("it runs").state = "scheduled";
+                }
+            }
+            Planted::Overlooks if path.ends_with("/scheduled-jobs") => {
+                *request.uri_mut() = format!("{}/none", self.lab.buildkite.url()).parse().expect("a URI");
+            }
+            _ => {}
+        }
     }
 
     /// From a function to a server, or back.
     async fn travel(&self) {
-        let time = self.state().dice.u64(1..20);
-        sleep(Duration::from_millis(time)).await;
+        let slow = if self.plan.planted == Some(Planted::Dawdles) { Duration::from_secs(4) } else { Duration::ZERO };
+        sleep(self.between(1, self.plan.latency) + slow).await;
     }
 
     /// The fault that the request meets, if one is due.

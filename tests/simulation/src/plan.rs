@@ -13,6 +13,12 @@ const BUSY: RangeInclusive<u64> = 0..=900;
 pub struct Plan {
     /// Which run it is.
     pub seed: u64,
+    /// Whether the sweep is on.
+    pub sweeps: bool,
+    /// How long a request is on its way at most, and its answer, in milliseconds.
+    pub latency: u64,
+    /// How far the clocks of Buildkite and of the API server are ahead of the function's.
+    pub ahead: [Duration; 2],
     /// Whether the function asks EKS for the cluster's endpoint.
     pub is_described: bool,
     /// The reserved concurrency.
@@ -21,6 +27,31 @@ pub struct Plan {
     pub jobs: Vec<Job>,
     /// What goes wrong, or is done by operators.
     pub troubles: Vec<Trouble>,
+    /// For the tests of the checks.
+    pub planted: Option<Planted>,
+}
+
+/// A fault of the function: its requests, or what it sees of the answers, are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// It does not see a `Retry-After`.
+    Hurries,
+    /// It does not see its deadline, and the network is slow.
+    Dawdles,
+    /// It puts the agent token into each Job.
+    Leaks,
+    /// It takes a Job for created that is not.
+    Invents,
+    /// It deletes Jobs that run.
+    Deletes,
+    /// It makes Jobs without a TTL.
+    Litters,
+    /// It lets another agent take a job that runs.
+    Repeats,
+    /// It finishes jobs before `PodPendingSeconds`.
+    Despairs,
+    /// It never lists what waits.
+    Overlooks,
 }
 
 /// Numbers of jobs and of troubles to leave out.
@@ -112,7 +143,7 @@ pub enum What {
     NoSweep,
     /// Another agent token in SSM; the old one works on for an hour.
     Rotate,
-    /// Somebody deletes the Secret.
+    /// An operator deletes the Secret.
     DeleteSecret,
     /// The function lacks a permission.
     Forbid(&'static str, &'static str),
@@ -136,10 +167,14 @@ impl Plan {
         let (jobs, troubles) = (dice.usize(1..=12), dice.usize(0..=5));
         Self {
             seed,
+            sweeps: dice.u32(0..8) > 0,
+            latency: *pick(&mut dice, &[2, 20, 20, 300, 1_500]),
+            ahead: [0; 2].map(|_: u64| seconds(if dice.bool() { 0 } else { dice.u64(0..120) })),
             is_described: dice.bool(),
             environments: dice.usize(1..=4),
             jobs: (0..jobs).map(|number| Job::of(number, &mut dice.fork())).collect(),
             troubles: (0..troubles).map(|number| Trouble::of(number, &mut dice.fork())).collect(),
+            planted: None,
         }
     }
 
@@ -216,7 +251,7 @@ impl Trouble {
     fn of(number: usize, dice: &mut Rng) -> Self {
         let what = match dice.u32(0..14) {
             0..=6 => Self::answers(dice),
-            7 | 8 => What::Kills(*pick(dice, &[0.2, 0.5, 1.0]), dice.u32(1..40)),
+            7 | 8 => What::Kills(*pick(dice, &[0.2, 0.5, 1.0]), dice.u32(1..200)),
             9 => What::NoSweep,
             10 => What::Rotate,
             11 => What::DeleteSecret,

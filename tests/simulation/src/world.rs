@@ -55,7 +55,7 @@ pub struct State {
     /// How many environments are at work.
     pub busy: usize,
     pub invocations: usize,
-    /// Events that are on their way.
+    /// Events of jobs that are on their way.
     pub queued: usize,
     /// With the number of redrives.
     pub failure_queue: Vec<(Event, u32)>,
@@ -63,8 +63,8 @@ pub struct State {
     pub parked: BTreeSet<String>,
     /// Uids of the Jobs that the Job controller has seen.
     pub seen: BTreeSet<String>,
-    /// Names of Jobs that were there.
-    pub created: BTreeSet<String>,
+    /// Names of Jobs that were there, and when the first one was seen.
+    pub created: BTreeMap<String, Duration>,
     /// The number in the plan of each job of Buildkite.
     pub numbers: BTreeMap<String, usize>,
     /// How many pods each job of Buildkite had.
@@ -91,6 +91,9 @@ impl World {
         agent_scheduler::clock::simulate(now, plan.seed);
         lab::clock::simulate(now);
         let lab = Lab::in_process();
+        let [buildkite_ahead, kubernetes_ahead] = plan.ahead;
+        lab.buildkite.lock().skipped = buildkite_ahead;
+        lab.kubernetes.skip(kubernetes_ahead);
         let state = State {
             dice: Rng::with_seed(plan.seed),
             pauses: Pauses::default(),
@@ -102,7 +105,7 @@ impl World {
             failure_queue: Vec::new(),
             parked: BTreeSet::new(),
             seen: BTreeSet::new(),
-            created: BTreeSet::new(),
+            created: BTreeMap::new(),
             numbers: BTreeMap::new(),
             pods: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -177,7 +180,7 @@ impl World {
         sleep_until(self.start + calm_at).await;
         self.note("calm".to_owned());
         let mut late = calm_at + MAX_WAITING;
-        while self.now() < late && !self.jobs_that_wait().is_empty() {
+        while self.now() < late && (!self.jobs_that_wait().is_empty() || !self.plan.sweeps) {
             self.redrive().await;
             sleep(SWEEP).await;
         }
