@@ -2,16 +2,27 @@
 
 use std::time::Duration;
 
+use agent_scheduler::kept::REFRESH_TIMEOUT;
 use lab::Event;
 use serde_json::Value;
 
 use crate::{
+    agent::decoded,
     plan::{Fate, Kind, What},
-    world::{START, World},
+    world::{SECRET, START, World},
 };
 
 /// The states of a job that is over.
 const OVER: [&str; 2] = ["finished", "canceled"];
+
+/// The label of a Job of ours.
+const LABEL: &str = "buildkite.com/job-uuid";
+
+/// How old the copy of the cluster's definitions may be, with the time that a request takes.
+const MAX_DEFINITION_AGE: Duration = Duration::from_secs(70);
+
+/// How old the copy of the token may be, and its Secret, with a sweep in between.
+const MAX_TOKEN_AGE: Duration = Duration::from_mins(7);
 
 /// `PodPendingSeconds`, less what rounding to seconds takes off.
 const POD_PENDING: Duration = Duration::from_secs(898);
@@ -25,8 +36,8 @@ impl World {
         let (uuid, outcome) = (event.job_uuid(), answer["outcome"].as_str().unwrap_or_default());
         let (kind, name) = (self.kind(uuid), event.job_name());
         let was_there = || {
-            let jobs = self.lab.kubernetes.job_uids();
-            self.state().created.contains_key(&name) || jobs.iter().any(|(job, _)| *job == name)
+            let is_there = self.lab.kubernetes.job(&name).is_some_and(|job| job["metadata"]["labels"][LABEL] == uuid);
+            is_there || self.state().created.contains_key(&name)
         };
         let is_true = match outcome {
             "created" | "already-exists" => was_there(),
@@ -37,6 +48,41 @@ impl World {
         };
         if !is_true {
             self.violated(format!("the answer to job {uuid} ({kind:?}) is not true: {answer}"));
+        }
+    }
+
+    /// Whether a new Job is ours. Then it has a definition that the cluster had a short time ago.
+    pub fn check_job(&self, uid: &str) -> bool {
+        let job = self.lab.kubernetes.with_job(uid, |job| job.clone()).unwrap_or_default();
+        if !job["metadata"]["labels"][LABEL].is_string() {
+            return false;
+        }
+        // A copy that cannot be refreshed stays in use, and a refresh may take two seconds.
+        let hides = |what: &What| matches!(what, What::Answers(..) | What::Forbid(..));
+        let is_slow = self.travels(2) > REFRESH_TIMEOUT;
+        let definitions = self.state().definitions.clone();
+        let recent = definitions
+            .iter()
+            .zip(definitions.iter().skip(1).map(Some).chain([None]))
+            .filter(|(_, next)| next.is_none_or(|(until, _)| until.elapsed() <= MAX_DEFINITION_AGE + self.travels(4)));
+        let image = job["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+        let theirs = Some(image.to_owned()).filter(|image| image.starts_with("theirs:"));
+        let is_recent = recent.map(|((_, image), _)| image).any(|image| *image == theirs);
+        if !is_recent && !is_slow && !self.plan.troubles.iter().any(|trouble| hides(&trouble.what)) {
+            self.violated(format!("Job {} has an old definition, with image {image}", job["metadata"]["name"]));
+        }
+        true
+    }
+
+    /// The Secret has the token of SSM, some time after the last trouble.
+    fn check_secret(&self) {
+        let secret = self.lab.kubernetes.secret("buildkite", SECRET).unwrap_or_default();
+        let token = secret["data"]["token"].as_str().and_then(decoded);
+        if self.plan.sweeps
+            && self.now() > self.plan.calm_at() + MAX_TOKEN_AGE
+            && token != self.state().tokens.last().cloned()
+        {
+            self.violated("the Secret does not have the token of SSM at the end".to_owned());
         }
     }
 
@@ -122,7 +168,8 @@ impl World {
             let number = self.state().numbers.get(name.trim_start_matches("buildkite-")).copied();
             number.and_then(|number| self.job(number)).is_some_and(|job| job.kind == Kind::NoImage)
         };
-        let may_lack_secret = self.plan.troubles.iter().any(|trouble| matches!(trouble.what, What::DeleteSecret));
+        let may_lack_secret =
+            self.plan.troubles.iter().any(|trouble| matches!(trouble.what, What::DeleteSecret | What::TakeSecret));
         let is_left = |name: &str| self.plan.sweeps || !(may_lack_secret || waits(name));
         let mut left: Vec<_> = self
             .lab
@@ -151,6 +198,7 @@ impl World {
         for left in self.left() {
             self.violated(format!("left at the end: {left}"));
         }
+        self.check_secret();
         let refused = std::mem::take(&mut self.lab.buildkite.lock().violations);
         for refused in refused {
             self.violated(format!("Buildkite does not document: {refused}"));

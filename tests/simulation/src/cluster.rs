@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     agent::{self, Work},
     plan::{Fate, Kind},
-    world::World,
+    world::{SECRET, World},
 };
 
 /// How often the Job controller looks for Jobs, and a container for its end.
@@ -51,7 +51,7 @@ impl World {
         loop {
             sleep(STEP).await;
             for (name, uid) in self.lab.kubernetes.job_uids() {
-                if self.state().seen.insert(uid.clone()) {
+                if self.state().seen.insert(uid.clone()) && self.check_job(&uid) {
                     spawn_local(Arc::clone(&self).control_job(name, uid));
                 }
             }
@@ -256,7 +256,7 @@ impl World {
 
     /// The agent token, as a pod gets it.
     fn secret(&self) -> Option<String> {
-        let secret = self.lab.kubernetes.secret("buildkite", "buildkite-agent-token")?;
+        let secret = self.lab.kubernetes.secret("buildkite", SECRET)?;
         agent::decoded(secret["data"]["token"].as_str()?)
     }
 

@@ -28,8 +28,8 @@ use tokio::{
 use tower::{service_fn, util::BoxCloneSyncService};
 
 use crate::{
-    network::{INVOCATION, Sdk},
-    plan::{Planted, What},
+    network::{INVOCATION, Invocation, Sdk},
+    plan::{Kind, Planted, What},
     world::World,
 };
 
@@ -50,6 +50,7 @@ const RECEIVES: u32 = 5;
 
 /// One process of the function, between two invocations.
 pub struct Environment {
+    number: usize,
     scheduler: Scheduler,
     used: Instant,
 }
@@ -73,7 +74,7 @@ impl fmt::Display for Failure {
 
 /// Polls an invocation, and kills it after so many polls.
 struct Killable<F> {
-    invocation: usize,
+    invocation: Invocation,
     polls_left: Option<u32>,
     work: Pin<Box<F>>,
 }
@@ -130,7 +131,7 @@ impl World {
         spawn_local(async move {
             let attempts = if event.is_sweep() { 1 } else { ATTEMPTS };
             for attempt in 1..=attempts {
-                match world.invoke(&event.to_string()).await {
+                match world.invoke(&event.to_string(), world.is_plain(&event)).await {
                     Ok(answer) => {
                         world.check_answer(&event, &answer);
                         break;
@@ -162,7 +163,7 @@ impl World {
             return;
         }
         let records = messages.iter().enumerate().map(|(id, (event, _))| (id, event.failure_record()));
-        let answer = self.invoke(&batch(records)).await;
+        let answer = self.invoke(&batch(records), false).await;
         for (id, (event, receives)) in messages.into_iter().enumerate() {
             let id = id.to_string();
             let failures = answer.as_ref().ok().and_then(|answer| answer["batchItemFailures"].as_array());
@@ -177,7 +178,7 @@ impl World {
     }
 
     /// One invocation, as soon as an environment is free.
-    async fn invoke(self: &Arc<Self>, payload: &str) -> Result<Value, Failure> {
+    async fn invoke(self: &Arc<Self>, payload: &str, is_plain: bool) -> Result<Value, Failure> {
         while self.state().busy == self.plan.environments {
             let pause = self.state().dice.u64(500..3_000);
             sleep(Duration::from_millis(pause)).await;
@@ -188,11 +189,13 @@ impl World {
             let warm = state.idle.pop().filter(|environment| environment.used.elapsed() < MAX_IDLE);
             (state.invocations, warm, self.killed_after(&mut state.dice))
         };
+        let environment = warm.as_ref().map_or(invocation, |environment| environment.number);
+        let polled = Invocation { number: invocation, environment, is_plain };
         let world = Arc::clone(self);
         let work = async move {
             let environment = match warm {
-                Some(environment) => environment,
-                None => world.cold_start().await,
+                Some(environment) if world.plan.planted != Some(Planted::Forgets) => environment,
+                Some(_) | None => world.cold_start(environment).await,
             };
             let is_blind = world.plan.planted == Some(Planted::Dawdles);
             let end = world.wall() + if is_blind { TIMEOUT * 10 } else { TIMEOUT };
@@ -200,7 +203,7 @@ impl World {
             (timeout(TIMEOUT, handled).await, environment)
         };
         self.note(format!("invocation {invocation}"));
-        let done = Killable { invocation, polls_left, work: Box::pin(work) }.await;
+        let done = Killable { invocation: polled, polls_left, work: Box::pin(work) }.await;
         let mut state = self.state();
         state.busy -= 1;
         match done {
@@ -221,14 +224,19 @@ impl World {
         }
     }
 
-    async fn cold_start(self: &Arc<Self>) -> Environment {
+    fn is_plain(&self, event: &Event) -> bool {
+        !event.is_sweep() && matches!(self.kind(event.job_uuid()), Kind::Usual | Kind::NoImage)
+    }
+
+    async fn cold_start(self: &Arc<Self>, number: usize) -> Environment {
         let scheduler = self.scheduler();
         match timeout(INIT_TIMEOUT, scheduler.start(Deadline::after(START_TIMEOUT))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.note(format!("start-up is not complete: {}", chain(&error))),
             Err(_) => self.violated("a start outlasts its timeout".to_owned()),
         }
-        Environment { scheduler, used: Instant::now() }
+        self.state().pauses.start_ends(number);
+        Environment { number, scheduler, used: Instant::now() }
     }
 
     /// How many polls an invocation that begins now has, if it is to be killed.

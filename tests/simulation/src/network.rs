@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
+use agent_scheduler::{agent_token, definitions};
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture},
     orchestrator::{HttpRequest, HttpResponse},
@@ -27,13 +28,45 @@ use crate::{
 const JOBS: &str = "apis/batch/v1/namespaces/buildkite/jobs";
 
 thread_local! {
-    /// The invocation that is polled now, on this thread.
-    pub static INVOCATION: Cell<usize> = const { Cell::new(0) };
+    /// The one that is polled now, on this thread.
+    pub static INVOCATION: Cell<Invocation> = const { Cell::new(Invocation { number: 0, environment: 0, is_plain: false }) };
 }
 
-/// What a server has asked of an invocation: no such request before that time.
+/// An invocation.
+#[derive(Clone, Copy)]
+pub struct Invocation {
+    pub number: usize,
+    /// The number of its first invocation.
+    pub environment: usize,
+    /// It is for one event whose job needs nothing but what is kept.
+    pub is_plain: bool,
+}
+
+/// What a server has asked of an invocation: not the same request before that time. Those that are made side by side do not know of
+/// each other's pauses.
 #[derive(Default)]
-pub struct Pauses(BTreeMap<(usize, Method, String), Instant>);
+pub struct Pauses(BTreeMap<Asked, Instant>);
+
+impl Pauses {
+    /// The first event of an environment does not know of the pauses of its start.
+    pub fn start_ends(&mut self, invocation: usize) {
+        self.0.retain(|(of, ..), _| *of != invocation);
+    }
+}
+
+/// Invocation, method, URL and body.
+type Asked = (usize, Method, String, Bytes);
+
+/// When an environment has read or written what it keeps.
+#[derive(Default)]
+pub struct Read(BTreeMap<(usize, &'static str), Instant>);
+
+/// What an environment keeps, by the end of the path of its request, and for how long.
+const KEPT: [(Server, &str, Duration); 3] = [
+    (Server::Kubernetes, "/podtemplates", definitions::MAX_AGE),
+    (Server::Kubernetes, "/secrets/buildkite-agent-token", agent_token::MAX_AGE),
+    (Server::Aws, "/", agent_token::MAX_AGE),
+];
 
 /// The HTTP client of the SDK.
 #[derive(Clone)]
@@ -46,16 +79,22 @@ impl World {
             self.spoil(planted, &mut request);
         }
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let asked = (INVOCATION.get(), method.clone(), path.clone());
-        self.check_request(&asked, &request);
-        self.travel().await;
-        let is_kubernetes = request.uri().host().is_some_and(|host| host.starts_with("kubernetes"));
         let server = match request.uri().host().unwrap_or_default() {
             host if host.starts_with("kubernetes") => Server::Kubernetes,
             host if host.starts_with("buildkite") => Server::Buildkite,
             _ => Server::Aws,
         };
-        if let Some(fault) = self.fault(server, &Call::new(method.as_str(), &path)) {
+        let invocation = INVOCATION.get();
+        let asked = (invocation.number, method.clone(), request.uri().to_string(), request.body().clone());
+        let kept = KEPT.iter().find(|(of, end, _)| *of == server && path.ends_with(end));
+        if let Some(kept) = kept {
+            self.check_kept(invocation, kept);
+        }
+        self.check_request(&asked, &request);
+        self.travel().await;
+        let fault = self.fault(server, &Call::new(method.as_str(), &path));
+        let is_quiet = fault.is_none();
+        if let Some(fault) = fault {
             let stand_in = match server {
                 Server::Aws => &*self.lab.aws,
                 Server::Buildkite => &*self.lab.buildkite,
@@ -63,8 +102,7 @@ impl World {
             };
             stand_in.inject(When::any(), fault, 1);
         }
-        let before =
-            if is_kubernetes && method == Method::DELETE { self.lab.kubernetes.job_uids() } else { Vec::new() };
+        let before = if method == Method::DELETE { self.lab.kubernetes.job_uids() } else { Vec::new() };
         let answer = self.lab.call(request.map(Body::from)).await;
         self.check_deleted(before);
         let (parts, body) = answer?.into_parts();
@@ -73,6 +111,9 @@ impl World {
         let pause = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         if let (429, Some(pause)) = (response.status().as_u16(), pause) {
             self.state().pauses.0.insert(asked, Instant::now() + Duration::from_secs(pause));
+        }
+        if let Some((_, end, _)) = kept.filter(|_| is_quiet && response.status().is_success()) {
+            self.state().read.0.insert((invocation.environment, end), Instant::now());
         }
         if self.plan.planted == Some(Planted::Hurries) {
             response.headers_mut().remove(RETRY_AFTER);
@@ -112,6 +153,10 @@ impl World {
                     buildkite.jobs.get_mut(&job).expect("it runs").state = "scheduled";
                 }
             }
+            Planted::Clings if path.ends_with("/podtemplates") => {
+                let uri = format!("{}{path}?labelSelector=none=none", self.lab.kubernetes.url());
+                *request.uri_mut() = uri.parse().expect("a URI");
+            }
             Planted::Overlooks if path.ends_with("/scheduled-jobs") => {
                 *request.uri_mut() = format!("{}/none", self.lab.buildkite.url()).parse().expect("a URI");
             }
@@ -123,6 +168,11 @@ impl World {
     async fn travel(&self) {
         let slow = if self.plan.planted == Some(Planted::Dawdles) { Duration::from_secs(4) } else { Duration::ZERO };
         sleep(self.between(1, self.plan.latency) + slow).await;
+    }
+
+    /// What so many ways between the function and a server take at most.
+    pub fn travels(&self, ways: u32) -> Duration {
+        Duration::from_millis(self.plan.latency) * ways
     }
 
     /// The fault that the request meets, if one is due.
@@ -142,7 +192,7 @@ impl World {
     }
 
     /// The token is nowhere but in the Secret, and a pause that a server asked for is kept.
-    fn check_request(&self, asked: &(usize, Method, String), request: &Request<Bytes>) {
+    fn check_request(&self, asked: &Asked, request: &Request<Bytes>) {
         let text = format!("{} {}", request.uri(), String::from_utf8_lossy(request.body()));
         let is_secret = request.method() == Method::PATCH && request.uri().path().contains("/secrets/");
         if !is_secret && self.has_token(&text) {
@@ -153,6 +203,19 @@ impl World {
             && !early.is_zero()
         {
             self.violated(format!("{} {} comes {early:?} before its Retry-After", asked.1, asked.2));
+        }
+    }
+
+    /// A plain event asks only for what is too old: warm, it is one request to Kubernetes.
+    fn check_kept(&self, invocation: Invocation, (_, end, max_age): &(Server, &'static str, Duration)) {
+        let read = self.state().read.0.get(&(invocation.environment, *end)).copied();
+        let changes = |what: &What| matches!(what, What::Rotate | What::DeleteSecret | What::TakeSecret);
+        let may_change = end.contains("/secrets/") && self.plan.troubles.iter().any(|trouble| changes(&trouble.what));
+        if let Some(age) = read.map(|read| read.elapsed()).filter(|age| age < max_age)
+            && invocation.is_plain
+            && !may_change
+        {
+            self.violated(format!("invocation {} asks again for {end}, of {age:?} ago", invocation.number));
         }
     }
 

@@ -50,6 +50,10 @@ pub enum Planted {
     Repeats,
     /// It finishes jobs before `PodPendingSeconds`.
     Despairs,
+    /// It does not see the cluster's definitions.
+    Clings,
+    /// Each of its environments keeps nothing between two invocations.
+    Forgets,
     /// It never lists what waits.
     Overlooks,
 }
@@ -145,6 +149,12 @@ pub enum What {
     Rotate,
     /// An operator deletes the Secret.
     DeleteSecret,
+    /// Another field manager owns the Secret, which has another token.
+    TakeSecret,
+    /// Another client has a Job with the name of this job's.
+    TakeName(usize),
+    /// The cluster has a definition `default` of its own.
+    Define,
     /// The function lacks a permission.
     Forbid(&'static str, &'static str),
     /// The queue is paused.
@@ -249,7 +259,7 @@ impl Fate {
 
 impl Trouble {
     fn of(number: usize, dice: &mut Rng) -> Self {
-        let what = match dice.u32(0..14) {
+        let what = match dice.u32(0..20) {
             0..=6 => Self::answers(dice),
             7 | 8 => What::Kills(*pick(dice, &[0.2, 0.5, 1.0]), dice.u32(1..200)),
             9 => What::NoSweep,
@@ -269,7 +279,10 @@ impl Trouble {
                 let (verb, resource) = *pick(dice, &permissions);
                 What::Forbid(verb, resource)
             }
-            _ => What::Pause,
+            13 => What::Pause,
+            14 => What::TakeSecret,
+            15 | 16 => What::TakeName(dice.usize(0..12)),
+            _ => What::Define,
         };
         Self { number, at: seconds(dice.u64(BUSY)), lasts: seconds(dice.u64(1..900)), what }
     }

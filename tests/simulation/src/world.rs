@@ -9,7 +9,7 @@ use std::{
 use fastrand::Rng;
 use lab::{AGENT_TOKEN_PARAMETER, Event, Lab, Parameter, buildkite, buildkite::CLUSTER};
 use parking_lot::{Mutex, MutexGuard};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     task::spawn_local,
     time::{Instant, sleep, sleep_until},
@@ -17,12 +17,15 @@ use tokio::{
 
 use crate::{
     lambda::Environment,
-    network::Pauses,
+    network::{Pauses, Read},
     plan::{Job, Kind, Plan, Trouble, What},
 };
 
 /// When every world begins.
 pub const START: Duration = Duration::from_secs(1_768_471_205);
+
+/// The Secret with the agent token.
+pub const SECRET: &str = "buildkite-agent-token";
 
 /// The period of the sweep.
 const SWEEP: Duration = Duration::from_mins(1);
@@ -73,6 +76,10 @@ pub struct State {
     pub running: BTreeMap<String, String>,
     /// How often the command of a job was run.
     pub runs: BTreeMap<String, u32>,
+    /// The image of the cluster's own definition `default` from a time on.
+    pub definitions: Vec<(Instant, Option<String>)>,
+    /// What environments have read, and when.
+    pub read: Read,
     pub violations: Vec<String>,
     last_pod: usize,
 }
@@ -110,6 +117,8 @@ impl World {
             pods: BTreeMap::new(),
             running: BTreeMap::new(),
             runs: BTreeMap::new(),
+            definitions: vec![(Instant::now(), None)],
+            read: Read::default(),
             violations: Vec::new(),
             last_pod: 0,
         };
@@ -265,7 +274,21 @@ impl World {
                 self.lab.buildkite.lock().tokens.insert(token.clone(), cluster);
                 self.state().tokens.push(token);
             }
-            What::DeleteSecret => self.lab.kubernetes.remove_secret("buildkite", "buildkite-agent-token"),
+            What::DeleteSecret => self.lab.kubernetes.remove_secret("buildkite", SECRET),
+            What::TakeSecret => self.lab.kubernetes.put_secret_as("another", "buildkite", SECRET, "token", "theirs"),
+            What::TakeName(number) => {
+                let name = Event::of_number(number).job_name();
+                if self.lab.kubernetes.job(&name).is_none() {
+                    self.lab.kubernetes.put_job(json!({"metadata": {"name": name, "labels": {"theirs": "yes"}}}));
+                }
+            }
+            What::Define => {
+                let image = format!("theirs:{number}");
+                let spec = json!({"restartPolicy": "Never", "containers": [{"name": "agent", "image": image}]});
+                let template = json!({"metadata": {"name": "default"}, "template": {"spec": spec}});
+                self.lab.kubernetes.put_pod_template(template);
+                self.state().definitions.push((Instant::now(), Some(image)));
+            }
             What::Forbid(verb, resource) => self.lab.kubernetes.forbid(verb, resource),
             What::Pause => pause(true),
             What::Answers(..) | What::Kills(..) | What::NoSweep => {}
@@ -275,6 +298,17 @@ impl World {
         match what {
             What::Forbid(verb, resource) => self.lab.kubernetes.allow(verb, resource),
             What::Pause => pause(false),
+            What::TakeSecret => self.lab.kubernetes.remove_secret("buildkite", SECRET),
+            What::TakeName(number) => {
+                let taken = self.lab.kubernetes.job(&Event::of_number(number).job_name());
+                if let Some(job) = taken.filter(|job| job["metadata"]["labels"]["theirs"] == "yes") {
+                    self.lab.kubernetes.collect_job(job["metadata"]["uid"].as_str().unwrap_or_default());
+                }
+            }
+            What::Define => {
+                self.lab.kubernetes.remove_pod_template("buildkite", "default");
+                self.state().definitions.push((Instant::now(), None));
+            }
             _ => {}
         }
     }
