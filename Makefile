@@ -10,6 +10,8 @@ SOAK_EVENTS ?= 100000
 DEFINITIONS ?= pod-definitions
 TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
+SECONDS ?= 60
+FROM ?= 0
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
 # The scripts of the image; its Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
@@ -29,7 +31,7 @@ STACK_TAGS = $(shell sed -n 's/^tags = "\(.*\)"/\1/p' samconfig.toml)
 STAGES = test-scripts test-quick control-plane test-control-plane test-runs instructions test-deployment
 
 .PHONY: help run render check-definitions package build deploy deploy-guided connect doctor release dashboard test $(STAGES) \
-	deployment-tools docker-engine faketime test-node node bench fuzz load soak cold-starts scale binary binaries valgrind lint
+	deployment-tools docker-engine faketime test-node node bench fuzz load soak cold-starts simulate scale binary binaries valgrind lint
 
 ## Lists the targets.
 help:
@@ -176,6 +178,11 @@ instructions: binary binaries valgrind
 ## The targets of tests/fuzz with libFuzzer, a minute each: FUZZ_SECONDS=1800 for longer, TARGETS=event for one of them.
 fuzz:
 	@tests/fuzz/run $(FUZZ_SECONDS) $(TARGETS)
+
+## Seeds of the simulation for a minute, on all cores: SECONDS=1800 for longer, FROM=… is the first seed. A seed that fails is printed
+## with the command that repeats it.
+simulate:
+	@cargo run --quiet --package simulation -- --seconds $(SECONDS) --from $(FROM)
 
 ## The simulated day of a million jobs: prints its tables, and writes them and the plots into docs/scale.md and docs/scale.
 ## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` lists all.

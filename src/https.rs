@@ -4,7 +4,7 @@
 //! a cold start. kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
 //! cluster, a tenth of the binary.
 
-use std::{fs, str::FromStr, sync::Arc, time::Duration};
+use std::{cell::RefCell, fs, str::FromStr, sync::Arc, time::Duration};
 
 use aws_smithy_types::{DateTime, date_time::Format};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -23,7 +23,7 @@ use k8s_openapi::jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
 use tokio::time::timeout;
-use tower::{BoxError, Service, ServiceExt};
+use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
 
 /// Until there is a connection, without TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,6 +47,18 @@ const ROOTS_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// A client that keeps its connections.
 pub type Client<Body> = legacy::Client<HttpsConnector<HttpConnector>, Body>;
+
+/// All servers, in a simulation.
+pub type Servers = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
+
+thread_local! {
+    static SERVERS: RefCell<Option<Servers>> = const { RefCell::new(None) };
+}
+
+/// From here on these servers get the requests of this thread, but for those of the SDK, in place of the network.
+pub fn simulate(servers: Servers) {
+    SERVERS.set(Some(servers));
+}
 
 /// Whether a URL may ask for no TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +164,12 @@ pub async fn send<H, Sent, Received>(
 ) -> Result<Response<Bytes>, BoxError>
 where
     H: Service<Request<Sent>, Response = Response<Received>, Error: Into<BoxError>>,
+    Sent: http_body::Body<Error: Into<BoxError>>,
     Received: http_body::Body<Error: Into<BoxError>>,
 {
+    if let Some(servers) = SERVERS.with_borrow(Clone::clone) {
+        return simulated(servers, request, time).await;
+    }
     let connection = capture_connection(&mut request);
     let answer = async {
         let (parts, body) = http.oneshot(request).await.map_err(Into::into)?.into_parts();
@@ -168,6 +184,16 @@ where
         Err(_) if connection.connection_metadata().is_none() => Err(NoConnection(time).into()),
         Err(_) => Err(NoAnswer(time).into()),
     }
+}
+
+async fn simulated<Sent>(servers: Servers, request: Request<Sent>, time: Duration) -> Result<Response<Bytes>, BoxError>
+where
+    Sent: http_body::Body<Error: Into<BoxError>>,
+{
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(Into::into)?.to_bytes();
+    let answer = timeout(time, servers.oneshot(Request::from_parts(parts, body))).await;
+    answer.unwrap_or_else(|_| Err(NoAnswer(time).into()))
 }
 
 /// Whether no connection came about: another server may have the place by now.

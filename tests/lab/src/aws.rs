@@ -22,7 +22,7 @@ use crate::{
     credentials::Credentials,
     exchange::{Role, StandIn},
     fault::ErrorAnswer,
-    server::Server,
+    server::{Server, Service},
     timeline::{Actor, Call, Timeline},
 };
 
@@ -30,6 +30,9 @@ use crate::{
 pub const REGION: &str = "us-east-1";
 /// The account of the lab.
 pub const ACCOUNT: &str = "111122223333";
+
+/// In process.
+pub(crate) const HOST: &str = "aws.lab";
 
 const TARGET: &str = "x-amz-target";
 /// The role of every function.
@@ -42,8 +45,9 @@ pub(crate) const SESSION: &str = "agent-scheduler";
 pub struct Aws {
     api: Arc<Api>,
     stand_in: StandIn,
-    http: Arc<Server>,
-    https: Arc<Server>,
+    service: Service,
+    /// Without and with TLS; none in process.
+    servers: Option<Arc<[Server; 2]>>,
 }
 
 /// A parameter of the store.
@@ -79,6 +83,13 @@ impl Aws {
         credentials: &Credentials,
         certificates: &Arc<Certificates>,
     ) -> Self {
+        let aws = Self::new(timeline, credentials, certificates);
+        let http = Server::listen(ip, None, aws.service.clone()).await;
+        let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), aws.service.clone()).await;
+        Self { servers: Some(Arc::new([http, https])), ..aws }
+    }
+
+    pub(crate) fn new(timeline: &Timeline, credentials: &Credentials, certificates: &Arc<Certificates>) -> Self {
         let stand_in = StandIn::new(timeline, certificates);
         let api = Arc::new(Api {
             access_key_id: credentials.access_key_id.clone(),
@@ -92,19 +103,21 @@ impl Aws {
             .layer(from_fn_with_state(Arc::clone(&api), authenticate))
             .with_state(Arc::clone(&api));
         let service = stand_in.service(Actor::Ssm, routes, AWS);
-        let http = Server::listen(ip, None, service.clone()).await;
-        let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), service).await;
-        Self { api, stand_in, http: Arc::new(http), https: Arc::new(https) }
+        Self { api, stand_in, service, servers: None }
     }
 
     /// Where it listens without TLS; what `AWS_ENDPOINT_URL` of a function is.
     pub fn url(&self) -> String {
-        self.http.url()
+        self.servers.as_ref().map_or_else(|| format!("http://{HOST}"), |servers| servers[0].url())
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
     }
 
     /// Where it listens with a certificate of the lab's authority.
     pub fn https_url(&self) -> String {
-        self.https.url()
+        self.servers.as_ref().map_or_else(|| format!("https://{HOST}"), |servers| servers[1].url())
     }
 
     /// Stores a parameter; one that is there gets the next version.

@@ -22,7 +22,6 @@ use axum::{
 use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
-use tower::ServiceExt;
 
 pub use self::{
     job::Job,
@@ -31,9 +30,12 @@ pub use self::{
 use crate::{
     certificates::{Certificate, Certificates},
     exchange::{Role, StandIn},
-    server::{Cut, Server, Service},
+    server::{Server, Service},
     timeline::{Actor, Call, Timeline},
 };
+
+/// In process.
+pub(crate) const HOST: &str = "buildkite.lab";
 
 /// The stand-in for Buildkite. Clones are the same one.
 #[derive(Clone)]
@@ -61,7 +63,7 @@ impl Buildkite {
         Self { servers: Some(Arc::new([http, https])), ..buildkite }
     }
 
-    fn new(timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
+    pub(crate) fn new(timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
         let organization = Shared::default();
         "kubernetes".clone_into(&mut organization.lock().default_queue);
         organization.lock().queue(CLUSTER, "kubernetes");
@@ -83,22 +85,22 @@ impl Buildkite {
     }
 
     fn endpoint(&self, server: usize) -> String {
-        let servers = self.servers.as_ref().expect("Buildkite in process has no endpoint");
-        format!("{}/v3", servers[server].url())
+        let servers = self.servers.as_ref();
+        servers.map_or_else(|| format!("https://{HOST}/v3"), |servers| format!("{}/v3", servers[server].url()))
     }
 
     /// Answers a request without a socket, with faults and records.
     pub async fn call(&self, request: Request<Body>) -> io::Result<Response> {
-        let Ok(response) = self.service.router.clone().oneshot(request).await;
-        match response.extensions().get::<Cut>() {
-            None => Ok(response),
-            Some(_) => Err(io::Error::other("injected")),
-        }
+        self.service.call(request).await
     }
 
     /// What Buildkite keeps, for a test to read and to change. No request is answered before the guard is dropped.
     pub fn lock(&self) -> MutexGuard<'_, Organization> {
         lock(&self.organization)
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
     }
 
     pub(crate) fn check(&self) {

@@ -1,7 +1,7 @@
 //! The keys that a function gets and that the stand-ins accept.
 
-use aws_lc_rs::rand;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use uuid::Builder;
 
 /// The credentials of an assumed role.
 #[derive(Clone)]
@@ -29,8 +29,13 @@ pub(crate) fn random_hex<const N: usize>() -> String {
     hex::encode(random_bytes::<N>())
 }
 
+pub(crate) fn random_uuid() -> String {
+    Builder::from_random_bytes(random_bytes()).into_uuid().to_string()
+}
+
+/// They follow from the seed of this thread's generator, if a test has set it.
 fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("the system has random bytes");
+    fastrand::fill(&mut bytes);
     bytes
 }

@@ -8,6 +8,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::clock;
+
 /// The published `Job Scheduled` event.
 pub const SCHEDULED: &str = include_str!("../../../events/job-scheduled.json");
 
@@ -81,7 +83,7 @@ impl Event {
     /// The same event, sent this long ago.
     #[must_use]
     pub fn sent(self, ago: Duration) -> Self {
-        self.at(jiff::Timestamp::now() - ago)
+        self.at(clock::now() - ago)
     }
 
     /// The same event, sent then.

@@ -1,10 +1,6 @@
 //! One request and its answer, as every stand-in treats them: it meets a fault if one is planned, and is recorded for the test.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -19,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     certificates::Certificates,

@@ -1,13 +1,13 @@
 //! Injected faults: which requests meet them, what happens to these requests, and how often.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, futures::OwnedNotified};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
 
 use crate::{certificates::Certificate, timeline::Call};
 

@@ -10,10 +10,10 @@ mod status;
 mod store;
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     ops::Deref,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use axum::middleware::map_response_with_state;
@@ -29,6 +29,7 @@ use self::{
 };
 use crate::{
     certificates::{Certificate, Certificates},
+    clock,
     eks_token::Verifier,
     exchange::StandIn,
     server::{Server, Service},
@@ -37,6 +38,9 @@ use crate::{
 
 /// The namespace of every lab, and of an object that names none.
 pub const NAMESPACE: &str = "buildkite";
+
+/// In process.
+pub(crate) const HOST: &str = "kubernetes.lab";
 
 /// The user that the access entry of the function's role names.
 pub const USER: &str = "buildkite-on-demand-agent-scheduler";
@@ -47,7 +51,8 @@ pub struct Kubernetes {
     api: Arc<Api>,
     stand_in: StandIn,
     service: Service,
-    server: Arc<Server>,
+    /// None in process.
+    server: Option<Arc<Server>>,
     bad_servers: Arc<Mutex<Vec<Server>>>,
     ip: IpAddr,
     certificates: Arc<Certificates>,
@@ -60,6 +65,13 @@ impl Kubernetes {
         verifier: Verifier,
         certificates: &Arc<Certificates>,
     ) -> Self {
+        let kubernetes = Self { ip, ..Self::new(timeline, verifier, certificates) };
+        let tls = certificates.server(Certificate::Good);
+        let server = Server::listen(ip, Some(tls), kubernetes.service.clone()).await;
+        Self { server: Some(Arc::new(server)), ..kubernetes }
+    }
+
+    pub(crate) fn new(timeline: &Timeline, verifier: Verifier, certificates: &Arc<Certificates>) -> Self {
         let stand_in = StandIn::new(timeline, certificates);
         let api = Arc::new(Api {
             store: Mutex::new(Store::new()),
@@ -69,14 +81,17 @@ impl Kubernetes {
         });
         let mut service = stand_in.service(Actor::Kubernetes, routes(&api), API_SERVER);
         service.router = service.router.layer(map_response_with_state(Arc::clone(&api), date));
-        let server = Server::listen(ip, Some(certificates.server(Certificate::Good)), service.clone()).await;
-        let certificates = Arc::clone(certificates);
-        Self { api, stand_in, service, server: Arc::new(server), bad_servers: Arc::default(), ip, certificates }
+        let (ip, certificates) = (Ipv4Addr::LOCALHOST.into(), Arc::clone(certificates));
+        Self { api, stand_in, service, server: None, bad_servers: Arc::default(), ip, certificates }
     }
 
     /// The endpoint, as EKS shows it.
     pub fn url(&self) -> String {
-        self.server.url()
+        self.server.as_ref().map_or_else(|| format!("https://{HOST}"), |server| server.url())
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
     }
 
     /// The certificate authority, as EKS shows it: base64 of a PEM.
@@ -117,6 +132,37 @@ impl Kubernetes {
         let mut store = self.api.store.lock();
         let job = store.jobs.iter_mut().find(|((_, own), _)| own == name);
         change(job.unwrap_or_else(|| panic!("there is no Job {name}")).1);
+    }
+
+    /// Name and uid of each Job.
+    pub fn job_uids(&self) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let store = self.api.store.lock();
+        store.jobs.values().map(|job| (text(&job["metadata"]["name"]), text(&job["metadata"]["uid"]))).collect()
+    }
+
+    /// Changes the Job with this uid. `None` if it is not there.
+    pub fn with_job<T>(&self, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
+        let mut store = self.api.store.lock();
+        store.jobs.values_mut().find(|job| job["metadata"]["uid"] == uid).map(change)
+    }
+
+    /// Changes a pod, as the scheduler and the kubelet do. `None` if it is not there.
+    pub fn with_pod<T>(&self, name: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
+        let mut store = self.api.store.lock();
+        store.pods.get_mut(&(NAMESPACE.to_owned(), name.to_owned())).map(change)
+    }
+
+    /// Removes a pod.
+    pub fn remove_pod(&self, name: &str) {
+        self.api.store.lock().pods.remove(&(NAMESPACE.to_owned(), name.to_owned()));
+    }
+
+    /// Removes a Job and its pods, as the TTL controller and the garbage collector do.
+    pub fn collect_job(&self, uid: &str) {
+        let mut store = self.api.store.lock();
+        store.jobs.retain(|_, job| job["metadata"]["uid"] != uid);
+        store.pods.retain(|_, pod| pod["metadata"]["ownerReferences"][0]["uid"] != uid);
     }
 
     /// All pods, of all namespaces.
@@ -229,11 +275,11 @@ impl Kubernetes {
     ///
     /// A token has its time in whole seconds, so this returns in the next second: a token signed then is accepted.
     pub async fn expire_tokens(&self) {
-        let now = SystemTime::now();
+        let now = clock::wall();
         self.api.tokens.lock().expired_until = Some(now);
         let into_second = now.duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
         let next_second = now + Duration::from_nanos(1_000_000_000 - u64::from(into_second));
-        while let Ok(left) = next_second.duration_since(SystemTime::now()) {
+        while let Ok(left) = next_second.duration_since(clock::wall()) {
             sleep(left.max(Duration::from_millis(1))).await;
         }
     }

@@ -31,6 +31,7 @@ pub mod aws;
 pub mod buildkite;
 mod certificates;
 mod client;
+pub mod clock;
 pub mod control_plane;
 mod credentials;
 pub mod eks_token;
@@ -50,11 +51,14 @@ mod wire;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
+
+use axum::{body::Body, http, response::Response};
 
 use self::{credentials::random_hex, eks_token::Verifier, server::Server};
 
@@ -104,6 +108,28 @@ impl Lab {
         Self::start_on(Ipv4Addr::LOCALHOST).await
     }
 
+    /// Without sockets: [`Self::call`] answers.
+    pub fn in_process() -> Self {
+        let timeline = Timeline::start();
+        let credentials = Credentials::random();
+        let certificates = Arc::new(Certificates::new(Ipv4Addr::LOCALHOST.into()));
+        let kubernetes = Kubernetes::new(&timeline, verifier(&credentials), &certificates);
+        let aws = Aws::new(&timeline, &credentials, &certificates);
+        let buildkite = Buildkite::new(&timeline, &certificates);
+        Self::of(kubernetes, aws, buildkite, timeline, certificates, credentials)
+    }
+
+    /// Answers a request of a function without a socket. A connection that would be cut is an error.
+    pub async fn call(&self, request: http::Request<Body>) -> io::Result<Response> {
+        let service = match request.uri().host() {
+            Some(kubernetes::HOST) => self.kubernetes.service(),
+            Some(aws::HOST) => self.aws.service(),
+            Some(buildkite::HOST) => self.buildkite.service(),
+            _ => return Err(io::ErrorKind::HostUnreachable.into()),
+        };
+        service.call(request).await
+    }
+
     /// On another address of this machine, so that a container can reach it too.
     pub async fn start_on(ip: impl Into<IpAddr>) -> Self {
         let ip = ip.into();
@@ -112,9 +138,20 @@ impl Lab {
         let certificates = Arc::new(Certificates::new(ip));
         let kubernetes = Kubernetes::start(ip, &timeline, verifier(&credentials), &certificates).await;
         let aws = Aws::start(ip, &timeline, &credentials, &certificates).await;
+        let buildkite = Buildkite::start(ip, &timeline, &certificates).await;
+        Self::of(kubernetes, aws, buildkite, timeline, certificates, credentials)
+    }
+
+    fn of(
+        kubernetes: Kubernetes,
+        aws: Aws,
+        buildkite: Buildkite,
+        timeline: Timeline,
+        certificates: Arc<Certificates>,
+        credentials: Credentials,
+    ) -> Self {
         let agent_token = format!("bkct_{}", random_hex::<20>());
         aws.put_parameter(AGENT_TOKEN_PARAMETER, Parameter::secure_string(&agent_token));
-        let buildkite = Buildkite::start(ip, &timeline, &certificates).await;
         let token = (buildkite::CLUSTER.to_owned(), buildkite::Token::Cluster);
         buildkite.lock().tokens.insert(agent_token.clone(), token);
         let (endpoint, ca_data) = (kubernetes.url(), kubernetes.ca_data());

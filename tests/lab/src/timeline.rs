@@ -4,11 +4,12 @@ use std::{
     fmt,
     process::ExitStatus,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::{
     fault::Fault,
@@ -156,6 +157,11 @@ impl Timeline {
     /// Adds a note of the test.
     pub fn note(&self, text: impl Into<String>) {
         self.record(Actor::Test, Kind::Note(text.into()));
+    }
+
+    /// Adds a line that a function in this process printed.
+    pub fn print(&self, line: impl Into<String>) {
+        self.record(Actor::Function, Kind::Printed(line.into()));
     }
 
     pub(crate) fn record(&self, actor: Actor, kind: Kind) {

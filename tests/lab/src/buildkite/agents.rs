@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::{
     api::{Answer, Request, refusal},
     job::Job,
-    organization::{Agent, Organization, SLUG, Token, new_uuid},
+    organization::{Agent, Organization, SLUG, Token},
 };
-use crate::credentials::random_hex;
+use crate::credentials::{random_hex, random_uuid};
 
 /// Variables of a job, after `BUILDKITE_`, and the fields of its event.
 const VARIABLES: &str = "COMMAND=/job/command LABEL=/job/label STEP_KEY=/job/step_key BUILD_ID=/build/uuid \
@@ -50,7 +50,7 @@ fn register(organization: &mut Organization, request: &Request, token: &str) -> 
         (_, Some(queue)) => queue.to_owned(),
         (_, None) => organization.default_queue.clone(),
     };
-    let (id, session) = (new_uuid(), format!("bkaa_{}", random_hex::<20>()));
+    let (id, session) = (random_uuid(), format!("bkaa_{}", random_hex::<20>()));
     let [name, hostname] = ["name", "hostname"].map(|field| body[field].as_str().unwrap_or_default());
     let name = name.replace("%hostname", hostname);
     let answer = json!({

@@ -4,13 +4,12 @@ use std::{collections::BTreeMap, mem, thread::panicking, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::{
     api::{Refusal, refusal},
     job::Job,
 };
-use crate::event::Event;
+use crate::{clock, credentials::random_uuid, event::Event};
 
 pub(super) const SLUG: &str = "example-org";
 pub(super) const UUID: &str = "11111111-2222-4333-8444-555555555504";
@@ -51,7 +50,7 @@ struct Clock(Timestamp, Instant);
 
 impl Default for Clock {
     fn default() -> Self {
-        Self(Timestamp::now(), Instant::now())
+        Self(clock::now(), Instant::now())
     }
 }
 
@@ -138,12 +137,12 @@ impl Organization {
 
     /// What follows the end of a job: the retry of its step.
     pub(super) fn ended(&mut self, uuid: &str) {
-        let retry = new_uuid();
+        let retry = random_uuid();
         let Some(job) = self.jobs.get_mut(uuid).filter(|job| job.is_retried()) else { return };
         job.retried_in_job_id = Some(retry.clone());
         let old = job.clone();
         let mut event = old.event.uuid(retry);
-        event.0["id"] = new_uuid().into();
+        event.0["id"] = random_uuid().into();
         let new = self.schedule(&event, &old.cluster);
         (new.priority, new.env, new.retries) = (old.priority, old.env, old.retries - 1);
         self.events.push(event);
@@ -182,8 +181,4 @@ impl Drop for Organization {
     fn drop(&mut self) {
         self.check();
     }
-}
-
-pub(super) fn new_uuid() -> String {
-    Uuid::new_v4().to_string()
 }

@@ -27,6 +27,7 @@ use super::{
     store::Store,
 };
 use crate::{
+    clock,
     eks_token::Verifier,
     exchange::{Caller, Role},
     timeline::{Actor, Call, Kind, Timeline},
@@ -90,7 +91,7 @@ impl Api {
         if self.tokens.lock().known.contains(token) {
             return Ok(());
         }
-        let now = SystemTime::now();
+        let now = clock::wall();
         let identity = self.verifier.verify(token, now).map_err(|refusal| refusal.to_string())?;
 
         let mut tokens = self.tokens.lock();

@@ -7,13 +7,13 @@ use std::{
 
 use jiff::Timestamp;
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::{
     NAMESPACE, USER,
     apply::{Applied, Conflict},
     status::{EVENTS, JOBS, POD_TEMPLATES, PODS, Resource},
 };
+use crate::{clock, credentials::random_uuid};
 
 /// Namespace and name.
 type Key = (String, String);
@@ -136,7 +136,7 @@ impl Store {
         let now = self.timestamp();
         let metadata = &mut object["metadata"];
         if metadata["uid"].is_null() {
-            metadata["uid"] = Uuid::new_v4().to_string().into();
+            metadata["uid"] = random_uuid().into();
             metadata["creationTimestamp"] = now.into();
         }
         if metadata["namespace"].is_null() {
@@ -158,7 +158,7 @@ impl Store {
 
     /// The API server's clock.
     pub(super) fn now(&self) -> Timestamp {
-        Timestamp::now() + self.skipped
+        clock::now() + self.skipped
     }
 
     /// The same as it stands in an object.

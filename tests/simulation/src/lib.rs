@@ -1,0 +1,77 @@
+//! One simulation, of the real code.
+//!
+//! A seed decides a [`plan::Plan`]: jobs with what becomes of their events and pods, and troubles. [`run`] lets the function's own
+//! [`Scheduler`](agent_scheduler::scheduler::Scheduler) and sweep live through it, on tokio's paused clock, in one thread, without sockets:
+//!
+//! ```text
+//!   Buildkite's jobs --bus: late, twice, lost--> Lambda: cold, warm, killed, retried --handle--> the function
+//!   the minute ---------------------------------^                                                  |
+//!   network: takes time, fails, loses answers <--- https::simulate, the SDK's HTTP client ---------+
+//!     |--> the lab's SSM and EKS, Buildkite, and API server
+//!                                  Job controller, scheduler, kubelet, agents ---^
+//! ```
+//!
+//! The same plan gives the same run, byte for byte: time is that of [`agent_scheduler::clock`], chance follows from the seed, and nothing
+//! depends on the order of a hash map.
+
+mod agent;
+mod check;
+mod cluster;
+mod lambda;
+mod network;
+pub mod plan;
+pub mod quiet;
+pub mod search;
+mod world;
+
+use std::{io, sync::Arc};
+
+use lambda_runtime::tracing::subscriber::{filter::LevelFilter, fmt, prelude::*, registry};
+use tokio::{runtime::Builder, task::LocalSet};
+
+use self::{plan::Plan, world::World};
+
+/// What came of a plan.
+pub struct Run {
+    /// What must not happen, and did.
+    pub violations: Vec<String>,
+    /// All that happened, a line each.
+    pub timeline: String,
+}
+
+/// Runs a plan in this thread.
+pub fn run(plan: &Plan) -> Run {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime is made");
+    LocalSet::new().block_on(&runtime, async {
+        let world = World::new(plan.clone());
+        let log = Log(Arc::clone(&world));
+        let lines = fmt::layer().with_target(false).with_ansi(false).without_time().with_writer(move || log.clone());
+        let _log = tracing::subscriber::set_default(registry().with(LevelFilter::INFO).with(lines));
+        world.run().await;
+        world.end()
+    })
+}
+
+/// The function's log, in the timeline.
+#[derive(Clone)]
+struct Log(Arc<World>);
+
+impl io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lab.timeline.print(String::from_utf8_lossy(line).trim_end());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl World {
+    fn end(&self) -> Run {
+        // They hold the world.
+        self.state().idle.clear();
+        let violations = self.state().violations.clone();
+        Run { violations, timeline: self.lab.timeline.to_string() }
+    }
+}

@@ -1,0 +1,260 @@
+//! The requests of the functions: each takes some time, may meet a trouble, and is checked.
+
+use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
+
+use agent_scheduler::{agent_token, definitions};
+use aws_smithy_runtime_api::client::{
+    http::{HttpConnector, HttpConnectorFuture},
+    orchestrator::{HttpRequest, HttpResponse},
+    result::ConnectorError,
+};
+use aws_smithy_types::body::SdkBody;
+use axum::body::Body;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, Response, header::RETRY_AFTER};
+use http_body_util::BodyExt;
+use lab::{Call, When};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tower::BoxError;
+
+use crate::{
+    plan::{Planted, Server, What},
+    world::World,
+};
+
+/// The path of the stack's Jobs.
+const JOBS: &str = "apis/batch/v1/namespaces/buildkite/jobs";
+
+thread_local! {
+    /// The one that is polled now, on this thread.
+    pub static INVOCATION: Cell<Invocation> = const { Cell::new(Invocation { number: 0, environment: 0, is_plain: false }) };
+}
+
+/// An invocation.
+#[derive(Clone, Copy)]
+pub struct Invocation {
+    pub number: usize,
+    /// The number of its first invocation.
+    pub environment: usize,
+    /// It is for one event whose job needs nothing but what is kept.
+    pub is_plain: bool,
+}
+
+/// What a server has asked of an invocation: not the same request before that time. Those that are made side by side do not know of
+/// each other's pauses.
+#[derive(Default)]
+pub struct Pauses(BTreeMap<Asked, Instant>);
+
+impl Pauses {
+    /// The first event of an environment does not know of the pauses of its start.
+    pub fn start_ends(&mut self, invocation: usize) {
+        self.0.retain(|(of, ..), _| *of != invocation);
+    }
+}
+
+/// Invocation, method, URL and body.
+type Asked = (usize, Method, String, Bytes);
+
+/// When an environment has read or written what it keeps.
+#[derive(Default)]
+pub struct Read(BTreeMap<(usize, &'static str), Instant>);
+
+/// What an environment keeps, by the end of the path of its request, and for how long.
+const KEPT: [(Server, &str, Duration); 3] = [
+    (Server::Kubernetes, "/podtemplates", definitions::MAX_AGE),
+    (Server::Kubernetes, "/secrets/buildkite-agent-token", agent_token::MAX_AGE),
+    (Server::Aws, "/", agent_token::MAX_AGE),
+];
+
+/// The HTTP client of the SDK.
+#[derive(Clone)]
+pub struct Sdk(pub Arc<World>);
+
+impl World {
+    /// Answers a request of a function.
+    pub async fn answer(self: Arc<Self>, mut request: Request<Bytes>) -> Result<Response<Bytes>, BoxError> {
+        if let Some(planted) = self.plan.planted {
+            self.spoil(planted, &mut request);
+        }
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let server = match request.uri().host().unwrap_or_default() {
+            host if host.starts_with("kubernetes") => Server::Kubernetes,
+            host if host.starts_with("buildkite") => Server::Buildkite,
+            _ => Server::Aws,
+        };
+        let invocation = INVOCATION.get();
+        let asked = (invocation.number, method.clone(), request.uri().to_string(), request.body().clone());
+        let kept = KEPT.iter().find(|(of, end, _)| *of == server && path.ends_with(end));
+        if let Some(kept) = kept {
+            self.check_kept(invocation, kept);
+        }
+        self.check_request(&asked, &request);
+        self.travel().await;
+        let fault = self.fault(server, &Call::new(method.as_str(), &path));
+        let is_quiet = fault.is_none();
+        if let Some(fault) = fault {
+            let stand_in = match server {
+                Server::Aws => &*self.lab.aws,
+                Server::Buildkite => &*self.lab.buildkite,
+                Server::Kubernetes => &*self.lab.kubernetes,
+            };
+            stand_in.inject(When::any(), fault, 1);
+        }
+        let before = if method == Method::DELETE { self.lab.kubernetes.job_uids() } else { Vec::new() };
+        let answer = self.lab.call(request.map(Body::from)).await;
+        self.check_deleted(before);
+        let (parts, body) = answer?.into_parts();
+        let mut response = Response::from_parts(parts, body.collect().await?.to_bytes());
+        self.travel().await;
+        let pause = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let (429, Some(pause)) = (response.status().as_u16(), pause) {
+            self.state().pauses.0.insert(asked, Instant::now() + Duration::from_secs(pause));
+        }
+        if let Some((_, end, _)) = kept.filter(|_| is_quiet && response.status().is_success()) {
+            self.state().read.0.insert((invocation.environment, end), Instant::now());
+        }
+        if self.plan.planted == Some(Planted::Hurries) {
+            response.headers_mut().remove(RETRY_AFTER);
+        }
+        Ok(response)
+    }
+
+    /// Makes the function worse than it is.
+    fn spoil(&self, planted: Planted, request: &mut Request<Bytes>) {
+        let path = request.uri().path().to_owned();
+        let running: Vec<_> = self.state().running.clone().into_iter().collect();
+        match planted {
+            Planted::Leaks | Planted::Litters if *request.method() == Method::POST && path.ends_with("/jobs") => {
+                let mut job: Value = serde_json::from_slice(request.body()).expect("a Job is JSON");
+                if planted == Planted::Leaks {
+                    job["metadata"]["annotations"]["token"] = self.lab.agent_token().into();
+                } else {
+                    job["spec"]["ttlSecondsAfterFinished"] = Value::Null;
+                }
+                *request.body_mut() = job.to_string().into();
+            }
+            Planted::Invents if *request.method() == Method::POST && path.ends_with("/jobs") => {
+                let uri = format!("{}?dryRun=All", request.uri().path());
+                *request.uri_mut() = format!("{}{uri}", self.lab.kubernetes.url()).parse().expect("a URI");
+            }
+            Planted::Deletes if path.ends_with("/pods") => {
+                for (uid, job) in running {
+                    *request.method_mut() = Method::DELETE;
+                    let uri = format!("{}/{JOBS}/buildkite-{job}", self.lab.kubernetes.url());
+                    *request.uri_mut() = uri.parse().expect("a URI");
+                    self.note(format!("the Job with uid {uid} is to be deleted"));
+                }
+            }
+            Planted::Repeats if path.ends_with("/pods") => {
+                for (_, job) in running {
+                    let mut buildkite = self.lab.buildkite.lock();
+                    buildkite.jobs.get_mut(&job).expect("it runs").state = "scheduled";
+                }
+            }
+            Planted::Clings if path.ends_with("/podtemplates") => {
+                let uri = format!("{}{path}?labelSelector=none=none", self.lab.kubernetes.url());
+                *request.uri_mut() = uri.parse().expect("a URI");
+            }
+            Planted::Overlooks if path.ends_with("/scheduled-jobs") => {
+                *request.uri_mut() = format!("{}/none", self.lab.buildkite.url()).parse().expect("a URI");
+            }
+            _ => {}
+        }
+    }
+
+    /// From a function to a server, or back.
+    async fn travel(&self) {
+        let slow = if self.plan.planted == Some(Planted::Dawdles) { Duration::from_secs(4) } else { Duration::ZERO };
+        sleep(self.between(1, self.plan.latency) + slow).await;
+    }
+
+    /// What so many ways between the function and a server take at most.
+    pub fn travels(&self, ways: u32) -> Duration {
+        Duration::from_millis(self.plan.latency) * ways
+    }
+
+    /// The fault that the request meets, if one is due.
+    fn fault(&self, server: Server, call: &Call) -> Option<lab::Fault> {
+        let now = self.now();
+        let mut state = self.state();
+        let mut due =
+            self.plan.troubles.iter().filter(|trouble| (trouble.at..trouble.at + trouble.lasts).contains(&now));
+        due.find_map(|trouble| match &trouble.what {
+            What::Answers(of, when, fault, share)
+                if *of == server && when.matches(call) && state.dice.f64() < *share =>
+            {
+                Some(fault.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// The token is nowhere but in the Secret, and a pause that a server asked for is kept.
+    fn check_request(&self, asked: &Asked, request: &Request<Bytes>) {
+        let text = format!("{} {}", request.uri(), String::from_utf8_lossy(request.body()));
+        let is_secret = request.method() == Method::PATCH && request.uri().path().contains("/secrets/");
+        if !is_secret && self.has_token(&text) {
+            self.violated(format!("the agent token is in {} {}", request.method(), request.uri()));
+        }
+        let until = self.state().pauses.0.get(asked).copied();
+        if let Some(early) = until.and_then(|until| until.checked_duration_since(Instant::now()))
+            && !early.is_zero()
+        {
+            self.violated(format!("{} {} comes {early:?} before its Retry-After", asked.1, asked.2));
+        }
+    }
+
+    /// A plain event asks only for what is too old: warm, it is one request to Kubernetes.
+    fn check_kept(&self, invocation: Invocation, (_, end, max_age): &(Server, &'static str, Duration)) {
+        let read = self.state().read.0.get(&(invocation.environment, *end)).copied();
+        let changes = |what: &What| matches!(what, What::Rotate | What::DeleteSecret | What::TakeSecret);
+        let may_change = end.contains("/secrets/") && self.plan.troubles.iter().any(|trouble| changes(&trouble.what));
+        if let Some(age) = read.map(|read| read.elapsed()).filter(|age| age < max_age)
+            && invocation.is_plain
+            && !may_change
+        {
+            self.violated(format!("invocation {} asks again for {end}, of {age:?} ago", invocation.number));
+        }
+    }
+
+    /// Whether an agent token is in a text, as it is or in base64.
+    pub fn has_token(&self, text: &str) -> bool {
+        let tokens = self.state().tokens.clone();
+        tokens.iter().any(|token| text.contains(token) || text.contains(&BASE64_STANDARD.encode(token)))
+    }
+
+    /// A Job that is gone had no agent with a command.
+    fn check_deleted(&self, before: Vec<(String, String)>) {
+        if before.is_empty() {
+            return;
+        }
+        let after = self.lab.kubernetes.job_uids();
+        for (name, uid) in before.into_iter().filter(|job| !after.contains(job)) {
+            if self.state().running.contains_key(&uid) {
+                self.violated(format!("Job {name} is deleted while its command runs"));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Sdk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sdk")
+    }
+}
+
+impl HttpConnector for Sdk {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let world = Arc::clone(&self.0);
+        HttpConnectorFuture::new(async move {
+            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map_err(ConnectorError::user)?.to_bytes();
+            let response = world.answer(Request::from_parts(parts, body)).await.map_err(ConnectorError::io)?;
+            HttpResponse::try_from(response.map(SdkBody::from))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}

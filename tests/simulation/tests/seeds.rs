@@ -1,0 +1,61 @@
+//! Small worlds: 200 seeds, those that ever failed, and one twice.
+
+use std::sync::Mutex;
+
+use simulation::{
+    plan::{Plan, Planted},
+    quiet::Quiet,
+    run, search,
+};
+
+/// Standard output is that of the process.
+static OUTPUT: Mutex<()> = Mutex::new(());
+
+fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = OUTPUT.lock();
+    let _quiet = Quiet::new();
+    work()
+}
+
+#[test]
+fn no_seed_has_a_violation() {
+    let (tried, failures) = quietly(|| search::search(0..200, || true));
+    assert!(failures.is_empty(), "{}", failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
+    assert_eq!(tried, 200);
+}
+
+#[test]
+fn a_plan_has_one_timeline() {
+    let timeline = || run(&Plan::of(2)).timeline;
+    let (first, second) = quietly(|| (timeline(), timeline()));
+    assert!(first.contains("outcome=\"created\""), "the function's log is in it:\n{first}");
+    assert!(first == second, "two runs of one seed differ");
+}
+
+/// The first violation of a plan with that fault, in one of the first seeds that show it.
+fn found(planted: Planted) -> String {
+    let violations = |seed| run(&Plan { planted: Some(planted), ..Plan::of(seed) }).violations;
+    let mut violations = (0..100).filter_map(|seed| violations(seed).into_iter().next());
+    violations.next().unwrap_or_else(|| panic!("no seed shows that the function {planted:?}"))
+}
+
+#[test]
+fn each_check_finds_a_planted_fault() {
+    let faults = [
+        (Planted::Hurries, "before its Retry-After"),
+        (Planted::Dawdles, "outlasts its timeout"),
+        (Planted::Leaks, "the agent token is in POST"),
+        (Planted::Invents, "is not true: "),
+        (Planted::Deletes, "is deleted while its command runs"),
+        (Planted::Litters, "left at the end: Job"),
+        (Planted::Repeats, "runs a second time"),
+        (Planted::Despairs, "too early"),
+        (Planted::Forgets, "asks again for "),
+        (Planted::Clings, "has an old definition"),
+        (Planted::Overlooks, "is scheduled at the end"),
+    ];
+    for (planted, expected) in faults {
+        let violation = quietly(|| found(planted));
+        assert!(violation.contains(expected), "{planted:?}: {violation}");
+    }
+}
