@@ -59,7 +59,19 @@ pub struct JobSpec {
 #[serde(default)]
 pub struct Template {
     /// What the pod asks for.
-    pub spec: PodSpec,
+    pub spec: TemplateSpec,
+}
+
+/// What holds the pod of a Job back, and where its agent's token is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct TemplateSpec {
+    /// How many gates it begins with.
+    #[serde(deserialize_with = "count")]
+    pub scheduling_gates: usize,
+    /// The Secret that its agent's token is in, if it is in one.
+    #[serde(rename = "containers", deserialize_with = "token_secret")]
+    pub token_secret: Option<String>,
 }
 
 /// Where a pod runs.
@@ -71,9 +83,6 @@ pub struct PodSpec {
     /// How many gates it has. While it has one, the scheduler leaves it.
     #[serde(deserialize_with = "count")]
     pub scheduling_gates: usize,
-    /// The Secret that its agent's token is in, if it is in one.
-    #[serde(rename = "containers", deserialize_with = "token_secret")]
-    pub token_secret: Option<String>,
 }
 
 /// What the Job controller says of a Job.
