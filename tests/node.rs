@@ -5,33 +5,31 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
+#[path = "node/definitions.rs"]
+mod definitions;
+#[path = "node/explanations.rs"]
+mod explanations;
+#[path = "node/job_tokens.rs"]
+mod job_tokens;
+#[path = "node/losses.rs"]
+mod losses;
 #[path = "common/namespace.rs"]
 mod namespace;
+#[path = "node/scene.rs"]
+mod scene;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    thread::panicking,
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
-use lab::{
-    Buildkite, Call, Entry, Event, Fault, Function, Kind, Lab, Node, Timeline, When, buildkite,
-    control_plane::eventually, function::Builder,
-};
-use serde_json::{Value, json};
-use tokio::{
-    task::{JoinSet, spawn_blocking},
-    time::sleep,
-};
+use lab::{Fault, Node, When, control_plane::eventually};
+use serde_json::json;
+use tokio::task::spawn_blocking;
 
-use namespace::{Namespace, compiled, event_with, name};
-
-/// The state of a Job whose agent ended with 0.
-const COMPLETE: &str = "Complete CompletionsReached";
-/// The state of a Job that the pod failure policy ended.
-const FAILED: &str = "Failed PodFailurePolicy";
+use namespace::name;
+use scene::{COMPLETE, FAILED, Run, Scene, define};
 
 /// Ends at SIGTERM, and prints that. The log has the command, too, so what it prints is computed.
 const UNTIL_SIGTERM: &str =
@@ -40,180 +38,6 @@ const UNTIL_SIGTERM: &str =
 /// Prints what begins like an agent token, without that beginning: from the environment of all processes, and from files.
 const READ_TOKEN: &str = r"for file in /proc/[0-9]*/environ; do tr '\0' '\n' <$file | sed -n 's/.*bkct_/found /p'; done 2>&1
 grep -rhs bkct_ /buildkite /tmp /run /root | sed -n 's/.*bkct_/found /p'; true";
-
-/// A namespace on the node with the definitions that we ship, and a warm function.
-struct Scene {
-    node: &'static Node,
-    namespace: Namespace,
-    /// The authority of the stand-in for Buildkite.
-    roots: PathBuf,
-    function: Function,
-    _watch: JoinSet<()>,
-}
-
-/// A job of Buildkite, and what became of it.
-struct Run {
-    event: Event,
-    buildkite: Buildkite,
-    timeline: Timeline,
-}
-
-/// A function that reaches Buildkite by TLS: without it the address must be a loopback one, which pods cannot reach.
-fn function(namespace: &Namespace, roots: &Path) -> Builder {
-    let function = namespace.builder().env("AWS_CA_BUNDLE", roots.display().to_string());
-    function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url())
-}
-
-/// Applies our definition `default` under this name, with a change to its spec, the stand-in as the agent's endpoint, and version
-/// 3's names of the settings that version 4 renamed.
-async fn define(namespace: &mut Namespace, name: &str, change: impl FnOnce(&mut Value)) {
-    let mut manifest = compiled().into_iter().find(|manifest| self::name(manifest) == "default").unwrap();
-    manifest["metadata"]["name"] = name.into();
-    let spec = &mut manifest["template"]["spec"];
-    let env = spec["containers"][0]["env"].as_array_mut().unwrap();
-    let endpoint = namespace.lab.buildkite.url();
-    let variables = [
-        ("BUILDKITE_AGENT_ENDPOINT", &*endpoint),
-        ("BUILDKITE_SIGNAL_GRACE_PERIOD_SECONDS", "30"),
-        ("BUILDKITE_CANCEL_GRACE_PERIOD", "45"),
-    ];
-    env.extend(variables.map(|(name, value)| json!({"name": name, "value": value})));
-    change(spec);
-    namespace.apply(&manifest).await;
-}
-
-impl Scene {
-    async fn new() -> Self {
-        let node = Node::shared().await;
-        let mut namespace = Namespace::on(node).await;
-        // Before the function lists the definitions: it has the list for a minute.
-        define(&mut namespace, "default", |_| {}).await;
-        let roots = node.folder().join(format!("{}.pem", namespace.name));
-        fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
-        let function = function(&namespace, &roots).start();
-        let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
-        Self { node, namespace, roots, function, _watch: watch }
-    }
-
-    /// Schedules a job without a checkout, and hands its event to the function, which must create its Job. The job asks for little, so
-    /// that many have room.
-    async fn send(&self, command: &str, rules: &[&str]) -> Run {
-        let rules: Vec<_> = ["cpu=10m", "memory=128Mi"].iter().chain(rules).copied().collect();
-        let event = event_with(&rules).now().detail(|detail| detail["job"]["command"] = command.into());
-        {
-            let mut organization = self.namespace.lab.buildkite.lock();
-            let job = organization.schedule(&event, buildkite::CLUSTER);
-            job.env.insert("BUILDKITE_SKIP_CHECKOUT".to_owned(), "true".to_owned());
-        }
-        assert_eq!(self.function.succeed(&event).await["outcome"], "created");
-        let Lab { buildkite, timeline, .. } = &self.namespace.lab;
-        Run { event, buildkite: buildkite.clone(), timeline: timeline.clone() }
-    }
-
-    /// The agent token without its beginning: a log in which an agent found a whole one would not show it.
-    fn token(&self) -> &str {
-        self.namespace.lab.agent_token().trim_start_matches("bkct_")
-    }
-
-    /// Sweeps until Buildkite knows how the job ended; the sweep touches no Job of the last minute.
-    async fn sweep_until_ended(&self, run: &Run) {
-        eventually("no sweep helps", async || {
-            assert_eq!(self.function.succeed(Event::sweep()).await["outcome"], "swept");
-            sleep(Duration::from_secs(2)).await;
-            run.job().finished_at
-        })
-        .await;
-    }
-
-    /// Evicts the pod of a run through the Eviction API, as a drain does.
-    async fn evict(&self, run: &Run) {
-        let mut admin = self.namespace.control_plane.admin().await;
-        let (_, pods) =
-            admin.get(&self.namespace.path(&format!("pods?labelSelector=job-name%3D{}", run.event.job_name()))).await;
-        let pod = name(&pods["items"][0]);
-        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}});
-        let (status, answer) = admin.post(&self.namespace.path(&format!("pods/{pod}/eviction")), &eviction).await;
-        assert_eq!(status, 201, "{answer}");
-    }
-}
-
-/// What happened, for a person who reads why a test failed.
-impl Drop for Scene {
-    fn drop(&mut self) {
-        if panicking() {
-            eprintln!("{}", self.namespace.lab.timeline);
-            for (uuid, job) in &self.namespace.lab.buildkite.lock().jobs {
-                eprintln!("{uuid} {}\n{}", job.state, String::from_utf8_lossy(&job.log));
-            }
-            eprintln!("{}", self.node.logs(&self.namespace.name));
-        }
-    }
-}
-
-impl Run {
-    fn job(&self) -> buildkite::Job {
-        self.buildkite.lock().jobs[self.event.job_uuid()].clone()
-    }
-
-    fn log(&self) -> String {
-        String::from_utf8_lossy(&self.job().log).into_owned()
-    }
-
-    /// Waits until the Job, or one of its Pods, gets a state.
-    async fn until(&self, state: &str) -> Duration {
-        eventually(state, async || self.states().into_iter().find(|(_, seen)| seen == state)).await.0
-    }
-
-    /// Waits until Buildkite knows how the job ended.
-    async fn until_ended(&self) {
-        eventually("the job does not end", async || self.job().finished_at).await;
-    }
-
-    /// Waits until its command runs.
-    async fn until_started(&self) {
-        eventually("the command does not run", async || self.log().contains("started 1").then_some(())).await;
-    }
-
-    /// Waits for the end of a Job whose command must have ended with 0, in one run.
-    async fn until_passed(&self) {
-        self.until(COMPLETE).await;
-        let job = self.job();
-        assert_eq!((job.state, job.exit_status), ("finished", Some(0)), "{}", self.log());
-        assert_eq!(self.answers("acquire"), [200]);
-    }
-
-    /// The states of the Job and its Pods so far.
-    fn states(&self) -> Vec<(Duration, String)> {
-        let entries = self.timeline.entries().into_iter();
-        let states = entries.filter_map(|entry| match entry.kind {
-            Kind::Became { name, state } if name.starts_with(&self.event.job_name()) => Some((entry.at, state)),
-            _ => None,
-        });
-        states.collect()
-    }
-
-    fn has_been(&self, state: &str) -> bool {
-        self.states().iter().any(|(_, seen)| seen == state)
-    }
-
-    /// The entries of this call of an agent.
-    fn calls(&self, call: &str) -> impl Iterator<Item = Entry> {
-        let path = format!("/v3/jobs/{}/{call}", self.event.job_uuid());
-        let entries = self.timeline.entries().into_iter();
-        entries.filter(move |entry| entry.call().is_some_and(|Call { target, .. }| *target == path))
-    }
-
-    /// The statuses of the answers to this call of an agent.
-    fn answers(&self, call: &str) -> Vec<u16> {
-        self.calls(call).filter_map(|entry| entry.status).collect()
-    }
-
-    /// When this call came.
-    fn called(&self, call: &str) -> Duration {
-        let entry = self.calls(call).next().unwrap();
-        entry.at.saturating_sub(entry.took)
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_runs_in_its_pod() {
@@ -240,8 +64,8 @@ async fn an_agent_that_does_not_get_its_job_is_followed_by_one_that_does() {
         run.until(end).await;
         assert!(run.has_been(exit), "{status}: {:?}", run.states());
         assert_eq!(run.job().state, "scheduled");
-        scene.sweep_until_ended(&run).await;
-        assert_eq!((run.job().exit_status, run.answers("acquire")), (Some(0), vec![status, 200]));
+        scene.sweep_until_passed(&run).await;
+        assert_eq!(run.answers("acquire"), [status, 200]);
     }))
     .await;
 }
@@ -255,22 +79,7 @@ async fn an_agent_with_a_wrong_token_is_followed_by_one_with_the_right_one() {
     assert!(run.has_been("agent terminated 1"), "{:?}", run.states());
     assert_eq!(run.job().state, "scheduled");
     scene.namespace.lab.buildkite.lock().tokens = right;
-    scene.sweep_until_ended(&run).await;
-    assert_eq!((run.job().exit_status, run.answers("acquire")), (Some(0), vec![200]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_is_evicted_while_it_waits_for_its_job_is_followed_by_another() {
-    let scene = Scene::new().await;
-    scene.namespace.lab.buildkite.inject(When::request("PUT", "/acquire"), Fault::status(423), 100);
-    let run = scene.send("true", &[]).await;
-    eventually("there is no acquire call", async || (!run.answers("acquire").is_empty()).then_some(())).await;
-    scene.evict(&run).await;
-    run.until(COMPLETE).await;
-    assert_eq!(run.job().state, "scheduled");
-    scene.namespace.lab.buildkite.clear_faults();
-    scene.sweep_until_ended(&run).await;
-    assert_eq!((run.job().exit_status, run.answers("acquire").last()), (Some(0), Some(&200)));
+    scene.sweep_until_passed(&run).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,10 +117,11 @@ async fn a_pod_waits_for_its_secret() {
     scene.namespace.delete("secrets/buildkite-agent-token").await;
     let run = scene.send("true", &[]).await;
     run.until("agent waiting CreateContainerConfigError").await;
-    // A new function applies the Secret before its first Job.
-    scene.function = function(&scene.namespace, &scene.roots).start();
-    scene.send("true", &[]).await;
-    run.until_passed().await;
+    // Another function than the one that has applied it a moment ago.
+    scene.restart("POD_PENDING_SECONDS", "65");
+    scene.sweep_until_passed(&run).await;
+    let line = "the pod cannot start: container agent: waits, CreateContainerConfigError: secret \"buildkite-agent-token\" not found";
+    assert!(run.says(line), "{:?}", run.job().notifications);
 }
 
 /// Images of steps as they are: with and without bash, with and without git, and with a user who has no home. The agent image's tini
@@ -333,7 +143,7 @@ async fn an_image_of_a_step_gets_the_agent() {
     .await;
 }
 
-/// Each job runs once, though most wait for room.
+/// Each job runs once, though most wait for room, and for longer than a pod that has no reason to.
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_jobs_share_the_room_of_four() {
     let mut scene = Scene::new().await;
@@ -342,8 +152,14 @@ async fn forty_jobs_share_the_room_of_four() {
         spec["containers"][0]["resources"]["limits"]["example.com/rooms"] = json!(1);
     })
     .await;
-    let runs = join_all((0..40).map(|_| scene.send("true", &["pod-definition=room"]))).await;
+    scene.restart("POD_PENDING_SECONDS", "30");
+    let runs = join_all((0..40).map(|_| scene.send("sleep 3", &["pod-definition=room"]))).await;
+    scene.sweep_until(|| runs.iter().all(|run| run.job().finished_at.is_some())).await;
     join_all(runs.iter().map(Run::until_passed)).await;
+    let waited =
+        |run: &&Run| run.says("the pod waits for a node: 0/1 nodes are available: 1 Insufficient example.com/rooms");
+    println!("{} of 40 jobs have waited for room for half a minute", runs.iter().filter(waited).count());
+    assert!(runs.iter().any(|run| waited(&run)));
 }
 
 /// A job that ends within the minute of the definition's hook finishes; a longer one is cancelled. With and without an image of the step.
@@ -421,45 +237,6 @@ async fn a_job_runs_with_a_root_that_is_read_only() {
         let run = scene.send("touch here; touch /there || echo cannot $((1)) write", &rules).await;
         run.until_passed().await;
         assert!(run.log().contains("cannot 1 write"), "{}", run.log());
-    }))
-    .await;
-}
-
-/// What the kubelet says of a pod that cannot start is on the build page, and in the reason of the finish.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_cannot_start_says_why_on_the_build_page() {
-    type Change<'a> = &'a (dyn Fn(&mut Value) + Sync);
-    let missing_secret = json!({"name": "NPM_TOKEN", "valueFrom": {"secretKeyRef": {"name": "npm", "key": "token"}}});
-    let helper = |image: &str| json!([{"name": "helper", "image": image, "imagePullPolicy": "IfNotPresent"}]);
-    let cases: [(&str, &str, Change); 3] = [
-        ("CreateContainerConfigError", "secret \"npm\" not found", &|spec: &mut Value| {
-            spec["containers"][0]["env"].as_array_mut().unwrap().push(missing_secret.clone());
-        }),
-        ("ErrImageNeverPull", "is not present with pull policy of Never", &|spec: &mut Value| {
-            let mut never = helper("lab/missing:1");
-            never[0]["imagePullPolicy"] = "Never".into();
-            spec["initContainers"] = never;
-        }),
-        ("ImagePullBackOff", "connection refused", &|spec: &mut Value| {
-            spec["initContainers"] = helper("127.0.0.1:1/missing:1");
-        }),
-    ];
-    join_all(cases.iter().map(async |(reason, message, change)| {
-        let mut scene = Scene::new().await;
-        define(&mut scene.namespace, "blocked", change).await;
-        scene.function = function(&scene.namespace, &scene.roots).env("POD_PENDING_SECONDS", "65").start();
-        let run = scene.send("true", &["pod-definition=blocked"]).await;
-        scene.sweep_until_ended(&run).await;
-        let job = run.job();
-        let detail = job.detail.unwrap_or_default();
-        println!("{:#?}\n{detail}\n", job.notifications);
-        assert!(detail.contains(reason) && detail.contains(message), "{detail}");
-        assert!(
-            job.notifications.iter().any(|(_, line)| line.starts_with("the pod cannot start: ")),
-            "{:?}",
-            job.notifications
-        );
-        assert_eq!(job.signal_reason.as_deref(), Some("stack_error"));
     }))
     .await;
 }

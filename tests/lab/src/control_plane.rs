@@ -33,7 +33,13 @@ use tokio::{
 
 use self::{files::Endpoints, programs::Programs, supervisor::Supervisor};
 use crate::{
-    Lab, certificates::Certificates, client::Client, credentials::random_hex, kubernetes::NAMESPACE, sts::Sts,
+    Lab,
+    certificates::Certificates,
+    client::Client,
+    credentials::random_hex,
+    kubernetes::NAMESPACE,
+    server::{Server, Service},
+    sts::Sts,
 };
 
 /// The permissions of the function.
@@ -41,6 +47,9 @@ const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../buildkite-ro
 
 /// How long to wait; the start takes ten seconds.
 const TIMEOUT: Duration = Duration::from_mins(3);
+
+/// How long a test waits for what must happen: an agent tries for minutes.
+const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -60,7 +69,7 @@ pub struct ControlPlane {
     running: Vec<Running>,
     folder: PathBuf,
     _folder: Supervisor,
-    _runtime: Background,
+    runtime: Background,
 }
 
 /// The cluster of `lab run` and of the benchmarks.
@@ -168,7 +177,7 @@ impl ControlPlane {
             running,
             folder,
             _folder: folder_supervisor,
-            _runtime: runtime,
+            runtime,
         })
     }
 
@@ -185,6 +194,12 @@ impl ControlPlane {
         control_plane.make_namespace(NAMESPACE).await;
         control_plane.apply_role_file(false, NAMESPACE).await?;
         Ok(control_plane)
+    }
+
+    /// Its threads answer the requests.
+    pub(crate) async fn serve(&self, service: Service) -> Server {
+        let _within = self.runtime.0.as_ref().map(Runtime::enter);
+        Server::listen(self.ip, None, service).await
     }
 
     /// The control plane that all tests of a process share.
@@ -303,7 +318,7 @@ pub async fn eventually<T>(missing: &str, mut look: impl AsyncFnMut() -> Option<
         if let Some(found) = look().await {
             return found;
         }
-        assert!(started.elapsed() < TIMEOUT, "{missing} after {} s", TIMEOUT.as_secs());
+        assert!(started.elapsed() < MAX_WAIT, "{missing} after {} s", MAX_WAIT.as_secs());
         sleep(PAUSE).await;
     }
 }

@@ -3,13 +3,14 @@
 //! ```text
 //!   kube-apiserver <── kubelet ──> containerd ──> runc: the pod of a job, with the real agent
 //!                                                          │ a bridge, and no other route
-//!   Buildkite (stand-in) <── an interface of this machine ─┘
+//!   Buildkite and a registry <── an interface of this machine ─┘
 //! ```
 //!
 //! The node lives in namespaces of its own (processes, mounts, network), and sees copies of the kernel settings that a kubelet changes.
 //! So nothing is left when it ends, and it ends with this process. It needs root, and Debian's containerd, runc and
 //! containernetworking-plugins.
 
+mod registry;
 mod watch;
 
 use std::{
@@ -28,13 +29,14 @@ use tokio::{
 };
 
 use crate::{
-    Timeline,
+    Actor, Timeline,
     control_plane::{
         ControlPlane, Problem, Running,
         supervisor::{self, Supervisor},
         wait_for,
     },
     credentials::random_hex,
+    server::{Server, Service},
 };
 
 /// Makes the images of the pods, if this machine has none.
@@ -54,6 +56,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 pub struct Node {
     // In the order of the drops: the node, then what it uses and leaves.
     _running: Vec<Running>,
+    _registry: Server,
     control_plane: ControlPlane,
     folder: PathBuf,
     _cgroups: Supervisor,
@@ -80,13 +83,25 @@ impl Node {
 
         let mut control_plane = ControlPlane::start_on(ip).await?;
         control_plane.start_scheduler()?;
+        let registry = control_plane.serve(Service::new(Actor::Test, registry::routes(), &Timeline::start())).await;
+        let hosts = folder.join("registries").join(registry::NAME);
+        fs::create_dir_all(&hosts)?;
+        // Without a server of its own the registry's name is tried, too.
+        fs::write(hosts.join("hosts.toml"), format!("server = {0:?}\n[host.{0:?}]\n", registry.url()))?;
         symlink(control_plane.program("kubelet"), folder.join("kubelet"))?;
         fs::copy(control_plane.file("node.kubeconfig"), folder.join(".node.kubeconfig"))?;
         fs::rename(folder.join(".node.kubeconfig"), folder.join("node.kubeconfig"))?;
         let mut admin = control_plane.admin().await;
         wait_for("the node was not ready", &mut running, async || is_ready(&admin.get("/api/v1/nodes/node").await.1))
             .await?;
-        Ok(Self { _running: running, control_plane, folder, _cgroups: cgroups, _folder: folder_supervisor })
+        Ok(Self {
+            _running: running,
+            _registry: registry,
+            control_plane,
+            folder,
+            _cgroups: cgroups,
+            _folder: folder_supervisor,
+        })
     }
 
     /// The node that all tests of a process share.
@@ -96,6 +111,13 @@ impl Node {
             Ok(node) => node,
             Err(problem) => panic!("no node: {problem}"),
         }
+    }
+
+    /// Gives the node a label.
+    pub async fn label(&self, label: &str, value: &str) {
+        let labels = json!({"metadata": {"labels": {label: value}}});
+        let (status, answer) = self.admin().await.patch("/api/v1/nodes/node", &labels).await;
+        assert_eq!(status, 200, "{answer}");
     }
 
     /// Lets the node offer an amount of an extended resource, such as `example.com/rooms`.
@@ -170,7 +192,7 @@ fn is_ready(node: &Value) -> bool {
 fn write_files(folder: &Path, cgroup: &str, network: &str) -> io::Result<()> {
     fs::write(folder.join("start.sh"), START)?;
     fs::write(folder.join("containerd.toml"), containerd(folder))?;
-    fs::write(folder.join("kubelet.json"), kubelet(folder, cgroup).to_string())?;
+    fs::write(folder.join("kubelet.json"), kubelet(folder, cgroup, network).to_string())?;
     fs::create_dir(folder.join("cni"))?;
     fs::write(folder.join("cni/pods.conflist"), plugins(folder, network).to_string())
 }
@@ -191,6 +213,8 @@ path = "{folder}/containerd-opt"
 sandbox_image = "docker.io/lab/pause:1"
 disable_apparmor = true
 restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{folder}/registries"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{PLUGINS}"
 conf_dir = "{folder}/cni"
@@ -200,7 +224,7 @@ runtime_type = "io.containerd.runc.v2"
     )
 }
 
-fn kubelet(folder: &Path, cgroup: &str) -> Value {
+fn kubelet(folder: &Path, cgroup: &str, network: &str) -> Value {
     let folder = folder.display();
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -216,6 +240,10 @@ fn kubelet(folder: &Path, cgroup: &str) -> Value {
         "failSwapOn": false,
         "makeIPTablesUtilChains": false,
         "resolvConf": "",
+        // Without one each pod has a warning. This is the node, which has none and says so at once.
+        "clusterDNS": [format!("{network}.2")],
+        // A pull that takes long is one of many.
+        "serializeImagePulls": false,
         // What the machine has left is not the node's affair, and its images are not to be removed.
         "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,

@@ -52,7 +52,7 @@ fn register(organization: &mut Organization, request: &Request, token: &str) -> 
     };
     let (id, session) = (random_uuid(), format!("bkaa_{}", random_hex::<20>()));
     let [name, hostname] = ["name", "hostname"].map(|field| body[field].as_str().unwrap_or_default());
-    let name = name.replace("%hostname", hostname);
+    let name = if name.is_empty() { hostname.to_owned() } else { name.replace("%hostname", hostname) };
     let answer = json!({
         "id": id, "name": name, "access_token": session, "meta_data": tags, "request_headers": {},
         "ping_interval": 2, "job_status_interval": 1, "heartbeat_interval": 10,
