@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+#[path = "node/checkouts.rs"]
+mod checkouts;
 mod common;
 #[path = "node/definitions.rs"]
 mod definitions;
