@@ -1,6 +1,6 @@
-//! JSON that others wrote: where it is not what it should be, the error names the field.
+//! JSON that others wrote: where it is not what it should be, the error names the field. And JSON that we write from parts.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::text::excerpt;
 
@@ -24,4 +24,59 @@ pub fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Mal
         let field = parts.collect::<Vec<_>>().join(".");
         Malformed { field: Some(field).filter(|field| !field.is_empty()), problem }
     })
+}
+
+/// JSON that is being written, part after part, so that what never changes is written as it is.
+#[derive(Debug, Default)]
+pub struct Writer(Vec<u8>);
+
+impl Writer {
+    /// With room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
+    /// A part that is JSON already, behind a comma where one is needed.
+    pub fn part(&mut self, part: impl AsRef<[u8]>) {
+        let part = part.as_ref();
+        if !part.is_empty() {
+            self.separate();
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    /// A field of an object. Its name needs no escape.
+    pub fn field(&mut self, name: &str, value: &(impl Serialize + ?Sized)) {
+        self.separate();
+        self.0.push(b'"');
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+        self.value(value);
+    }
+
+    /// An item of a list.
+    pub fn item(&mut self, value: &impl Serialize) {
+        self.separate();
+        self.value(value);
+    }
+
+    /// The end of objects and lists.
+    pub fn end(&mut self, end: &str) {
+        self.0.extend_from_slice(end.as_bytes());
+    }
+
+    /// What is written.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    fn separate(&mut self) {
+        if !matches!(self.0.last(), None | Some(b'{' | b'[')) {
+            self.0.push(b',');
+        }
+    }
+
+    fn value(&mut self, value: &(impl Serialize + ?Sized)) {
+        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and structures of them are JSON");
+    }
 }

@@ -16,7 +16,6 @@ use aws_lambda_events::{
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tracing::Instrument;
 
 use self::kind::Kind;
 use crate::{
@@ -27,6 +26,7 @@ use crate::{
     deadline::Deadline,
     doctor,
     json::{self, Malformed},
+    log,
     report::{self, Failure, Occasion},
     scheduler::{self, Scheduler},
     sweep,
@@ -242,9 +242,9 @@ async fn serve(
 /// Serves the events of a batch side by side. What all of them need is read once: who waits for a read gets its answer.
 async fn redrive(scheduler: &Scheduler, messages: Vec<SqsMessage>, deadline: Deadline) -> SqsBatchResponse {
     let served = messages.into_iter().map(|message| async move {
-        let span = tracing::error_span!("message", messageId = message.message_id);
         let event = Event::of_message(&message);
-        let served = serve(scheduler, event, Occasion::Redrive, deadline).instrument(span).await;
+        let span = log::Span::Message { message_id: message.message_id.as_deref() };
+        let served = span.of(serve(scheduler, event, Occasion::Redrive, deadline)).await;
         let mut failed = BatchItemFailure::default();
         failed.item_identifier = message.message_id.unwrap_or_default();
         served.is_err().then_some(failed)

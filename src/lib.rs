@@ -25,7 +25,7 @@
 //! | [`kubernetes`] | the API server: one function per request, the client, what a refusal means |
 //! | [`aws`] | SSM, EKS, the EKS token |
 //! | [`kept`], [`retry`], [`https`] | a value with an age; the one retry policy; the one TLS stack |
-//! | [`config`], [`deadline`], [`clock`] | the settings; an invocation's time; the clocks and randomness |
+//! | [`config`], [`deadline`], [`clock`], [`log`] | the settings; an invocation's time; the clocks and randomness; the lines of the log |
 //! | [`buildkite`], [`pod`], [`stack`], [`json`], [`text`] | pure, in the crate `agent-scheduler-core`: the job and its rules; what it runs in; the settings that decide about jobs |
 
 pub mod agent_token;
@@ -40,6 +40,7 @@ pub mod job_token;
 pub mod kept;
 pub mod kubernetes;
 pub mod lambda;
+pub mod log;
 pub mod report;
 pub mod retry;
 pub mod scheduler;

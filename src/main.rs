@@ -6,20 +6,12 @@ use agent_scheduler::{
     aws,
     config::Config,
     deadline::{Deadline, START_TIMEOUT},
-    https, lambda,
+    https, lambda, log,
     scheduler::Scheduler,
     text::chain,
 };
 use http::Request;
-use lambda_runtime::{
-    Diagnostic, LambdaEvent, service_fn,
-    tracing::subscriber::{
-        filter::{LevelFilter, Targets},
-        fmt,
-        prelude::*,
-        registry,
-    },
-};
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use lambda_runtime_api_client::{PooledClient, body::Body};
 use serde_json::value::RawValue;
 use tower::BoxError;
@@ -27,7 +19,7 @@ use tower::BoxError;
 // One event at a time, so one thread: tasks that run side by side wait for the network.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    logs();
+    log::init(|name| env::var(name).ok());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent-scheduler starts");
     let proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     if let Some(proxy) = proxies.into_iter().find(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
@@ -70,7 +62,10 @@ async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {
     }
     // Take the payload raw, so that input that is not an event fails with our error, not the runtime's.
     lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
-        lambda::handle(scheduler, event.payload.get(), Deadline::of_invocation(event.context.deadline()))
+        let LambdaEvent { payload, context } = &event;
+        let (request_id, xray_trace_id) = (&*context.request_id, context.xray_trace_id.as_deref());
+        log::Span::Invocation { request_id, xray_trace_id }
+            .of(lambda::handle(scheduler, payload.get(), Deadline::of_invocation(context.deadline())))
             .await
             .map_err(|error| Diagnostic { error_type: error.kind().to_owned(), error_message: chain(&error) })
     }))
@@ -85,30 +80,4 @@ async fn report_init_error(error: &(dyn Error + Send + Sync)) -> Result<(), BoxE
         .body(Body::from(serde_json::to_vec(&diagnostic)?))?;
     PooledClient::builder().build().call(request).await?;
     Ok(())
-}
-
-/// Lines on standard output, in the format and from the level that the function's logging settings ask for.
-///
-/// Libraries log warnings and errors only: at a finer level they print whole events and the answer of SSM.
-fn logs() {
-    let level = match env::var("AWS_LAMBDA_LOG_LEVEL").as_deref() {
-        // A level of Lambda's own.
-        Ok("FATAL") => LevelFilter::ERROR,
-        Ok(level) => level.parse().unwrap_or(LevelFilter::INFO),
-        Err(_) => LevelFilter::INFO,
-    };
-    let filter = Targets::new()
-        .with_target("agent_scheduler", level)
-        // Its span gives every line the request's id.
-        .with_target("lambda_runtime", level.min(LevelFilter::INFO))
-        // It repeats every error that is reported already; Rust itself reports a panic.
-        .with_target("lambda_runtime::layers::panic", LevelFilter::OFF)
-        .with_default(level.min(LevelFilter::WARN));
-    let lines = fmt::layer().with_target(false);
-    if env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("json")) {
-        // With its time: Lambda takes a line without one for INFO, whatever its level.
-        registry().with(filter).with(lines.json().flatten_event(true).with_span_list(false)).init();
-    } else {
-        registry().with(filter).with(lines.without_time()).init();
-    }
 }
