@@ -111,15 +111,6 @@ impl Config {
         let config = if reader.problems.is_empty() { read() } else { None };
         config.ok_or(ConfigError { problems: reader.problems })
     }
-
-    /// Which objects of `buildkite-role.yaml` are for these settings.
-    pub fn role_selector(&self) -> &'static str {
-        if self.job_tokens {
-            "agent-scheduler.buildkite.com/job-tokens!=false"
-        } else {
-            "agent-scheduler.buildkite.com/job-tokens!=true"
-        }
-    }
 }
 
 /// All that is wrong with the settings, one line each.

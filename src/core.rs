@@ -17,6 +17,7 @@ pub mod kubernetes {
 
     pub mod events;
     pub mod objects;
+    mod token_secret;
 }
 pub mod pod {
     //! What a job runs in: the pod definition that its step chose, what the step changes in it, and the Job around it.

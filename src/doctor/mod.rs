@@ -7,6 +7,7 @@
 mod buildkite;
 mod cluster;
 mod definitions;
+mod secret;
 
 use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
@@ -40,8 +41,8 @@ const CHECKS: [(&str, Look); 14] = [
     ("clock", |doctor| Box::pin(cluster::clock(doctor))),
     ("identity", |doctor| Box::pin(cluster::identity(doctor))),
     ("permissions", |doctor| Box::pin(cluster::permissions(doctor))),
-    ("agent Secret", |doctor| Box::pin(cluster::secret(doctor))),
-    ("job tokens", |doctor| Box::pin(cluster::job_tokens(doctor))),
+    ("agent Secret", |doctor| Box::pin(secret::agent_token(doctor))),
+    ("job tokens", |doctor| Box::pin(secret::job_tokens(doctor))),
     ("pod definitions", |doctor| Box::pin(definitions::jobs(doctor))),
     ("what definitions name", |doctor| Box::pin(definitions::names(doctor))),
     ("one queue, one stack", |doctor| Box::pin(cluster::other_stacks(doctor))),

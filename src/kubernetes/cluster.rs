@@ -1,5 +1,5 @@
-//! The requests to the API server, one function each, in the order of `buildkite-role.yaml`: paths, queries and content types
-//! stand here and nowhere else.
+//! The requests to the API server, one function each, in the order of `buildkite-role.yaml`; those for Secrets are beside it. Paths,
+//! queries and content types stand here and nowhere else.
 
 use std::{
     collections::HashSet,
@@ -13,15 +13,14 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         batch::v1::Job,
-        core::v1::{Event, Pod, PodTemplate, Secret},
+        core::v1::{Event, Pod, PodTemplate},
     },
-    jiff::Timestamp,
 };
 use kube::{
-    Resource, ResourceExt,
+    Resource,
     core::{
         Request as Requests,
-        params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+        params::{DeleteParams, GetParams, ListParams, Preconditions},
     },
 };
 use serde::de::DeserializeOwned;
@@ -32,7 +31,7 @@ use uuid::Uuid;
 
 use super::{
     client::{self, Headers, MayHaveMoved},
-    error::Error,
+    error::{Error, role_selector},
     events,
     list::{Listed, Page},
     objects,
@@ -118,7 +117,7 @@ impl Cluster {
             name: config.cluster.clone(),
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
-            role_selector: config.role_selector(),
+            role_selector: role_selector(config.job_tokens),
             endpoint,
             certificate_authority: CertificateAuthority(Vec::new()),
             located: None,
@@ -188,40 +187,6 @@ impl Cluster {
     pub async fn job(&self, name: &str, deadline: Deadline) -> Result<objects::Job, Error> {
         let jobs = Requests::new(Job::url_path(&(), Some(&self.namespace)));
         self.read(jobs.get(name, &GetParams::default()), deadline).await
-    }
-
-    /// Creates or changes a Secret by server-side apply. Its values do not come back.
-    pub async fn apply_secret(&self, secret: &Secret, how: &PatchParams, deadline: Deadline) -> Result<(), Error> {
-        let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
-        let request = secrets.patch(&secret.name_any(), how, &Patch::Apply(secret));
-        self.send(metadata_only(request), deadline).await.map(drop)
-    }
-
-    /// Creates a Secret. `false` if there is one of its name. Its values do not come back.
-    pub async fn create_secret(&self, secret: &Secret, deadline: Deadline) -> Result<bool, Error> {
-        Ok(self.post_secret(secret, false, deadline).await?.is_some())
-    }
-
-    /// The API server's time, if there is no Secret of that name and it would take this one. `None` if there is one.
-    pub async fn try_secret(&self, secret: &Secret, deadline: Deadline) -> Result<Option<Timestamp>, Error> {
-        let headers = self.post_secret(secret, true, deadline).await?;
-        Ok(headers.map(|headers| headers.date().unwrap_or_default()))
-    }
-
-    async fn post_secret(&self, secret: &Secret, dry_run: bool, deadline: Deadline) -> Result<Option<Headers>, Error> {
-        let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
-        let how = PostParams { dry_run, field_manager: Some(job::MANAGER.to_owned()) };
-        let body = serde_json::to_vec(secret).map_err(|error| Error::Client(error.into()))?;
-        let headers = Headers::default();
-        let request = secrets.create(&how, body).map(|mut request| {
-            request.extensions_mut().insert(headers.clone());
-            request
-        });
-        match self.send(metadata_only(request), deadline).await {
-            Ok(_) => Ok(Some(headers)),
-            Err(error) if error.is_already_exists() => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// All `PodTemplates` of the namespace.

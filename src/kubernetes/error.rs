@@ -134,6 +134,15 @@ impl Error {
     }
 }
 
+/// Which objects of `buildkite-role.yaml` are for a stack.
+pub fn role_selector(job_tokens: bool) -> &'static str {
+    if job_tokens {
+        "agent-scheduler.buildkite.com/job-tokens!=false"
+    } else {
+        "agent-scheduler.buildkite.com/job-tokens!=true"
+    }
+}
+
 impl Cluster {
     pub(super) fn explain(&self, error: kube::Error) -> Error {
         match error {

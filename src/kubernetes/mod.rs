@@ -6,13 +6,14 @@ mod error;
 pub(crate) mod fake;
 mod list;
 mod review;
+mod secrets;
 
 pub use agent_scheduler_core::kubernetes::{events, objects};
 
 pub use self::{
     client::{ATTEMPT_TIMEOUT, over},
     cluster::{Cluster, Created},
-    error::{Error, SUBJECT},
+    error::{Error, SUBJECT, role_selector},
     list::Listed,
     review::{NamedKind, Permission, User},
 };

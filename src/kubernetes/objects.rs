@@ -2,15 +2,13 @@
 //!
 //! All else is dropped while it is read, so that a list of 10,000 fits in the function's memory.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-use crate::pod::{
-    definition::AGENT,
-    job::{DEFINITION_ANNOTATION, TOKEN_VARIABLE},
-};
+use super::token_secret::token_secret;
+use crate::pod::job::DEFINITION_ANNOTATION;
 
 /// A Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -287,38 +285,6 @@ fn count<'de, D: Deserializer<'de>>(list: D) -> Result<usize, D::Error> {
 
 fn count_of_lists<'de, D: Deserializer<'de>>(lists: D) -> Result<usize, D::Error> {
     BTreeMap::<String, Vec<IgnoredAny>>::deserialize(lists).map(|lists| lists.values().map(Vec::len).sum())
-}
-
-/// Of all containers only this is kept.
-fn token_secret<'de, D: Deserializer<'de>>(containers: D) -> Result<Option<String>, D::Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Container<'a> {
-        #[serde(borrow)]
-        name: Cow<'a, str>,
-        #[serde(borrow)]
-        env: Vec<Variable<'a>>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Variable<'a> {
-        #[serde(borrow)]
-        name: Cow<'a, str>,
-        value_from: Source,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Source {
-        secret_key_ref: Option<Reference>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Reference {
-        name: String,
-    }
-    let agent = Vec::<Container>::deserialize(containers)?.into_iter().find(|container| container.name == AGENT);
-    let token = agent.and_then(|agent| agent.env.into_iter().find(|variable| variable.name == TOKEN_VARIABLE));
-    Ok(token.and_then(|token| token.value_from.secret_key_ref).map(|secret| secret.name))
 }
 
 fn of_buildkite<'de, D: Deserializer<'de>>(labels: D) -> Result<BTreeMap<String, String>, D::Error> {

@@ -1,0 +1,53 @@
+//! The requests for Secrets. The function writes them, and reads none.
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use kube::{
+    Resource, ResourceExt,
+    core::{
+        Request as Requests,
+        params::{Patch, PatchParams, PostParams},
+    },
+};
+
+use super::{
+    client::Headers,
+    cluster::{Cluster, metadata_only},
+    error::Error,
+};
+use crate::{deadline::Deadline, pod::job};
+
+impl Cluster {
+    /// Creates or changes a Secret by server-side apply. Its values do not come back.
+    pub async fn apply_secret(&self, secret: &Secret, how: &PatchParams, deadline: Deadline) -> Result<(), Error> {
+        let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
+        let request = secrets.patch(&secret.name_any(), how, &Patch::Apply(secret));
+        self.send(metadata_only(request), deadline).await.map(drop)
+    }
+
+    /// Creates a Secret. `false` if there is one of its name. Its values do not come back.
+    pub async fn create_secret(&self, secret: &Secret, deadline: Deadline) -> Result<bool, Error> {
+        Ok(self.post_secret(secret, false, deadline).await?.is_some())
+    }
+
+    /// The API server's time, if there is no Secret of that name and it would take this one. `None` if there is one.
+    pub async fn try_secret(&self, secret: &Secret, deadline: Deadline) -> Result<Option<Timestamp>, Error> {
+        let headers = self.post_secret(secret, true, deadline).await?;
+        Ok(headers.map(|headers| headers.date().unwrap_or_default()))
+    }
+
+    async fn post_secret(&self, secret: &Secret, dry_run: bool, deadline: Deadline) -> Result<Option<Headers>, Error> {
+        let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
+        let how = PostParams { dry_run, field_manager: Some(job::MANAGER.to_owned()) };
+        let body = serde_json::to_vec(secret).map_err(|error| Error::Client(error.into()))?;
+        let headers = Headers::default();
+        let request = secrets.create(&how, body).map(|mut request| {
+            request.extensions_mut().insert(headers.clone());
+            request
+        });
+        match self.send(metadata_only(request), deadline).await {
+            Ok(_) => Ok(Some(headers)),
+            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
