@@ -21,7 +21,7 @@
 //! | [`scheduler`] | one job: match, build, create |
 //! | [`doctor`] | what of the set-up is missing, and the command that adds it |
 //! | [`report`] | what became of a job: answer, log line, metrics |
-//! | [`definitions`], [`agent_token`], [`stacks_api`] | the compiled definitions and the cluster's; the token and how a pod gets it; this stack at Buildkite |
+//! | [`definitions`], [`agent_token`], [`job_token`], [`stacks_api`] | the compiled definitions and the cluster's; the token that agents share, and one agent's own; this stack at Buildkite |
 //! | [`kubernetes`] | the API server: one function per request, the client, what a refusal means |
 //! | [`aws`] | SSM, EKS, the EKS token |
 //! | [`kept`], [`retry`], [`https`] | a value with an age; the one retry policy; the one TLS stack |

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use lab::{Fault, Kind, Node, When, control_plane::eventually};
 use serde_json::json;
 
-use super::scene::{COMPLETE, Run, Scene, define, slow_helper};
+use super::scene::{COMPLETE, FAILED, Run, Scene, define, slow_helper};
 
 /// How a pod of a job that waits is lost.
 async fn lose(scene: &Scene, [evicted, deleted]: [&Run; 2]) {
@@ -106,6 +106,25 @@ async fn an_agent_that_gives_up_is_followed_by_another() {
         scene.sweep_until_passed(&run).await;
     }))
     .await;
+}
+
+/// An agent that cannot register tries 30 times, for five minutes, and then ends with 1.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: make test-node-all"]
+async fn an_agent_that_does_not_reach_buildkite_is_followed_by_another() {
+    let scene = Scene::new().await;
+    let register = "/v3/register";
+    scene.namespace.lab.buildkite.inject(When::request("POST", register), Fault::status(503), 1000);
+    let run = scene.send("true", &[]).await;
+    let entries = || scene.namespace.lab.timeline.entries().into_iter();
+    let tries = || entries().filter(|entry| entry.call().is_some_and(|call| call.target == register)).count();
+    for expected in [10, 20, 30] {
+        eventually("the agent does not try again", async || (tries() >= expected).then_some(())).await;
+    }
+    run.until(FAILED).await;
+    assert!(run.has_been("agent terminated 1"), "{:?}", run.states());
+    scene.namespace.lab.buildkite.clear_faults();
+    scene.sweep_until_passed(&run).await;
 }
 
 /// One that pulls its image, and one whose agent waits for its job. On a node of their own.
