@@ -33,9 +33,10 @@ setup() {
 
 @test "make render prints the Job of STEP or EVENT, with definitions that are not compiled in" {
     local definition=cli/tests/definitions/own.yaml
-    run make render STEP='queue=gpu pod-definition=own' DEFINITION="$definition ${definition%/*}/deploy.yaml"
+    run --separate-stderr make render STEP='queue=gpu pod-definition=own' DEFINITION="$definition ${definition%/*}/deploy.yaml"
     [ "$status" -eq 0 ]
     [ "$output" = "$(cat cli/tests/golden/own.yaml)" ]
+    [[ $stderr == *"warning: "*"lifecycle.preStop is absent"* ]]
     run make render EVENT=events/job-scheduled.json NAMESPACE=agents
     [[ $output == *$'\n  namespace: agents\n'* ]]
     run --separate-stderr make render STEP='queue=gpu' QUEUE=linux
