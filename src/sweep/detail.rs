@@ -18,6 +18,9 @@ use crate::{
     text::{excerpt, message},
 };
 
+/// How many lines of a finish quote the cluster: it has ten at most.
+pub(super) const MAX_QUOTED_LINES: usize = 6;
+
 /// How many jobs a line of the log names.
 const MAX_NAMED: usize = 5;
 
@@ -75,7 +78,7 @@ pub(super) fn finish(ended: &Ended, now: Timestamp, namespace: &str) -> String {
         why.to_owned(),
     ];
     lines.extend(found.job.condition("Failed").map(|failed| format!("Job {name}: {}", quoted(failed))));
-    lines.extend(found.pods.iter().flat_map(|pod| report(pod)));
+    lines.extend(found.pods.iter().flat_map(|pod| report(pod)).take(MAX_QUOTED_LINES));
     lines.push(format!("More: kubectl describe job {name} --namespace {namespace}"));
     lines.join("\n")
 }
@@ -138,10 +141,10 @@ fn named(jobs: &[Uuid]) -> Option<String> {
 fn report(pod: &Pod) -> Vec<String> {
     let mut lines = vec![format!("Pod {}", excerpt(&pod.metadata.name))];
     let conditions = pod.status.conditions.iter().filter(|condition| condition.message.is_some());
+    lines.extend(pod.containers().filter_map(container_line));
     lines.extend(conditions.map(|condition| {
         format!("  {} is {}: {}", excerpt(&condition.type_), excerpt(&condition.status), quoted(condition))
     }));
-    lines.extend(pod.containers().filter_map(container_line));
     lines
 }
 

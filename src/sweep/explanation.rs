@@ -5,7 +5,7 @@
 use std::iter;
 
 use super::{
-    detail::{container_line, quoted, reason_and_message},
+    detail::{MAX_QUOTED_LINES, container_line, quoted, reason_and_message},
     finding::Found,
     obstacle::{Kind, Obstacle, events, waits_in_vain},
     seen::Seen,
@@ -18,9 +18,6 @@ use crate::{
     pod::job::{self, DEFINITION_ANNOTATION},
     text::excerpt,
 };
-
-/// How many lines of a finish quote the cluster.
-const MAX_QUOTED_LINES: usize = 5;
 
 /// What is in the way, in one line.
 pub(super) fn cause(found: &Found, obstacle: &Obstacle, seen: &Seen) -> String {

@@ -404,13 +404,17 @@ fn the_build_page_shows_what_ended_and_what_to_do() {
         "The last one failed before its agent took the job. Correct what its pods report below, and retry the job.",
         &format!("Job {name}: BackoffLimitExceeded: it failed"),
         "Pod buildkite-1-abcde",
-        "  PodScheduled is False: Unschedulable: 0/3 nodes\\nare available",
         "  container copy-agent: exit code 0, Completed",
         "  container agent: exit code 137, OOMKilled: no memory",
         "  container web: waits, ImagePullBackOff: no image",
+        "  PodScheduled is False: Unschedulable: 0/3 nodes\\nare available",
         &format!("More: kubectl describe job {name} --namespace buildkite"),
     ];
     assert_eq!(detail.lines().collect::<Vec<_>>(), expected);
+    let pods = world.pods.clone();
+    let many = pods.iter().cycle().take(4).fold(world, |world, pod| world.pod(pod.clone()));
+    let [Step::Finish { detail, .. }] = &*many.plan() else { panic!("{:?}", many.plan()) };
+    assert_eq!(detail.lines().count(), 10, "{detail}");
 }
 
 #[test]
