@@ -104,7 +104,13 @@ async fn makes_a_missing_namespace_with_its_permissions_and_the_name_of_the_secr
     let function = start(&namespace.lab, builder);
     let answer = examine(&function).await;
     let finding = wrong(&answer, "permissions");
-    assert!(finding["found"].as_str().unwrap().contains("create jobs, get jobs, list podtemplates, create secrets, patch secrets"), "{finding}");
+    assert!(
+        finding["found"]
+            .as_str()
+            .unwrap()
+            .contains("create jobs, get jobs, list podtemplates, create secrets, patch secrets"),
+        "{finding}"
+    );
     fix(namespace.control_plane, &function, finding).await;
 }
 
