@@ -27,7 +27,7 @@ pub fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Mal
 }
 
 /// JSON that is being written, part after part, so that what never changes is written as it is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Writer(Vec<u8>);
 
 impl Writer {
@@ -37,12 +37,9 @@ impl Writer {
     }
 
     /// A part that is JSON already, behind a comma where one is needed.
-    pub fn part(&mut self, part: impl AsRef<[u8]>) {
-        let part = part.as_ref();
-        if !part.is_empty() {
-            self.separate();
-            self.0.extend_from_slice(part);
-        }
+    pub fn part(&mut self, part: &str) {
+        self.separate();
+        self.0.extend_from_slice(part.as_bytes());
     }
 
     /// A field of an object. Its name needs no escape.
@@ -51,13 +48,7 @@ impl Writer {
         self.0.push(b'"');
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
-        self.value(value);
-    }
-
-    /// An item of a list.
-    pub fn item(&mut self, value: &impl Serialize) {
-        self.separate();
-        self.value(value);
+        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and structures of them are JSON");
     }
 
     /// The end of objects and lists.
@@ -74,9 +65,5 @@ impl Writer {
         if !matches!(self.0.last(), None | Some(b'{' | b'[')) {
             self.0.push(b',');
         }
-    }
-
-    fn value(&mut self, value: &(impl Serialize + ?Sized)) {
-        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and structures of them are JSON");
     }
 }

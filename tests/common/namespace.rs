@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::common::FUNCTION;
 
-pub const ROLE_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/buildkite-role.yaml");
 pub const SUBJECT: &str = "buildkite-on-demand-agent-scheduler";
 pub const REGION: &str = "us-east-1";
 
