@@ -15,7 +15,7 @@ use axum::{
     routing::{get, patch, post},
 };
 use jiff::fmt::rfc2822::DateTimePrinter;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -104,6 +104,12 @@ impl Api {
         Ok(())
     }
 
+    /// What is written goes into a namespace that exists.
+    fn store_with(&self, namespace: &str) -> Result<MutexGuard<'_, Store>, Status> {
+        let store = self.store.lock();
+        if store.namespaces.contains(namespace) { Ok(store) } else { Err(Status::not_found(NAMESPACES, namespace)) }
+    }
+
     /// RBAC; the name is empty where the path has none.
     fn authorise(&self, verb: &str, resource: Resource, namespace: &str, name: &str) -> Result<(), Status> {
         let wanted = (verb.to_owned(), resource.plural.to_owned());
@@ -134,13 +140,8 @@ async fn create_job(
     body: Bytes,
 ) -> Answer {
     api.authorise("create", JOBS, &namespace, "")?;
-    let mut job: Value = serde_json::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
-    check_namespace(&mut job, &namespace)?;
-
-    let mut store = api.store.lock();
-    if !store.namespaces.contains(&namespace) {
-        return Err(Status::not_found(NAMESPACES, &namespace));
-    }
+    let mut job = posted(&body, &namespace)?;
+    let mut store = api.store_with(&namespace)?;
     if let (None, Some(prefix)) = (job["metadata"]["name"].as_str(), job["metadata"]["generateName"].as_str()) {
         job["metadata"]["name"] = format!("{prefix}{:05}", store.jobs.len()).into();
     }
@@ -155,6 +156,13 @@ async fn create_job(
     let job = if query.dry_run.as_deref() == Some("All") { job } else { store.put_job(job) };
     let warning = store.warning.iter().map(|warning| (WARNING, format!("299 - {warning:?}"))).collect::<Vec<_>>();
     Ok((StatusCode::CREATED, AppendHeaders(warning), represent(&headers, job)).into_response())
+}
+
+/// The object of a request that creates one.
+fn posted(body: &[u8], namespace: &str) -> Result<Value, Status> {
+    let mut object = serde_json::from_slice(body).map_err(|problem| Status::bad_request(problem.to_string()))?;
+    check_namespace(&mut object, namespace)?;
+    Ok(object)
 }
 
 /// The whole object, or its metadata alone if the client asks for no more.
@@ -259,10 +267,7 @@ async fn apply_secret(
     if !api.store.lock().secrets.contains_key(&key) {
         api.authorise("create", SECRETS, &namespace, &name)?;
     }
-    let mut store = api.store.lock();
-    if !store.namespaces.contains(&namespace) {
-        return Err(Status::not_found(NAMESPACES, &namespace));
-    }
+    let mut store = api.store_with(&namespace)?;
     let (secret, new) = store
         .apply_secret(&manager, &secret, apply.force, apply.dry_run.is_some())
         .map_err(|conflicts| Status::conflict(&conflicts))?;
@@ -278,14 +283,9 @@ async fn create_secret(
     body: Bytes,
 ) -> Answer {
     api.authorise("create", SECRETS, &namespace, "")?;
-    let mut secret: Value =
-        serde_json::from_slice(&body).map_err(|problem| Status::bad_request(problem.to_string()))?;
-    check_namespace(&mut secret, &namespace)?;
+    let secret = posted(&body, &namespace)?;
     let name = secret["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let mut store = api.store.lock();
-    if !store.namespaces.contains(&namespace) {
-        return Err(Status::not_found(NAMESPACES, &namespace));
-    }
+    let mut store = api.store_with(&namespace)?;
     let is_dry_run = query.dry_run.as_deref() == Some("All");
     let secret = store.create_secret(secret, is_dry_run).ok_or_else(|| Status::already_exists(SECRETS, &name))?;
     Ok((StatusCode::CREATED, represent(&headers, secret)).into_response())
