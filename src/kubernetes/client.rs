@@ -62,6 +62,14 @@ impl Headers {
         headers.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Has the answer to a request leave them here.
+    pub(super) fn of<E>(&self, request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
+        request.map(|mut request| {
+            request.extensions_mut().insert(self.clone());
+            request
+        })
+    }
+
     /// What the API server accepts and finds questionable.
     pub(super) fn warnings(&self) -> Vec<String> {
         let headers = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -252,12 +252,8 @@ impl Cluster {
         let requests = Requests::new(K::url_path(&(), Some(&self.namespace)));
         let mut listed = Listed { items: Vec::new(), now: None };
         loop {
-            let (headers, request) = (Headers::default(), requests.list(&page));
-            let request = request.map(|mut request| {
-                request.extensions_mut().insert(headers.clone());
-                request
-            });
-            let Page { metadata, items } = self.read(request, deadline).await?;
+            let headers = Headers::default();
+            let Page { metadata, items } = self.read(headers.of(requests.list(&page)), deadline).await?;
             listed.items.extend(items.into_iter().filter(&is_needed));
             listed.now = listed.now.or_else(|| headers.date());
             match metadata.continue_.filter(|token| !token.is_empty()) {

@@ -40,11 +40,7 @@ impl Cluster {
         let how = PostParams { dry_run, field_manager: Some(job::MANAGER.to_owned()) };
         let body = serde_json::to_vec(secret).map_err(|error| Error::Client(error.into()))?;
         let headers = Headers::default();
-        let request = secrets.create(&how, body).map(|mut request| {
-            request.extensions_mut().insert(headers.clone());
-            request
-        });
-        match self.send(metadata_only(request), deadline).await {
+        match self.send(metadata_only(headers.of(secrets.create(&how, body))), deadline).await {
             Ok(_) => Ok(Some(headers)),
             Err(error) if error.is_already_exists() => Ok(None),
             Err(error) => Err(error),
