@@ -60,13 +60,13 @@ where
     loop {
         let result = attempt(deadline.attempt(api.max_attempt)).await;
         let pause = match &result {
-            Ok(response)
-                if response.status() == StatusCode::TOO_MANY_REQUESTS && rate_limited == api.max_rate_limited =>
-            {
-                return result;
-            }
             Ok(response) if (api.may_pass)(response) => {
-                rate_limited += u32::from(response.status() == StatusCode::TOO_MANY_REQUESTS);
+                if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                    if rate_limited == api.max_rate_limited {
+                        return result;
+                    }
+                    rate_limited += 1;
+                }
                 pauses.next() + retry_after(response.headers())
             }
             Ok(_) => return result,

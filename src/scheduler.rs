@@ -228,11 +228,11 @@ impl Scheduler {
         }
         let definition = definition.for_step(rules)?;
         let built = job::build(job, queue, occasion.attempt(), &definition, &self.config.stack);
-        if self.config.job_tokens && !definition.brings_agent_token() {
-            let create = self.create_with_token(cluster, matched, built, reserved, deadline);
-            return Box::pin(create).await;
-        }
         if !definition.brings_agent_token() {
+            if self.config.job_tokens {
+                let create = self.create_with_token(cluster, matched, built, reserved, deadline);
+                return Box::pin(create).await;
+            }
             self.agent_token.apply(secret, cluster, deadline).await.map_err(Error::AgentToken)?;
         }
         match cluster.create_job(&built, deadline).await {
