@@ -41,16 +41,19 @@ impl Scheduler {
         self.in_cluster(deadline, apply).await
     }
 
-    /// Whether the agent of a job gets a token of its own, for which the job must be reserved.
-    pub async fn needs_token(&self, job: &ScheduledJob, deadline: Deadline) -> bool {
+    /// Those of the jobs whose agent gets a token of its own: they must be reserved.
+    pub async fn with_token(&self, jobs: &[(&ScheduledJob, Occasion)], deadline: Deadline) -> Vec<Uuid> {
         if !self.config.job_tokens {
-            return false;
+            return Vec::new();
         }
-        let Ok(target) = self.target(deadline).await else { return false };
-        // One that fails is reported for each job.
+        let Ok(target) = self.target(deadline).await else { return Vec::new() };
+        // A failure is reported for each job.
         let _ = target.definitions.refresh(&target.cluster, deadline).await;
-        let definition = target.definitions.last(AgentQueryRules::parse(&job.agent_query_rules).definition());
-        definition.is_some_and(|definition| !definition.brings_agent_token())
+        let gets_token = |job: &ScheduledJob| {
+            let definition = target.definitions.last(AgentQueryRules::parse(&job.agent_query_rules).definition());
+            definition.is_some_and(|definition| !definition.brings_agent_token())
+        };
+        jobs.iter().filter(|(job, _)| gets_token(job)).map(|(job, _)| job.uuid).collect()
     }
 
     /// Gives jobs their Kubernetes Jobs, side by side. For those of them whose agent gets a token of its own, `reserved` has those that are

@@ -54,7 +54,8 @@ impl Sweep<'_> {
                 continue;
             }
             let jobs: Vec<_> = some.iter().map(|job| (job, Occasion::Repair)).collect();
-            let reserved = match self.scheduler.reserve_all(&self.with_token(&jobs).await, self.deadline).await {
+            let with_token = self.scheduler.with_token(&jobs, self.deadline).await;
+            let reserved = match self.scheduler.reserve_all(&with_token, self.deadline).await {
                 Ok(reserved) => reserved,
                 Err(error) => {
                     add(&mut report.failures, chain(&error));
@@ -78,17 +79,6 @@ impl Sweep<'_> {
         if let Err(error) = self.stacks_api.notify(&notifications, &self.token, self.deadline).await {
             tracing::debug!(error = chain(&error), "the build pages do not show the Jobs of this sweep");
         }
-    }
-
-    /// Those of the jobs whose agent gets a token of its own.
-    async fn with_token(&self, jobs: &[(&ScheduledJob, Occasion)]) -> Vec<Uuid> {
-        let mut with_token = Vec::new();
-        for (job, _) in jobs {
-            if self.scheduler.needs_token(job, self.deadline).await {
-                with_token.push(job.uuid);
-            }
-        }
-        with_token
     }
 
     async fn schedule(
@@ -123,7 +113,7 @@ impl Sweep<'_> {
             Ok(self.is_still(&one.ended, one.is_deleted, states.get(&one.ended.uuid), seen).await?)
         };
         let due = self.those(some.iter().collect(), look, report).await?;
-        let with_token = self.with_token(&jobs(&due)).await;
+        let with_token = self.scheduler.with_token(&jobs(&due), self.deadline).await;
         let reserved = self.scheduler.reserve_all(&with_token, self.deadline).await;
         let reserved = reserved.map_err(|error| add(&mut report.failures, chain(&error))).unwrap_or_default();
         let is_ours = async |one: &&Replacement| {
