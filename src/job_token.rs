@@ -77,10 +77,9 @@ impl WithoutToken {
     /// `None` for a Job whose agent gets its token in another way. And for one that must not have it yet, or any more: it has ended, or
     /// another controller holds it back, perhaps for longer than a token lives.
     pub fn of(job: &Job, uuid: Uuid) -> Option<Self> {
-        let spec = &job.spec.template.spec;
-        let secret = spec.token_secret.as_ref().filter(|secret| job::is_token_secret(secret, uuid))?;
+        let secret = job.own_token_secret()?;
         let has_ended = ["Complete", "Failed"].iter().any(|end| job.condition(end).is_some());
-        if has_ended || job.spec.suspend || spec.scheduling_gates > 0 {
+        if has_ended || job.spec.suspend || job.spec.template.spec.scheduling_gates > 0 {
             return None;
         }
         Some(Self::new(uuid, job.metadata.uid.as_deref()?, secret))

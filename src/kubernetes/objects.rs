@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::token_secret::token_secret;
-use crate::pod::job::DEFINITION_ANNOTATION;
+use crate::pod::job::{DEFINITION_ANNOTATION, is_token_secret};
 
 /// A Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -226,6 +226,12 @@ pub struct Terminated {
 }
 
 impl Job {
+    /// The Secret with the token of its agent, if that is for this Job alone.
+    pub fn own_token_secret(&self) -> Option<&str> {
+        let secret = self.spec.template.spec.token_secret.as_deref();
+        secret.filter(|secret| is_token_secret(secret, &self.metadata.name))
+    }
+
     /// The Job controller knows of no pod of it.
     pub fn has_no_pod(&self) -> bool {
         let JobStatus { active, ready, terminating, uncounted_terminated_pods, .. } = self.status;

@@ -94,15 +94,13 @@ fn in_the_way<'a>(job: &'a Job, pods: &[&'a Pod], state: &State, seen: &Seen) ->
 
 /// The name of the Secret that the agent of a Job waits for, by what its kubelet says: only that Job refers to it.
 fn missing_secret<'a>(job: &'a Job, pods: &[&Pod], state: &State) -> Option<&'a str> {
-    let secret = job.spec.template.spec.token_secret.as_deref()?;
-    let uuid = job.metadata.labels.get(JOB_UUID_LABEL)?.parse().ok()?;
+    let secret = job.own_token_secret()?;
     let waits = state.is_waiting() && end(job).is_none() && job.metadata.deletion_timestamp.is_none();
     let mut agents = agents(pods).filter_map(|agent| agent.state.waiting.as_ref());
-    let is_missing = job::is_token_secret(secret, uuid)
-        && agents.any(|waiting| {
-            let message = waiting.message.as_deref().unwrap_or_default();
-            waiting.reason.as_deref() == Some(CONFIG_ERROR) && message.contains(secret)
-        });
+    let is_missing = agents.any(|waiting| {
+        let message = waiting.message.as_deref().unwrap_or_default();
+        waiting.reason.as_deref() == Some(CONFIG_ERROR) && message.contains(secret)
+    });
     (waits && is_missing).then_some(secret)
 }
 
@@ -204,8 +202,7 @@ impl<'a> Found<'a> {
 
     /// The agent failed to register, and started after the end of its token. A pod may wait for room for longer.
     pub fn came_too_late(&self) -> bool {
-        let has_token = self.job.spec.template.spec.token_secret.as_deref();
-        let has_token = has_token.is_some_and(|secret| job::is_token_secret(secret, self.uuid));
+        let has_token = self.job.own_token_secret().is_some();
         let mut ends = agents(&self.pods).filter_map(|agent| agent.state.terminated.as_ref());
         let late = |time: Timestamp| self.created.duration_until(time).unsigned_abs() >= JOB_TOKEN_LIFETIME;
         has_token && ends.any(|end| end.exit_code == REGISTRATION_FAILED && end.started_at.is_some_and(late))

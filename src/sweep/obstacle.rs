@@ -173,12 +173,10 @@ fn says_refused(message: &str) -> bool {
 /// Words of the kubelet: `secret "…" not found`, `couldn't find key token in Secret …/…`.
 fn is_about_our_secret(message: &str, job: &Job, seen: &Seen) -> bool {
     let (namespace, shared) = (&seen.stack.namespace, &*seen.stack.agent_token_secret);
-    let own = job.spec.template.spec.token_secret.as_deref();
-    let own = own.filter(|secret| secret.starts_with(&*job.metadata.name));
     let is_about = |name| {
         message.contains(&format!("secret \"{name}\"")) || message.ends_with(&format!(" in Secret {namespace}/{name}"))
     };
-    is_about(shared) || own.is_some_and(is_about)
+    is_about(shared) || job.own_token_secret().is_some_and(is_about)
 }
 
 pub(super) fn events<'a>(seen: &'a Seen, uid: &str) -> &'a [Event] {
