@@ -111,13 +111,13 @@ impl Definitions {
     pub async fn get(&self, name: &str, cluster: &Cluster, deadline: Deadline) -> Result<Arc<PodDefinition>, Error> {
         let asked = clock::monotonic();
         let mut listed = self.list(None, cluster, deadline).await?;
-        let compiled = COMPILED.iter().find(|(compiled, _)| *compiled == name);
+        let compiled = compiled(name);
         if !listed.contains_key(name) && compiled.is_none() {
             listed = self.list(Some(asked), cluster, deadline).await?;
         }
         let definition = match (listed.get(name), compiled) {
             (Some(listed), _) => listed.clone()?,
-            (None, Some((_, compiled))) => Arc::clone(compiled),
+            (None, Some(compiled)) => Arc::clone(compiled),
             (None, None) if self.seen().contains(name) => {
                 return Err(Error::Gone { name: name.to_owned(), namespace: cluster.namespace().to_owned() });
             }
@@ -139,9 +139,7 @@ impl Definitions {
     /// The same by the last list, however old that is.
     pub fn last(&self, name: &str) -> Option<Arc<PodDefinition>> {
         let listed = self.listed.last()?.get(name).cloned();
-        let compiled =
-            || COMPILED.iter().find(|(compiled, _)| *compiled == name).map(|(_, definition)| Arc::clone(definition));
-        listed.map_or_else(compiled, Result::ok)
+        listed.map_or_else(|| compiled(name).map(|definition| Arc::clone(definition)), Result::ok)
     }
 
     /// Those of the cluster. An unknown name may be younger than the last list: `since` asks for a list from then on, and those
@@ -176,6 +174,11 @@ impl Definitions {
     fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The compiled one of that name; it is read when it is used.
+fn compiled(name: &str) -> Option<&'static LazyLock<Arc<PodDefinition>>> {
+    COMPILED.iter().find(|(compiled, _)| *compiled == name).map(|(_, definition)| definition)
 }
 
 /// The names of the compiled ones that a step may ask for.
