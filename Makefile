@@ -12,6 +12,7 @@ TESTS ?= tests/deployment
 FUZZ_SECONDS ?= 60
 SECONDS ?= 60
 FROM ?= 0
+JOBS ?= 100000
 TARGETS ?= event query_rules pod_definition certificate_authority api_server
 # The scripts of the image; its Dockerfile is no shell.
 HOOKS = $(filter-out %/Dockerfile %/hooks,$(wildcard pod-definitions/elastic-ci-stack/agent/* pod-definitions/elastic-ci-stack/agent/hooks/*))
@@ -188,10 +189,10 @@ fuzz:
 simulate:
 	@cargo run --quiet --package simulation -- --seconds $(SECONDS) --from $(FROM)
 
-## The simulated day of a million jobs: prints its tables, and writes them and the plots into docs/scale.md and docs/scale.
-## OPTIONS="--jobs-per-day 100000 --ssm-rate 10000" is another day; `cargo run --release -p scale -- --help` lists all.
+## The simulated day of docs/scale.md: puts its tables and plots there. JOBS=1000000 is a day with more jobs; some minutes.
 scale:
-	cargo run --release -p scale -- --page docs/scale.md --out docs/scale $(OPTIONS)
+	cargo build --workspace --profile lab --bin scale
+	@$(CARGO_TARGET_DIR)/lab/scale --jobs $(JOBS) --page docs/scale.md
 
 ## 10,000 events on a real control plane, with requests that fail and functions that are killed: one Job for each in the end.
 ## CLUSTER=stand-in uses the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.

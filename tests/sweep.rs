@@ -267,8 +267,7 @@ mod a_job_that_failed {
             let until = buildkite.now() + Duration::from_hours(1);
             let ours = buildkite.stack_keys()[0].clone();
             for (number, key) in [(1, ours), (2, "another".to_owned())] {
-                let job = buildkite.jobs.get_mut(event(number).job_uuid()).unwrap();
-                (job.state, job.reservation) = ("reserved", Some((key, until)));
+                buildkite.reserve(event(number).job_uuid(), &key, until);
             }
         }
         scene.sweep_after(60).await;

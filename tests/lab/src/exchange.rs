@@ -150,7 +150,10 @@ impl StandIn {
     }
 
     /// Records the request before it is served, so that one whose client leaves meanwhile is seen too.
-    fn arrived(&self, parts: &Parts, body: &[u8]) -> usize {
+    fn arrived(&self, parts: &Parts, body: &[u8]) -> Option<usize> {
+        if !self.timeline.is_open() {
+            return None;
+        }
         let mut requests = self.requests.lock();
         requests.push(Request {
             at: self.timeline.now(),
@@ -162,7 +165,7 @@ impl StandIn {
             body: String::from_utf8_lossy(body).into_owned(),
             status: None,
         });
-        requests.len() - 1
+        Some(requests.len() - 1)
     }
 
     /// An entry of its own, as the client may leave before the answer.
@@ -171,8 +174,8 @@ impl StandIn {
     }
 
     /// Returns the status that arrives.
-    fn answered(&self, index: usize, response: &Response) -> Option<u16> {
-        let request = &mut self.requests.lock()[index];
+    fn answered(&self, index: Option<usize>, response: &Response) -> Option<u16> {
+        let request = &mut self.requests.lock()[index?];
         match response.extensions().get::<Caller>() {
             Some(Caller::User(user)) => request.user = Some(user.clone()),
             Some(Caller::Refused(reason)) => request.refusal = Some(reason.clone()),

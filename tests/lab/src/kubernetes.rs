@@ -10,6 +10,7 @@ mod status;
 mod store;
 
 use std::{
+    mem,
     net::{IpAddr, Ipv4Addr},
     ops::Deref,
     sync::Arc,
@@ -119,7 +120,7 @@ impl Kubernetes {
 
     /// The Job of this name, in any namespace.
     pub fn job(&self, name: &str) -> Option<Value> {
-        self.jobs().into_iter().find(|job| job["metadata"]["name"] == name)
+        self.api.store.lock().jobs.iter().find(|((_, own), _)| own == name).map(|(_, job)| job.clone())
     }
 
     /// Adds a Job without validation; the default namespace is `buildkite`.
@@ -141,10 +142,16 @@ impl Kubernetes {
         store.jobs.values().map(|job| (text(&job["metadata"]["name"]), text(&job["metadata"]["uid"]))).collect()
     }
 
-    /// Changes the Job with this uid. `None` if it is not there.
-    pub fn with_job<T>(&self, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
+    /// Name and uid of each Job that was made since the last call.
+    pub fn new_jobs(&self) -> Vec<(String, String)> {
+        mem::take(&mut self.api.store.lock().new_jobs)
+    }
+
+    /// Changes the Job with this name and uid. `None` if it is not there.
+    pub fn with_job<T>(&self, name: &str, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
         let mut store = self.api.store.lock();
-        store.jobs.values_mut().find(|job| job["metadata"]["uid"] == uid).map(change)
+        let job = store.jobs.get_mut(&(NAMESPACE.to_owned(), name.to_owned()));
+        job.filter(|job| job["metadata"]["uid"] == uid).map(change)
     }
 
     /// Changes a pod, as the scheduler and the kubelet do. `None` if it is not there.
@@ -159,10 +166,18 @@ impl Kubernetes {
     }
 
     /// Removes a Job and its pods, as the TTL controller and the garbage collector do.
-    pub fn collect_job(&self, uid: &str) {
-        let mut store = self.api.store.lock();
-        store.jobs.retain(|_, job| job["metadata"]["uid"] != uid);
-        store.pods.retain(|_, pod| pod["metadata"]["ownerReferences"][0]["uid"] != uid);
+    pub fn collect_job(&self, name: &str, uid: &str) {
+        if self.with_job(name, uid, |_| ()).is_some() {
+            let mut store = self.api.store.lock();
+            store.jobs.remove(&(NAMESPACE.to_owned(), name.to_owned()));
+            // Their names begin with that of their Job.
+            let from = (NAMESPACE.to_owned(), format!("{name}-"));
+            let pods = store.pods.range(from.clone()..).take_while(|((_, pod), _)| pod.starts_with(&from.1));
+            let owned = pods.filter(|(_, pod)| pod["metadata"]["ownerReferences"][0]["uid"] == uid);
+            for pod in owned.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+                store.pods.remove(&pod);
+            }
+        }
     }
 
     /// All pods, of all namespaces.
@@ -178,6 +193,11 @@ impl Kubernetes {
     /// Adds an Event without validation; the default namespace is `buildkite`.
     pub fn put_event(&self, event: Value) {
         self.api.store.lock().put_event(event);
+    }
+
+    /// Removes an Event, as the API server does after an hour.
+    pub fn remove_event(&self, name: &str) {
+        self.api.store.lock().events.remove(&(NAMESPACE.to_owned(), name.to_owned()));
     }
 
     /// The time at the API server, which the `Date` of each answer shows.
@@ -288,6 +308,7 @@ impl Kubernetes {
         self.stand_in.forget();
         let mut store = self.api.store.lock();
         store.jobs.clear();
+        store.new_jobs.clear();
         store.pods.clear();
         store.events.clear();
     }

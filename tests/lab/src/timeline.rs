@@ -23,7 +23,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Timeline {
     start: Instant,
-    entries: Arc<Mutex<Vec<Entry>>>,
+    /// `None` from when nothing is recorded any more.
+    entries: Arc<Mutex<Option<Vec<Entry>>>>,
 }
 
 /// One thing that happened.
@@ -151,7 +152,7 @@ impl Entry {
 
 impl Timeline {
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now(), entries: Arc::default() }
+        Self { start: Instant::now(), entries: Arc::new(Mutex::new(Some(Vec::new()))) }
     }
 
     /// Adds a note of the test.
@@ -170,8 +171,9 @@ impl Timeline {
 
     /// Adds an entry, with the time of now.
     pub(crate) fn push(&self, entry: Entry) {
-        let mut entries = self.entries.lock();
-        entries.push(Entry { at: self.now(), ..entry });
+        if let Some(entries) = &mut *self.entries.lock() {
+            entries.push(Entry { at: self.now(), ..entry });
+        }
     }
 
     /// Time since the lab started.
@@ -180,12 +182,21 @@ impl Timeline {
     }
 
     pub(crate) fn forget(&self) {
-        self.entries.lock().clear();
+        self.entries.lock().as_mut().map(Vec::clear);
+    }
+
+    /// From here on nothing is recorded, and no stand-in keeps its requests: those of a day would fill the memory.
+    pub fn close(&self) {
+        *self.entries.lock() = None;
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.entries.lock().is_some()
     }
 
     /// All that happened so far.
     pub fn entries(&self) -> Vec<Entry> {
-        self.entries.lock().clone()
+        self.entries.lock().clone().unwrap_or_default()
     }
 }
 

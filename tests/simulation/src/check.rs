@@ -36,8 +36,8 @@ impl World {
         let (uuid, outcome) = (event.job_uuid(), answer["outcome"].as_str().unwrap_or_default());
         let (kind, name) = (self.kind(uuid), event.job_name());
         let was_there = || {
-            let is_there = self.lab.kubernetes.job(&name).is_some_and(|job| job["metadata"]["labels"][LABEL] == uuid);
-            is_there || self.state().created.contains_key(&name)
+            let is_made = self.state().created.contains_key(&name);
+            is_made || self.lab.kubernetes.job(&name).is_some_and(|job| job["metadata"]["labels"][LABEL] == uuid)
         };
         let is_true = match outcome {
             "created" | "already-exists" => was_there(),
@@ -52,8 +52,8 @@ impl World {
     }
 
     /// Whether a new Job is ours. Then it has a definition that the cluster had a short time ago.
-    pub fn check_job(&self, uid: &str) -> bool {
-        let job = self.lab.kubernetes.with_job(uid, |job| job.clone()).unwrap_or_default();
+    pub fn check_job(&self, name: &str, uid: &str) -> bool {
+        let job = self.lab.kubernetes.with_job(name, uid, |job| job.clone()).unwrap_or_default();
         if !job["metadata"]["labels"][LABEL].is_string() {
             return false;
         }

@@ -15,8 +15,15 @@ use crate::{
     world::{SECRET, World},
 };
 
-/// How often the Job controller looks for Jobs, and a container for its end.
+/// How often a container looks for its end, and how long the Job controller takes to see one.
 pub const STEP: Duration = Duration::from_secs(1);
+
+/// Requests of the Job controller for a pod until it runs, and as many at its end: the pod, an Event, and two of the Job's status. Counted
+/// on a control plane 1.36.
+const REQUESTS: f64 = 4.0;
+
+/// How long the API server keeps an Event.
+const EVENT_TTL: Duration = Duration::from_hours(1);
 
 /// `backoffLimit`.
 const BACKOFF_LIMIT: u32 = 3;
@@ -46,23 +53,27 @@ pub enum End {
 pub struct Gone;
 
 impl World {
-    /// The Job controller.
-    pub async fn control(self: Arc<Self>) {
-        loop {
-            sleep(STEP).await;
-            for (name, uid) in self.lab.kubernetes.job_uids() {
-                if self.state().seen.insert(uid.clone()) && self.check_job(&uid) {
-                    spawn_local(Arc::clone(&self).control_job(name, uid));
-                }
+    /// The Job controller sees what was made.
+    pub fn control(self: &Arc<Self>) {
+        for (name, uid) in self.lab.kubernetes.new_jobs() {
+            if self.check_job(&name, &uid) {
+                let now = self.now();
+                let mut state = self.state();
+                state.created.entry(name.clone()).or_insert(now);
+                state.seen.jobs += 1;
+                state.seen.most_jobs = state.seen.most_jobs.max(state.seen.jobs);
+                drop(state);
+                spawn_local(Arc::clone(self).control_job(name, uid));
             }
         }
     }
 
     async fn control_job(self: Arc<Self>, name: String, uid: String) {
-        let now = self.now();
-        self.state().created.entry(name.clone()).or_insert(now);
+        let created = Instant::now();
+        self.take_turn().await;
         let time = self.timestamp();
-        self.status(&uid, |status| status["startTime"] = time.into());
+        self.state().seen.pod_waits.push(created.elapsed());
+        self.status(&name, &uid, |status| status["startTime"] = time.into());
         let mut failures = 0;
         let condition = loop {
             let now = self.timestamp();
@@ -71,9 +82,10 @@ impl World {
             let phase = if matches!(end, Ok(End::Succeeded)) { "Succeeded" } else { "Failed" };
             if let Ok(End::Exit(_) | End::Succeeded | End::InitFailed | End::Disrupted) = end {
                 self.lab.kubernetes.with_pod(&pod, |pod| pod["status"]["phase"] = phase.into());
-                self.status(&uid, |status| status["active"] = 0.into());
+                self.status(&name, &uid, |status| status["active"] = 0.into());
             }
             sleep(STEP).await;
+            self.take_turn().await;
             match end {
                 Ok(End::Succeeded) => break json!({"type": "Complete"}),
                 Ok(End::Exit(code)) => {
@@ -90,12 +102,13 @@ impl World {
                 }
                 Ok(End::Disrupted) | Err(Gone) => {}
             }
-            if self.status(&uid, |_| ()).is_none() {
+            if self.status(&name, &uid, |_| ()).is_none() {
+                self.state().seen.jobs -= 1;
                 return;
             }
         };
         let time = self.timestamp();
-        self.status(&uid, |status| {
+        self.status(&name, &uid, |status| {
             let mut condition = condition;
             (condition["status"], condition["lastTransitionTime"]) = ("True".into(), time.clone().into());
             if condition["type"] == "Complete" {
@@ -103,20 +116,29 @@ impl World {
             }
             status["conditions"] = json!([condition]);
         });
-        let ttl = self.lab.kubernetes.with_job(&uid, |job| job["spec"]["ttlSecondsAfterFinished"].as_u64());
+        let ttl = self.lab.kubernetes.with_job(&name, &uid, |job| job["spec"]["ttlSecondsAfterFinished"].as_u64());
         if let Some(ttl) = ttl.flatten() {
             sleep(Duration::from_secs(ttl)).await;
-            self.lab.kubernetes.collect_job(&uid);
+            self.lab.kubernetes.collect_job(&name, &uid);
+        }
+        self.state().seen.jobs -= 1;
+    }
+
+    /// The Job controller has other Jobs, too.
+    async fn take_turn(&self) {
+        if let Some(rate) = self.plan.rates.job_controller {
+            let wait = self.state().backlogs.job_controller.wait(rate, REQUESTS);
+            sleep(wait).await;
         }
     }
 
-    fn status<T>(&self, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
-        self.lab.kubernetes.with_job(uid, |job| change(&mut job["status"]))
+    fn status<T>(&self, name: &str, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
+        self.lab.kubernetes.with_job(name, uid, |job| change(&mut job["status"]))
     }
 
     fn make_pod(&self, job: &str, uid: &str) -> String {
         let name = format!("{job}-{}", self.state().next_pod());
-        let made = self.lab.kubernetes.with_job(uid, |job| {
+        let made = self.lab.kubernetes.with_job(job, uid, |job| {
             job["status"]["active"] = 1.into();
             job["spec"]["template"]["metadata"]["labels"].clone()
         });
@@ -150,7 +172,7 @@ impl World {
         });
         self.container(pod, &json!({"waiting": {"reason": "ContainerCreating"}}));
         if fate == Fate::LosesItsNode {
-            return self.lose_node(pod, uid).await;
+            return self.lose_node(pod, job, uid).await;
         }
         if kind == Kind::NoImage {
             self.fail_to_pull(pod, "rpc error: code = NotFound desc = failed to pull: not found");
@@ -196,14 +218,14 @@ impl World {
     }
 
     /// Its node does not answer any more. A pod of it stays until the node is collected, whatever becomes of its Job.
-    async fn lose_node(&self, pod: &str, uid: &str) -> Result<End, Gone> {
+    async fn lose_node(&self, pod: &str, job: &str, uid: &str) -> Result<End, Gone> {
         self.hold(pod, TOLERATION).await?;
         let due = self.timestamp();
         self.lab.kubernetes.with_pod(pod, |pod| pod["metadata"]["deletionTimestamp"] = due.into());
-        self.status(uid, |status| (status["active"], status["terminating"]) = (0.into(), 1.into()));
+        self.status(job, uid, |status| (status["active"], status["terminating"]) = (0.into(), 1.into()));
         sleep(NODE_IS_COLLECTED).await;
         self.lab.kubernetes.remove_pod(pod);
-        self.status(uid, |status| status["terminating"] = 0.into());
+        self.status(job, uid, |status| status["terminating"] = 0.into());
         Ok(End::Disrupted)
     }
 
@@ -239,19 +261,25 @@ impl World {
         self.lab.kubernetes.with_pod(pod, |pod| pod["status"]["containerStatuses"] = statuses);
     }
 
-    fn fail_to_pull(&self, pod: &str, message: &str) {
+    fn fail_to_pull(self: &Arc<Self>, pod: &str, message: &str) {
         self.container(pod, &json!({"waiting": {"reason": "ImagePullBackOff", "message": message}}));
         self.report(pod, "spec.containers{agent}", "Failed", message);
     }
 
     /// An Event.
-    fn report(&self, pod: &str, path: &str, reason: &str, message: &str) {
+    fn report(self: &Arc<Self>, pod: &str, path: &str, reason: &str, message: &str) {
         let Some(uid) = self.lab.kubernetes.with_pod(pod, |pod| pod["metadata"]["uid"].clone()) else { return };
         let type_ = if reason == "Started" { "Normal" } else { "Warning" };
+        let name = format!("{pod}-{reason}");
         self.lab.kubernetes.put_event(json!({
-            "metadata": {"name": format!("{pod}-{reason}")}, "type": type_, "reason": reason, "message": message,
+            "metadata": {"name": name}, "type": type_, "reason": reason, "message": message,
             "involvedObject": {"uid": uid, "fieldPath": path},
         }));
+        let world = Arc::clone(self);
+        spawn_local(async move {
+            sleep(EVENT_TTL).await;
+            world.lab.kubernetes.remove_event(&name);
+        });
     }
 
     /// The agent token, as a pod gets it.

@@ -39,6 +39,15 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 /// An init may take this long.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Until a new environment runs the function, and the CPU time of its start at the share of a core that 256 MB have: docs/performance.md.
+const START: Duration = Duration::from_millis(100 + 22);
+
+/// The CPU time of a warm event, likewise.
+const EVENT: Duration = Duration::from_millis(1);
+
+/// An event that finds no environment waits so long at most. It begins with a second, and doubles.
+const MAX_THROTTLED: Duration = Duration::from_mins(5);
+
 /// An environment that was idle for this long is gone.
 const MAX_IDLE: Duration = Duration::from_mins(7);
 
@@ -136,6 +145,9 @@ impl World {
                         world.check_answer(&event, &answer);
                         break;
                     }
+                    Err(failure @ Failure::Error(_)) if world.is_plain(&event) && world.plan.is_calm() => {
+                        world.violated(format!("an event fails without a cause: {failure}"));
+                    }
                     Err(failure) if attempt == attempts => {
                         world.note(format!("given up: {failure}"));
                         if !event.is_sweep() {
@@ -179,15 +191,21 @@ impl World {
 
     /// One invocation, as soon as an environment is free.
     async fn invoke(self: &Arc<Self>, payload: &str, is_plain: bool) -> Result<Value, Failure> {
+        let mut pause = Duration::from_secs(1);
         while self.state().busy == self.plan.environments {
-            let pause = self.state().dice.u64(500..3_000);
-            sleep(Duration::from_millis(pause)).await;
+            // AWS names no jitter; without any, all events of a burst come back at once.
+            let share = self.state().dice.f64() / 2.0 + 0.5;
+            sleep(pause.mul_f64(share)).await;
+            pause = MAX_THROTTLED.min(pause * 2);
         }
+        let began = Instant::now();
         let (invocation, warm, polls_left) = {
             let mut state = self.state();
-            (state.busy, state.invocations) = (state.busy + 1, state.invocations + 1);
+            (state.busy, state.seen.invocations) = (state.busy + 1, state.seen.invocations + 1);
+            state.seen.most_environments = state.seen.most_environments.max(state.busy);
             let warm = state.idle.pop().filter(|environment| environment.used.elapsed() < MAX_IDLE);
-            (state.invocations, warm, self.killed_after(&mut state.dice))
+            state.seen.starts += usize::from(warm.is_none());
+            (state.seen.invocations, warm, self.killed_after(&mut state.dice))
         };
         let environment = warm.as_ref().map_or(invocation, |environment| environment.number);
         let polled = Invocation { number: invocation, environment, is_plain };
@@ -197,6 +215,7 @@ impl World {
                 Some(environment) if world.plan.planted != Some(Planted::Forgets) => environment,
                 Some(_) | None => world.cold_start(environment).await,
             };
+            sleep(EVENT).await;
             let is_blind = world.plan.planted == Some(Planted::Dawdles);
             let end = world.wall() + if is_blind { TIMEOUT * 10 } else { TIMEOUT };
             let handled = lambda::handle(&environment.scheduler, payload, Deadline::of_invocation(end));
@@ -206,6 +225,7 @@ impl World {
         let done = Killable { invocation: polled, polls_left, work: Box::pin(work) }.await;
         let mut state = self.state();
         state.busy -= 1;
+        state.seen.worked += began.elapsed();
         match done {
             Some((Ok(answer), environment)) => {
                 state.idle.push(Environment { used: Instant::now(), ..environment });
@@ -229,6 +249,7 @@ impl World {
     }
 
     async fn cold_start(self: &Arc<Self>, number: usize) -> Environment {
+        sleep(START).await;
         let scheduler = self.scheduler();
         match timeout(INIT_TIMEOUT, scheduler.start(Deadline::after(START_TIMEOUT))).await {
             Ok(Ok(())) => {}

@@ -17,19 +17,27 @@
 mod agent;
 mod check;
 mod cluster;
+pub mod day;
 mod lambda;
+pub mod limits;
 mod network;
 pub mod plan;
 pub mod quiet;
 pub mod search;
+pub mod seen;
 mod world;
 
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 
+use lab::Event;
 use lambda_runtime::tracing::subscriber::{filter::LevelFilter, fmt, prelude::*, registry};
 use tokio::{runtime::Builder, task::LocalSet};
 
-use self::{plan::Plan, world::World};
+use self::{
+    plan::{Job, Plan},
+    seen::Seen,
+    world::{Numbered, World},
+};
 
 /// What came of a plan.
 pub struct Run {
@@ -37,6 +45,8 @@ pub struct Run {
     pub violations: Vec<String>,
     /// All that happened, a line each.
     pub timeline: String,
+    /// The same in numbers.
+    pub seen: Seen,
 }
 
 /// Runs a plan in this thread.
@@ -46,7 +56,8 @@ pub fn run(plan: &Plan) -> Run {
         let world = World::new(plan.clone());
         let log = Log(Arc::clone(&world));
         let lines = fmt::layer().with_target(false).with_ansi(false).without_time().with_writer(move || log.clone());
-        let _log = tracing::subscriber::set_default(registry().with(LevelFilter::INFO).with(lines));
+        let level = if plan.is_recorded { LevelFilter::INFO } else { LevelFilter::OFF };
+        let _log = tracing::subscriber::set_default(registry().with(level).with(lines));
         world.run().await;
         world.end()
     })
@@ -71,7 +82,14 @@ impl World {
     fn end(&self) -> Run {
         // They hold the world.
         self.state().idle.clear();
-        let violations = self.state().violations.clone();
-        Run { violations, timeline: self.lab.timeline.to_string() }
+        let mut state = self.state();
+        let (mut seen, violations) = (mem::take(&mut state.seen), mem::take(&mut state.violations));
+        let created = |job: &Job| {
+            let created = state.created.get(&Event::of_number(job.number).job_name());
+            created.map(|created| (job.number, *created))
+        };
+        seen.created = self.plan.jobs.iter().filter_map(created).collect();
+        seen.finished = self.lab.buildkite.lock().jobs.values().filter(|job| job.detail.is_some()).count();
+        Run { violations, timeline: self.lab.timeline.to_string(), seen }
     }
 }

@@ -14,7 +14,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{Method, Request, Response, header::RETRY_AFTER};
 use http_body_util::BodyExt;
-use lab::{Call, When};
+use lab::{Call, Fault, When};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::BoxError;
@@ -94,6 +94,10 @@ impl World {
         self.travel().await;
         let fault = self.fault(server, &Call::new(method.as_str(), &path));
         let is_quiet = fault.is_none();
+        let fault = match fault {
+            None => self.wait_for_turn(server).await,
+            fault => fault,
+        };
         if let Some(fault) = fault {
             let stand_in = match server {
                 Server::Aws => &*self.lab.aws,
@@ -104,6 +108,9 @@ impl World {
         }
         let before = if method == Method::DELETE { self.lab.kubernetes.job_uids() } else { Vec::new() };
         let answer = self.lab.call(request.map(Body::from)).await;
+        self.control();
+        let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
+        *self.state().seen.answers.entry((server, status)).or_default() += 1;
         self.check_deleted(before);
         let (parts, body) = answer?.into_parts();
         let mut response = Response::from_parts(parts, body.collect().await?.to_bytes());
@@ -176,7 +183,7 @@ impl World {
     }
 
     /// The fault that the request meets, if one is due.
-    fn fault(&self, server: Server, call: &Call) -> Option<lab::Fault> {
+    fn fault(&self, server: Server, call: &Call) -> Option<Fault> {
         let now = self.now();
         let mut state = self.state();
         let mut due =
@@ -189,6 +196,28 @@ impl World {
             }
             _ => None,
         })
+    }
+
+    /// A service takes so many requests at once, and refuses others.
+    async fn wait_for_turn(&self, server: Server) -> Option<Fault> {
+        let (rates, busy) = (self.plan.rates, Fault::throttled(Duration::from_secs(1)));
+        let (wait, refusal) = {
+            let backlogs = &mut self.state().backlogs;
+            match server {
+                // One that is not throttled does not wait.
+                Server::Aws => {
+                    (rates.ssm.map(|rate| backlogs.ssm.enter(rate).map(|_| Duration::ZERO)), Fault::throttling())
+                }
+                Server::Kubernetes => (rates.api_server.map(|rate| backlogs.api_server.enter(rate)), busy),
+                Server::Buildkite => (None, busy),
+            }
+        };
+        match wait {
+            Some(Some(wait)) => sleep(wait).await,
+            Some(None) => return Some(refusal),
+            None => {}
+        }
+        None
     }
 
     /// The token is nowhere but in the Secret, and a pause that a server asked for is kept.

@@ -5,6 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use fastrand::Rng;
 use lab::{Fault, When};
 
+use crate::limits::{Rate, Rates};
+
 /// Jobs come and troubles begin within this time.
 const BUSY: RangeInclusive<u64> = 0..=900;
 
@@ -23,10 +25,14 @@ pub struct Plan {
     pub is_described: bool,
     /// The reserved concurrency.
     pub environments: usize,
-    /// Jobs of Buildkite.
+    /// How many requests the services take.
+    pub rates: Rates,
+    /// Jobs of Buildkite, in the order of their numbers.
     pub jobs: Vec<Job>,
     /// What goes wrong, or is done by operators.
     pub troubles: Vec<Trouble>,
+    /// Whether all that happens is kept, for people to read.
+    pub is_recorded: bool,
     /// For the tests of the checks.
     pub planted: Option<Planted>,
 }
@@ -162,7 +168,7 @@ pub enum What {
 }
 
 /// Who answers a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "their names say it")]
 pub enum Server {
     Aws,
@@ -182,8 +188,10 @@ impl Plan {
             ahead: [0; 2].map(|_: u64| seconds(if dice.bool() { 0 } else { dice.u64(0..120) })),
             is_described: dice.bool(),
             environments: dice.usize(1..=4),
+            rates: Rates::of(&mut dice.fork()),
             jobs: (0..jobs).map(|number| Job::of(number, &mut dice.fork())).collect(),
             troubles: (0..troubles).map(|number| Trouble::of(number, &mut dice.fork())).collect(),
+            is_recorded: true,
             planted: None,
         }
     }
@@ -196,11 +204,25 @@ impl Plan {
         self
     }
 
+    /// Nothing goes wrong in it, and no service is short.
+    pub fn is_calm(&self) -> bool {
+        let Rates { ssm, api_server, .. } = self.rates;
+        self.troubles.is_empty() && ssm.is_none() && api_server.is_none()
+    }
+
     /// From then on nothing goes wrong any more.
     pub fn calm_at(&self) -> Duration {
         let troubles = self.troubles.iter().map(|trouble| trouble.at + trouble.lasts);
         let jobs = self.jobs.iter().map(|job| job.at + job.last_act());
         troubles.chain(jobs).max().unwrap_or_default().max(Duration::from_secs(*BUSY.end()))
+    }
+}
+
+impl Rates {
+    /// In most plans only a few requests meet a limit.
+    fn of(dice: &mut Rng) -> Self {
+        let mut rate = |per_second: f64, at_once: f64| (dice.u32(0..4) == 0).then_some(Rate { per_second, at_once });
+        Self { ssm: rate(0.5, 1.0), api_server: rate(4.0, 8.0), job_controller: rate(0.1, 1.0) }
     }
 }
 

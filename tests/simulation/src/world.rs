@@ -17,8 +17,10 @@ use tokio::{
 
 use crate::{
     lambda::Environment,
+    limits::Backlogs,
     network::{Pauses, Read},
     plan::{Job, Kind, Plan, Trouble, What},
+    seen::Seen,
 };
 
 /// When every world begins.
@@ -57,15 +59,15 @@ pub struct State {
     pub idle: Vec<Environment>,
     /// How many environments are at work.
     pub busy: usize,
-    pub invocations: usize,
     /// Events of jobs that are on their way.
     pub queued: usize,
     /// With the number of redrives.
     pub failure_queue: Vec<(Event, u32)>,
     /// Uuids of the jobs whose events are in the parking queue.
     pub parked: BTreeSet<String>,
-    /// Uids of the Jobs that the Job controller has seen.
-    pub seen: BTreeSet<String>,
+    pub backlogs: Backlogs,
+    /// For the tables of a day.
+    pub seen: Seen,
     /// Names of Jobs that were there, and when the first one was seen.
     pub created: BTreeMap<String, Duration>,
     /// The number in the plan of each job of Buildkite.
@@ -98,6 +100,9 @@ impl World {
         agent_scheduler::clock::simulate(now, plan.seed);
         lab::clock::simulate(now);
         let lab = Lab::in_process();
+        if !plan.is_recorded {
+            lab.timeline.close();
+        }
         let [buildkite_ahead, kubernetes_ahead] = plan.ahead;
         lab.buildkite.lock().skipped = buildkite_ahead;
         lab.kubernetes.skip(kubernetes_ahead);
@@ -107,11 +112,11 @@ impl World {
             tokens: vec![lab.agent_token().to_owned()],
             idle: Vec::new(),
             busy: 0,
-            invocations: 0,
             queued: 0,
             failure_queue: Vec::new(),
             parked: BTreeSet::new(),
-            seen: BTreeSet::new(),
+            backlogs: Backlogs::default(),
+            seen: Seen::default(),
             created: BTreeMap::new(),
             numbers: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -158,7 +163,8 @@ impl World {
     }
 
     pub fn job(&self, number: usize) -> Option<&Job> {
-        self.plan.jobs.iter().find(|job| job.number == number)
+        let place = self.plan.jobs.binary_search_by_key(&number, |job| job.number).ok()?;
+        Some(&self.plan.jobs[place])
     }
 
     /// What the step of a job of Buildkite asks for.
@@ -176,12 +182,9 @@ impl World {
     /// Runs until all is settled, or too late.
     pub async fn run(self: &Arc<Self>) {
         self.connect();
-        spawn_local(Arc::clone(self).control());
         spawn_local(Arc::clone(self).schedule_sweeps());
-        for job in &self.plan.jobs {
-            self.state().queued += 1;
-            spawn_local(Arc::clone(self).schedule_job(job.clone()));
-        }
+        self.state().queued += self.plan.jobs.len();
+        spawn_local(Arc::clone(self).schedule_jobs());
         for trouble in &self.plan.troubles {
             spawn_local(Arc::clone(self).make_trouble(trouble.clone()));
         }
@@ -225,9 +228,17 @@ impl World {
         due.any(|trouble| by(&trouble.what))
     }
 
+    async fn schedule_jobs(self: Arc<Self>) {
+        let mut jobs = self.plan.jobs.clone();
+        jobs.sort_by_key(|job| job.at);
+        for job in jobs {
+            sleep_until(self.start + job.at).await;
+            spawn_local(Arc::clone(&self).schedule_job(job));
+        }
+    }
+
     /// Buildkite schedules a job, the bus delivers its events, and a user may cancel it.
     async fn schedule_job(self: Arc<Self>, job: Job) {
-        sleep(job.at).await;
         let event = Event::of_number(job.number);
         let event = match job.kind {
             Kind::Usual | Kind::NoImage => event,
@@ -300,9 +311,10 @@ impl World {
             What::Pause => pause(false),
             What::TakeSecret => self.lab.kubernetes.remove_secret("buildkite", SECRET),
             What::TakeName(number) => {
-                let taken = self.lab.kubernetes.job(&Event::of_number(number).job_name());
+                let name = Event::of_number(number).job_name();
+                let taken = self.lab.kubernetes.job(&name);
                 if let Some(job) = taken.filter(|job| job["metadata"]["labels"]["theirs"] == "yes") {
-                    self.lab.kubernetes.collect_job(job["metadata"]["uid"].as_str().unwrap_or_default());
+                    self.lab.kubernetes.collect_job(&name, job["metadata"]["uid"].as_str().unwrap_or_default());
                 }
             }
             What::Define => {
@@ -322,14 +334,16 @@ enum Act {
 }
 
 /// A job's event knows its number in the plan: it is that of the build.
-trait Numbered {
+pub trait Numbered {
+    /// That of the job with this number.
     fn of_number(number: usize) -> Self;
+    /// The number of its job.
     fn number(&self) -> usize;
 }
 
 impl Numbered for Event {
     fn of_number(number: usize) -> Self {
-        let event = Self::scheduled().uuid(format!("11111111-2222-4333-8444-5555555{number:05}"));
+        let event = Self::scheduled().uuid(format!("11111111-2222-4333-8444-{number:012}"));
         event.detail(|detail| detail["build"]["number"] = number.into())
     }
 

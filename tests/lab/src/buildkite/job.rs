@@ -60,13 +60,16 @@ impl Job {
         self.state == "reserved" && self.reservation.as_ref().is_some_and(|(holder, _)| holder == stack)
     }
 
-    pub(super) fn expire(&mut self, now: Timestamp) {
-        if self.state == "reserved" && self.reservation.as_ref().is_none_or(|(_, until)| *until <= now) {
+    /// It is scheduled again when its reservation expires.
+    pub(super) fn stays_reserved(&mut self, now: Timestamp) -> bool {
+        let is_reserved = self.state == "reserved";
+        let expires = is_reserved && self.reservation.as_ref().is_none_or(|(_, until)| *until <= now);
+        if expires {
             self.state = "scheduled";
         }
+        is_reserved && !expires
     }
 
-    /// A second reservation by the same stack extends the first.
     pub(super) fn reserve(&mut self, stack: &str, until: Timestamp) -> bool {
         let is_free = self.state == "scheduled" || self.is_reserved_by(stack);
         if is_free {

@@ -1,6 +1,11 @@
 //! What Buildkite keeps of one organisation: clusters, queues, tokens, stacks, agents and jobs.
 
-use std::{collections::BTreeMap, mem, thread::panicking, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    thread::panicking,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -35,6 +40,8 @@ pub struct Organization {
     pub skipped: Duration,
     /// The queue of a job without a queue rule, in every cluster.
     pub default_queue: String,
+    /// Those that may be reserved now.
+    reserved: BTreeSet<String>,
     pub(super) queues: BTreeMap<(String, String), Queue>,
     clock: Clock,
     /// By session token, and by job token.
@@ -130,9 +137,18 @@ impl Organization {
         }
     }
 
+    /// A stack reserves a job. A second reservation by the same stack extends the first.
+    pub fn reserve(&mut self, uuid: &str, stack: &str, until: Timestamp) -> bool {
+        let is_reserved = self.jobs.get_mut(uuid).is_some_and(|job| job.reserve(stack, until));
+        if is_reserved {
+            self.reserved.insert(uuid.to_owned());
+        }
+        is_reserved
+    }
+
     pub(super) fn expire(&mut self) {
         let now = self.now();
-        self.jobs.values_mut().for_each(|job| job.expire(now));
+        self.reserved.retain(|uuid| self.jobs.get_mut(uuid).is_some_and(|job| job.stays_reserved(now)));
     }
 
     /// What follows the end of a job: the retry of its step.

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     agents,
     api::{Answer, Refusal, Request, Usage, refusal, require, violation},
+    job::Job,
     organization::{Organization, SLUG, Token, UUID},
 };
 use crate::credentials::random_hex;
@@ -203,9 +204,9 @@ fn list(organization: &mut Organization, params: &Params) -> Answer {
     let cluster_queue = json!({"id": key, "dispatch_paused": queue.is_paused});
     organization.stacks.insert(params.stack.to_owned(), (params.cluster.to_owned(), Some(params.now)));
 
-    let mut jobs: Vec<_> =
-        organization.jobs.iter().map(|(uuid, job)| ((job.scheduled_at, uuid.clone()), job)).collect();
-    jobs.retain(|(_, job)| job.state == "scheduled" && job.cluster == params.cluster && job.queue == key);
+    let waits = |job: &&Job| job.state == "scheduled" && job.cluster == params.cluster && job.queue == key;
+    let jobs = organization.jobs.iter().filter(|(_, job)| waits(job));
+    let mut jobs: Vec<_> = jobs.map(|(uuid, job)| ((job.scheduled_at, uuid.clone()), job)).collect();
     jobs.retain(|(place, _)| after.as_ref().is_none_or(|after| place > after));
     jobs.sort_by(|(one, _), (other, _)| one.cmp(other));
     let has_next_page = jobs.len() > limit;
@@ -238,7 +239,7 @@ fn read_cursor(cursor: &str) -> Option<(Timestamp, String)> {
 fn reserve(organization: &mut Organization, params: &Params) -> Answer {
     let until = params.expiry("reservation_expiry_seconds");
     let (reserved, not_reserved): (Vec<_>, Vec<_>) = params.uuids().partition(|uuid| {
-        organization.find_job(uuid, params.cluster).is_ok_and(|job| job.reserve(params.stack, until))
+        organization.find_job(uuid, params.cluster).is_ok() && organization.reserve(uuid, params.stack, until)
     });
     Ok((200, json!({"reserved": reserved, "not_reserved": not_reserved})))
 }

@@ -22,6 +22,8 @@ type Key = (String, String);
 pub(super) struct Store {
     pub(super) namespaces: BTreeSet<String>,
     pub(super) jobs: BTreeMap<Key, Value>,
+    /// Name and uid of those that nobody has asked for.
+    pub(super) new_jobs: Vec<(String, String)>,
     pub(super) secrets: BTreeMap<Key, Applied>,
     pub(super) pod_templates: BTreeMap<Key, Value>,
     pub(super) pods: BTreeMap<Key, Value>,
@@ -47,6 +49,7 @@ impl Store {
         Self {
             namespaces: BTreeSet::from([NAMESPACE.to_owned()]),
             jobs: BTreeMap::new(),
+            new_jobs: Vec::new(),
             secrets: BTreeMap::new(),
             pod_templates: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -65,6 +68,8 @@ impl Store {
     /// Stores a Job, and returns it as it is stored.
     pub(super) fn put_job(&mut self, mut job: Value) -> Value {
         self.stamp(&mut job);
+        let text = |field: &str| job["metadata"][field].as_str().unwrap_or_default().to_owned();
+        self.new_jobs.push((text("name"), text("uid")));
         self.jobs.insert(key(&job), job.clone());
         job
     }
