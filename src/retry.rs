@@ -4,12 +4,16 @@
 //!   pause. The pool keeps a single idle connection, so the second attempt is made on a new one.
 //! - An answer that may pass, such as 429 and most 5xx: after a pause, and not before `Retry-After`.
 //!
-//! Never when no time is left for it.
+//! Never when no time is left for it. The `Retry-After` of a 429 holds for all requests under the same limit: [`Quiet`].
 
-use std::{mem, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower::BoxError;
 
 use crate::{
@@ -26,6 +30,31 @@ pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The maximum of all pauses, unless the server asks for a longer one.
 pub const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// A server may ask for silence for this long, whatever it says: it may have recovered, and an environment lives on.
+const MAX_QUIET: Duration = Duration::from_mins(1);
+
+/// Until when a server wants no request under one of its limits. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Quiet(Arc<Mutex<Option<Instant>>>);
+
+impl Quiet {
+    fn begin(&self, time: Duration) {
+        let until = Instant::now() + time.min(MAX_QUIET);
+        let mut end = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *end = (*end).max(Some(until));
+    }
+
+    fn left(&self) -> Option<Duration> {
+        let end = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        end.and_then(|end| end.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+}
+
+/// There is no time to wait until a server takes requests again.
+#[derive(Debug, thiserror::Error)]
+#[error("it has answered 429 to another request, and wants none for {} s", .0.as_secs_f64().ceil())]
+pub struct AsksForQuiet(Duration);
 
 /// Marks an error that another attempt would meet again; the caller gets the error within.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +77,7 @@ pub struct Api<B> {
 /// time that it may take.
 pub async fn send<B, Attempt>(
     api: &Api<B>,
+    quiet: &Quiet,
     deadline: Deadline,
     mut attempt: impl FnMut(Duration) -> Attempt,
 ) -> Result<Response<B>, BoxError>
@@ -58,16 +88,24 @@ where
     let mut broken = false;
     let mut rate_limited = 0;
     loop {
+        while let Some(left) = quiet.left() {
+            if deadline.left() < left + MIN_TIME_FOR_RETRY {
+                return Err(AsksForQuiet(left).into());
+            }
+            sleep(left + FIRST_PAUSE.mul_f64(clock::random())).await;
+        }
         let result = attempt(deadline.attempt(api.max_attempt)).await;
         let pause = match &result {
             Ok(response) if (api.may_pass)(response) => {
+                let retry_after = retry_after(response.headers());
                 if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                    quiet.begin(retry_after);
                     if rate_limited == api.max_rate_limited {
                         return result;
                     }
                     rate_limited += 1;
                 }
-                pauses.next() + retry_after(response.headers())
+                pauses.next() + retry_after
             }
             Ok(_) => return result,
             Err(error) if error.is::<Final>() => {
@@ -146,8 +184,12 @@ mod tests {
 
     /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.
     async fn ask(answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
+        ask_under(&Quiet::default(), answers).await
+    }
+
+    async fn ask_under(quiet: &Quiet, answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
         let (began, mut sent) = (Instant::now(), Vec::new());
-        let answer = send(&API, Deadline::after(Duration::from_secs(30)), |_| {
+        let answer = send(&API, quiet, Deadline::after(Duration::from_secs(30)), |_| {
             let answer = answers[sent.len().min(answers.len() - 1)]();
             sent.push(began.elapsed());
             ready(answer.map(|answer| answer.body(()).unwrap()))
@@ -210,6 +252,26 @@ mod tests {
 
         let (answer, sent) = ask(&[|| Ok(status(429).header(RETRY_AFTER, "4294967295"))]).await;
         assert_eq!((answer.unwrap().as_u16(), sent.len()), (429, 1), "there is no time for that");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_kept_by_all_requests_under_one_limit() {
+        let quiet = Quiet::default();
+        let asks: [fn() -> Answer; 2] = [|| Ok(status(429).header(RETRY_AFTER, "7")), || Ok(status(201))];
+        let later = async {
+            sleep(Duration::from_secs(2)).await;
+            ask_under(&quiet, &[|| Ok(status(201))]).await.1
+        };
+        let (_, sent) = tokio::join!(ask_under(&quiet, &asks), later);
+        assert!((Duration::from_secs(5)..Duration::from_millis(5_102)).contains(&sent[0]), "{sent:?}");
+
+        let long = || Ok(status(429).header(RETRY_AFTER, "4294967295"));
+        ask_under(&quiet, &[long]).await.0.unwrap();
+        let (answer, sent) = ask_under(&quiet, &[|| Ok(status(201))]).await;
+        assert_eq!(answer.unwrap_err().to_string(), "it has answered 429 to another request, and wants none for 60 s");
+        assert!(sent.is_empty(), "there is no time to wait: {sent:?}");
+        sleep(Duration::from_secs(40)).await;
+        assert_eq!(ask_under(&quiet, &[|| Ok(status(201))]).await.0.unwrap(), 201);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,10 @@
 //! The HTTP client of the Stacks API: one call, its headers, its attempts, and why it failed.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -15,7 +19,7 @@ use tower::BoxError;
 use crate::{
     deadline::Deadline,
     https::{self, CertificateAuthority, Plain},
-    retry::{self, Api, Final},
+    retry::{self, Api, Final, Quiet},
     text::message,
 };
 
@@ -34,6 +38,8 @@ const LATER: Api<Bytes> = Api { max_rate_limited: 1, ..API };
 pub(super) struct Client {
     http: https::Client<Full<Bytes>>,
     endpoint: String,
+    /// Each call has a limit of its own.
+    quiets: Mutex<BTreeMap<&'static str, Quiet>>,
 }
 
 /// One call of the API.
@@ -89,7 +95,7 @@ impl Error {
 
 impl Client {
     pub(super) fn new(endpoint: String, roots: CertificateAuthority) -> Result<Self, BoxError> {
-        Ok(Self { http: https::client(roots, Plain::Allowed)?, endpoint })
+        Ok(Self { http: https::client(roots, Plain::Allowed)?, endpoint, quiets: Mutex::default() })
     }
 
     pub(super) async fn read<T: DeserializeOwned>(
@@ -136,7 +142,8 @@ impl Client {
                 https::send(http, request, time).await
             }
         };
-        let answer = retry::send(api, deadline, attempt).await.map_err(unreachable)?;
+        let quiet = self.quiets.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().clone();
+        let answer = retry::send(api, &quiet, deadline, attempt).await.map_err(unreachable)?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     clock,
     deadline::Deadline,
     https::{self, CertificateAuthority, Plain},
-    retry::{self, Api, Final, is_overload},
+    retry::{self, Api, Final, Quiet, is_overload},
 };
 
 /// One attempt, from the connection to the end of the answer.
@@ -94,17 +94,22 @@ where
     H: Clone + Send + Sync + 'static,
     B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
-    let signer = Arc::new(signer);
+    let (signer, quiet) = (Arc::new(signer), Quiet::default());
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(endpoint.clone()))
-        .service(service_fn(move |request| send(http.clone(), Arc::clone(&signer), request)));
+        .service(service_fn(move |request| send(http.clone(), Arc::clone(&signer), quiet.clone(), request)));
     // Every request has its namespace in its path.
     kube::Client::new(service, "")
 }
 
 /// Repeats are safe: a Job has its name, and a Secret is applied. A 401 is repeated once with a new token: the API server may have
 /// forgotten ours, or its clock may be ahead.
-async fn send<H, B>(http: H, signer: Arc<Signer>, request: Request<Body>) -> Result<Response<Body>, BoxError>
+async fn send<H, B>(
+    http: H,
+    signer: Arc<Signer>,
+    quiet: Quiet,
+    request: Request<Body>,
+) -> Result<Response<Body>, BoxError>
 where
     H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: http_body::Body<Error: Into<BoxError>>,
@@ -130,7 +135,7 @@ where
                 })
             }
         };
-        let response = retry::send(&API, deadline, attempt).await?;
+        let response = retry::send(&API, &quiet, deadline, attempt).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             if let Some(headers) = &headers {
                 headers.set(response.headers());
@@ -206,7 +211,7 @@ mod tests {
         let signer = Arc::new(Signer::new(credentials, "us-east-1", "example-cluster"));
         let request =
             Request::get("/").extension(Deadline::after(Duration::from_secs(30))).body(Body::empty()).unwrap();
-        let answer = send(server, signer, request).await.map(|answer| answer.status());
+        let answer = send(server, signer, Quiet::default(), request).await.map(|answer| answer.status());
         let tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (answer, tokens)
     }

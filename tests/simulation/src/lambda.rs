@@ -256,7 +256,6 @@ impl World {
             Ok(Err(error)) => self.note(format!("start-up is not complete: {}", chain(&error))),
             Err(_) => self.violated("a start outlasts its timeout".to_owned()),
         }
-        self.state().pauses.start_ends(number);
         Environment { number, scheduler, used: Instant::now() }
     }
 

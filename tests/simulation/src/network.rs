@@ -42,20 +42,14 @@ pub struct Invocation {
     pub is_plain: bool,
 }
 
-/// What a server has asked of an invocation: not the same request before that time. Those that are made side by side do not know of
-/// each other's pauses.
-#[derive(Default)]
-pub struct Pauses(BTreeMap<Asked, Instant>);
+/// What a server has asked of an environment: no request under this limit before that time.
+pub type Pauses = BTreeMap<Limit, Instant>;
 
-impl Pauses {
-    /// The first event of an environment does not know of the pauses of its start.
-    pub fn start_ends(&mut self, invocation: usize) {
-        self.0.retain(|(of, ..), _| *of != invocation);
-    }
-}
+/// The number of an environment, the server, and the call if each has a limit of its own, as with Buildkite.
+type Limit = (usize, Server, Option<String>);
 
-/// Invocation, method, URL and body.
-type Asked = (usize, Method, String, Bytes);
+/// A pause that is longer is not kept: the server may have recovered.
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 /// When an environment has read or written what it keeps.
 #[derive(Default)]
@@ -85,12 +79,14 @@ impl World {
             _ => Server::Aws,
         };
         let invocation = INVOCATION.get();
-        let asked = (invocation.number, method.clone(), request.uri().to_string(), request.body().clone());
+        let call = path.rsplit('/').next().filter(|_| server == Server::Buildkite).map(str::to_owned);
+        let limit = (invocation.environment, server, call);
         let kept = KEPT.iter().find(|(of, end, _)| *of == server && path.ends_with(end));
         if let Some(kept) = kept {
             self.check_kept(invocation, kept);
         }
-        self.check_request(&asked, &request);
+        self.check_request(&request);
+        self.check_pause(&limit, &request);
         self.travel().await;
         let fault = self.fault(server, &Call::new(method.as_str(), &path));
         let is_quiet = fault.is_none();
@@ -117,7 +113,10 @@ impl World {
         self.travel().await;
         let pause = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         if let (429, Some(pause)) = (response.status().as_u16(), pause) {
-            self.state().pauses.0.insert(asked, Instant::now() + Duration::from_secs(pause));
+            let until = Instant::now() + MAX_PAUSE.min(Duration::from_secs(pause));
+            let mut state = self.state();
+            let pause = state.pauses.entry(limit).or_insert(until);
+            *pause = until.max(*pause);
         }
         if let Some((_, end, _)) = kept.filter(|_| is_quiet && response.status().is_success()) {
             self.state().read.0.insert((invocation.environment, end), Instant::now());
@@ -220,18 +219,22 @@ impl World {
         None
     }
 
-    /// The token is nowhere but in the Secret, and a pause that a server asked for is kept.
-    fn check_request(&self, asked: &Asked, request: &Request<Bytes>) {
+    /// The token is nowhere but in the Secret.
+    fn check_request(&self, request: &Request<Bytes>) {
         let text = format!("{} {}", request.uri(), String::from_utf8_lossy(request.body()));
         let is_secret = request.method() == Method::PATCH && request.uri().path().contains("/secrets/");
         if !is_secret && self.has_token(&text) {
             self.violated(format!("the agent token is in {} {}", request.method(), request.uri()));
         }
-        let until = self.state().pauses.0.get(asked).copied();
+    }
+
+    /// A pause that a server asked for is kept.
+    fn check_pause(&self, limit: &Limit, request: &Request<Bytes>) {
+        let until = self.state().pauses.get(limit).copied();
         if let Some(early) = until.and_then(|until| until.checked_duration_since(Instant::now()))
             && !early.is_zero()
         {
-            self.violated(format!("{} {} comes {early:?} before its Retry-After", asked.1, asked.2));
+            self.violated(format!("{} {} comes {early:?} before its Retry-After", request.method(), request.uri()));
         }
     }
 
