@@ -1,7 +1,9 @@
 //! Lists with a label selector, page by page, and the delete of a Job with its pods.
 
+use std::ops::Bound::{Excluded, Unbounded};
+
 use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
@@ -24,6 +26,16 @@ pub(super) struct Listing {
     after: String,
 }
 
+/// One page of objects, which may be many.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct List<'a> {
+    kind: String,
+    api_version: String,
+    metadata: Value,
+    items: Vec<&'a Value>,
+}
+
 /// What is sent with a delete.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -39,7 +51,7 @@ struct Preconditions {
 
 impl Store {
     /// One page of a namespace's objects.
-    pub(super) fn list(&self, resource: Resource, namespace: &str, listing: &Listing) -> Result<Value, Status> {
+    pub(super) fn list(&self, resource: Resource, namespace: &str, listing: &Listing) -> Result<List<'_>, Status> {
         let after = BASE64_STANDARD.decode(&listing.after).ok().and_then(|after| String::from_utf8(after).ok());
         let after = after.ok_or_else(|| Status::bad_request("continue key is not valid"))?;
         if self.continues_are_lost && !after.is_empty() {
@@ -58,19 +70,17 @@ impl Store {
             let of_field = listing.field_selector.split_once('=');
             is_labelled && of_field.is_none_or(|(field, value)| object[field] == value)
         };
-        let objects = self.objects(resource).iter();
-        let ours = objects.filter(|((home, name), object)| *home == namespace && *name > after && is_selected(object));
+        let objects = self.objects(resource).range((Excluded((namespace.to_owned(), after.clone())), Unbounded));
+        let ours = objects.take_while(|((home, _), _)| *home == namespace).filter(|(_, object)| is_selected(object));
         let limit = listing.limit.unwrap_or(usize::MAX);
         let page: Vec<_> = ours.take(limit.saturating_add(1)).collect();
         let mut metadata = json!({"resourceVersion": self.revision.to_string()});
         if page.len() > limit {
             metadata["continue"] = BASE64_STANDARD.encode(&page[limit - 1].0.1).into();
         }
-        let items: Vec<_> = page.into_iter().take(limit).map(|(_, object)| object).collect();
-        let version = if resource.group.is_empty() { "v1".to_owned() } else { format!("{}/v1", resource.group) };
-        Ok(
-            json!({"kind": format!("{}List", resource.kind), "apiVersion": version, "metadata": metadata, "items": items}),
-        )
+        let items = page.into_iter().take(limit).map(|(_, object)| object).collect();
+        let api_version = if resource.group.is_empty() { "v1".to_owned() } else { format!("{}/v1", resource.group) };
+        Ok(List { kind: format!("{}List", resource.kind), api_version, metadata, items })
     }
 
     /// Deletes a Job with its Secrets, and in the background its pods, but for those whose node is dead. A finalizer keeps the Job for a while.
