@@ -31,8 +31,8 @@ pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum of all pauses, unless the server asks for a longer one.
 pub const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// A server may ask for silence for this long, whatever it says: it may have recovered, and an environment lives on.
-const MAX_QUIET: Duration = Duration::from_mins(1);
+/// A longer silence is kept by the request alone that is asked for it: else each event of the environment would fail until then.
+const MAX_QUIET: Duration = Duration::from_secs(30);
 
 /// Until when a server wants no request under one of its limits. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -40,9 +40,10 @@ pub struct Quiet(Arc<Mutex<Option<Instant>>>);
 
 impl Quiet {
     fn begin(&self, time: Duration) {
-        let until = Instant::now() + time.min(MAX_QUIET);
-        let mut end = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *end = (*end).max(Some(until));
+        if time <= MAX_QUIET {
+            let mut end = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *end = (*end).max(Some(Instant::now() + time));
+        }
     }
 
     fn left(&self) -> Option<Duration> {
@@ -265,13 +266,21 @@ mod tests {
         let (_, sent) = tokio::join!(ask_under(&quiet, &asks), later);
         assert!((Duration::from_secs(5)..Duration::from_millis(5_102)).contains(&sent[0]), "{sent:?}");
 
-        let long = || Ok(status(429).header(RETRY_AFTER, "4294967295"));
-        ask_under(&quiet, &[long]).await.0.unwrap();
+        ask_under(&quiet, &[|| Ok(status(429).header(RETRY_AFTER, "31"))]).await.0.unwrap();
+        assert_eq!(
+            ask_under(&quiet, &[|| Ok(status(201))]).await.1.len(),
+            1,
+            "so long a silence is that of one request"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_time_for_the_silence_is_not_made() {
+        let quiet = Quiet::default();
+        quiet.begin(MAX_QUIET);
         let (answer, sent) = ask_under(&quiet, &[|| Ok(status(201))]).await;
-        assert_eq!(answer.unwrap_err().to_string(), "it has answered 429 to another request, and wants none for 60 s");
-        assert!(sent.is_empty(), "there is no time to wait: {sent:?}");
-        sleep(Duration::from_secs(40)).await;
-        assert_eq!(ask_under(&quiet, &[|| Ok(status(201))]).await.0.unwrap(), 201);
+        assert_eq!(answer.unwrap_err().to_string(), "it has answered 429 to another request, and wants none for 30 s");
+        assert!(sent.is_empty(), "{sent:?}");
     }
 
     #[tokio::test(start_paused = true)]
