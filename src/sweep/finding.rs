@@ -40,7 +40,7 @@ pub enum Finding {
     WithoutToken,
     /// Something is in the way of the Job, and its job waits.
     Blocked(obstacle::Kind),
-    /// The job is over, and no agent of the Job ever started.
+    /// The job is over, and no agent of the Job has started, or none of the pods that it still has.
     Over,
     /// The job is over, and an agent of the Job runs.
     OverAndRuns,
@@ -53,7 +53,9 @@ pub fn find(job: &Job, pods: &[&Pod], state: &State, now: Timestamp) -> Option<(
         Some((finding, Some(time))) if state.is_waiting() && !runs => Some((finding, time)),
         None if state.is_over() => {
             let created = job.metadata.creation_timestamp?;
-            let started = agents(pods).any(ContainerStatus::started);
+            // The pod that replaces one whose agent has ended waits for an agent, too.
+            let live: Vec<_> = pods.iter().copied().filter(|pod| !pod.has_ended()).collect();
+            let started = agents(if live.is_empty() { pods } else { &live }).any(ContainerStatus::started);
             match (runs, started) {
                 (false, false) => Some((Finding::Over, created)),
                 // Each agent runs for a moment after its job has finished.

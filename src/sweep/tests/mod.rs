@@ -177,7 +177,13 @@ fn a_job_that_is_over_loses_its_job_if_no_agent_ever_started() {
             ("no pod", of(state), "cancel 1"),
             ("a pod that pulls", of(state).pod(pod(1, &never_started())), "cancel 1"),
             ("a pod without a status", of(state).pod(pod(1, &serde_json::Value::Null)), "cancel 1"),
-            ("its agent ran", of(state).pod(pod(1, &exited(0))).pod(pod(1, &never_started())), ""),
+            ("its agent ran", of(state).pod(evicted(1)), ""),
+            (
+                "its agent ran, and the pod in its place waits",
+                of(state).pod(evicted(1)).pod(pod(1, &never_started())),
+                "cancel 1",
+            ),
+            ("its agent ran and its pod is there", of(state).pod(pod(1, &exited(0))).pod(pod(1, &never_started())), ""),
             (
                 "its agent runs, and did not only just finish",
                 of(state).pod(pod(1, &running())),

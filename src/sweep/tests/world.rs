@@ -149,6 +149,13 @@ pub(super) fn pod_of(uid: &str, number: u128, agent: &Value) -> Pod {
     .unwrap()
 }
 
+/// One that has ended, though its agent ran well.
+pub(super) fn evicted(number: u128) -> Pod {
+    let mut pod = pod(number, &exited(0));
+    "Failed".clone_into(&mut pod.status.phase);
+    pod
+}
+
 pub(super) fn terminating(mut pod: Pod, due: i64) -> Pod {
     pod.metadata.deletion_timestamp = Some(ago(due));
     pod
