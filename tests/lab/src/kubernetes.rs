@@ -165,16 +165,23 @@ impl Kubernetes {
         self.api.store.lock().pods.remove(&(NAMESPACE.to_owned(), name.to_owned()));
     }
 
-    /// Removes a Job and its pods, as the TTL controller and the garbage collector do.
+    /// Removes a Job with its pods and Secrets, as the TTL controller and the garbage collector do.
     pub fn collect_job(&self, name: &str, uid: &str) {
         if self.with_job(name, uid, |_| ()).is_some() {
             let mut store = self.api.store.lock();
             store.jobs.remove(&(NAMESPACE.to_owned(), name.to_owned()));
             // Their names begin with that of their Job.
             let from = (NAMESPACE.to_owned(), format!("{name}-"));
+            let is_owned = |object: &Value| object["metadata"]["ownerReferences"][0]["uid"] == uid;
             let pods = store.pods.range(from.clone()..).take_while(|((_, pod), _)| pod.starts_with(&from.1));
-            let owned = pods.filter(|(_, pod)| pod["metadata"]["ownerReferences"][0]["uid"] == uid);
-            for pod in owned.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            let pods: Vec<_> = pods.filter(|(_, pod)| is_owned(pod)).map(|(key, _)| key.clone()).collect();
+            let secrets =
+                store.secrets.range(from.clone()..).take_while(|((_, secret), _)| secret.starts_with(&from.1));
+            let secrets = secrets.filter(|(_, secret)| is_owned(&secret.object)).map(|(key, _)| key.clone());
+            for secret in secrets.collect::<Vec<_>>() {
+                store.secrets.remove(&secret);
+            }
+            for pod in pods {
                 store.pods.remove(&pod);
             }
         }

@@ -52,6 +52,14 @@ pub enum End {
 /// The pod was deleted.
 pub struct Gone;
 
+/// The name of the Secret with the token of a Job's agent.
+fn token_secret(job: &Value) -> String {
+    let variables = job["spec"]["template"]["spec"]["containers"][0]["env"].as_array().into_iter().flatten();
+    let mut tokens = variables.filter(|variable| variable["name"] == "BUILDKITE_AGENT_TOKEN");
+    let token = tokens.next().and_then(|token| token["valueFrom"]["secretKeyRef"]["name"].as_str());
+    token.unwrap_or(SECRET).to_owned()
+}
+
 impl World {
     /// The Job controller sees what was made.
     pub fn control(self: &Arc<Self>) {
@@ -189,16 +197,13 @@ impl World {
             self.container(pod, &json!({"waiting": {"reason": "PodInitializing"}}));
             return Ok(End::InitFailed);
         }
+        let secret = self.lab.kubernetes.with_job(job, uid, |job| token_secret(job)).ok_or(Gone)?;
         let token = loop {
-            if let Some(token) = self.secret() {
+            if let Some(token) = self.token(&secret) {
                 break token;
             }
-            self.container(
-                pod,
-                &json!({"waiting": {
-                    "reason": "CreateContainerConfigError", "message": "secret \"buildkite-agent-token\" not found",
-                }}),
-            );
+            let message = format!("secret \"{secret}\" not found");
+            self.container(pod, &json!({"waiting": {"reason": "CreateContainerConfigError", "message": message}}));
             self.hold(pod, Duration::from_secs(15)).await?;
         };
         let started = self.timestamp();
@@ -282,9 +287,9 @@ impl World {
         });
     }
 
-    /// The agent token, as a pod gets it.
-    fn secret(&self) -> Option<String> {
-        let secret = self.lab.kubernetes.secret("buildkite", SECRET)?;
+    /// The token in a Secret, as a pod gets it.
+    fn token(&self, secret: &str) -> Option<String> {
+        let secret = self.lab.kubernetes.secret("buildkite", secret)?;
         agent::decoded(secret["data"]["token"].as_str()?)
     }
 

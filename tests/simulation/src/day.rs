@@ -79,6 +79,7 @@ impl Plan {
         Self {
             seed,
             sweeps: true,
+            has_job_tokens: false,
             latency: 2,
             ahead: [Duration::ZERO; 2],
             is_described: false,

@@ -115,6 +115,7 @@ impl World {
         if self.plan.planted == Some(Planted::Despairs) {
             variables.insert("POD_PENDING_SECONDS".to_owned(), "750".to_owned());
         }
+        variables.insert("JOB_TOKENS".to_owned(), self.plan.has_job_tokens.to_string());
         variables.insert("SWEEP_ENABLED".to_owned(), self.plan.sweeps.to_string());
         if self.plan.is_described {
             variables.remove("KUBERNETES_API_SERVER_ENDPOINT");

@@ -12,11 +12,14 @@ const BUSY: RangeInclusive<u64> = 0..=900;
 
 /// All that differs from one run to another.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting")]
 pub struct Plan {
     /// Which run it is.
     pub seed: u64,
     /// Whether the sweep is on.
     pub sweeps: bool,
+    /// Whether each agent has a token of its own.
+    pub has_job_tokens: bool,
     /// How long a request is on its way at most, and its answer, in milliseconds.
     pub latency: u64,
     /// How far the clocks of Buildkite and of the API server are ahead of the function's.
@@ -52,6 +55,8 @@ pub enum Planted {
     Deletes,
     /// It makes Jobs without a TTL.
     Litters,
+    /// It makes Secrets that belong to no Job.
+    Orphans,
     /// It lets another agent take a job that runs.
     Repeats,
     /// It finishes jobs before `PodPendingSeconds`.
@@ -153,8 +158,8 @@ pub enum What {
     NoSweep,
     /// Another agent token in SSM; the old one works on for an hour.
     Rotate,
-    /// An operator deletes the Secret.
-    DeleteSecret,
+    /// An operator deletes the Secrets.
+    DeleteSecrets,
     /// Another field manager owns the Secret, which has another token.
     TakeSecret,
     /// Another client has a Job with the name of this job's.
@@ -181,9 +186,12 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut dice = Rng::with_seed(seed);
         let (jobs, troubles) = (dice.usize(1..=12), dice.usize(0..=5));
+        let sweeps = dice.u32(0..8) > 0;
         Self {
             seed,
-            sweeps: dice.u32(0..8) > 0,
+            sweeps,
+            // Without the sweep, nothing makes what an event leaves to it.
+            has_job_tokens: sweeps && dice.bool(),
             latency: *pick(&mut dice, &[2, 20, 20, 300, 1_500]),
             ahead: [0; 2].map(|_: u64| seconds(if dice.bool() { 0 } else { dice.u64(0..120) })),
             is_described: dice.bool(),
@@ -286,7 +294,7 @@ impl Trouble {
             7 | 8 => What::Kills(*pick(dice, &[0.2, 0.5, 1.0]), dice.u32(1..200)),
             9 => What::NoSweep,
             10 => What::Rotate,
-            11 => What::DeleteSecret,
+            11 => What::DeleteSecrets,
             12 => {
                 let permissions = [
                     ("create", "jobs"),
@@ -297,6 +305,7 @@ impl Trouble {
                     ("list", "events"),
                     ("patch", "secrets"),
                     ("list", "podtemplates"),
+                    ("create", "secrets"),
                 ];
                 let (verb, resource) = *pick(dice, &permissions);
                 What::Forbid(verb, resource)

@@ -36,6 +36,9 @@ const SWEEP: Duration = Duration::from_mins(1);
 /// between its attempts and the time that each takes.
 const MAX_WAITING: Duration = Duration::from_mins(45);
 
+/// With job tokens, a job may be reserved for this long by an invocation that was killed before it made the Job.
+const JOB_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
+
 /// Then all that was made for it is gone: a pod on a dead node after 15 minutes, its Job by the TTL of ten, and a minute.
 const MAX_LEFT: Duration = Duration::from_mins(26);
 
@@ -191,7 +194,8 @@ impl World {
         let calm_at = self.plan.calm_at();
         sleep_until(self.start + calm_at).await;
         self.note("calm".to_owned());
-        let mut late = calm_at + MAX_WAITING;
+        let reserved = if self.plan.has_job_tokens { JOB_TOKEN_LIFETIME } else { Duration::ZERO };
+        let mut late = calm_at + MAX_WAITING + reserved;
         while self.now() < late && (!self.jobs_that_wait().is_empty() || !self.plan.sweeps) {
             self.redrive().await;
             sleep(SWEEP).await;
@@ -285,7 +289,12 @@ impl World {
                 self.lab.buildkite.lock().tokens.insert(token.clone(), cluster);
                 self.state().tokens.push(token);
             }
-            What::DeleteSecret => self.lab.kubernetes.remove_secret("buildkite", SECRET),
+            What::DeleteSecrets => {
+                for secret in self.lab.kubernetes.secrets() {
+                    let name = secret["metadata"]["name"].as_str().unwrap_or_default();
+                    self.lab.kubernetes.remove_secret("buildkite", name);
+                }
+            }
             What::TakeSecret => self.lab.kubernetes.put_secret_as("another", "buildkite", SECRET, "token", "theirs"),
             What::TakeName(number) => {
                 let name = Event::of_number(number).job_name();

@@ -1,4 +1,4 @@
-//! Small worlds: 200 seeds, those that ever failed, and one twice.
+//! Small worlds: 200 seeds, those that ever failed since the plans are as they are, and one twice.
 
 use std::sync::Mutex;
 
@@ -7,6 +7,12 @@ use simulation::{
     quiet::Quiet,
     run, search,
 };
+
+/// What the simulation found in the function.
+const FAILED: [u64; 1] = [
+    // A Job whose job was over kept the pod in the place of an evicted one, whose Secret was deleted.
+    367,
+];
 
 /// Standard output is that of the process.
 static OUTPUT: Mutex<()> = Mutex::new(());
@@ -19,7 +25,8 @@ fn quietly<T>(work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn no_seed_has_a_violation() {
-    let (tried, failures) = quietly(|| search::search(0..200, || true));
+    let (tried, mut failures) = quietly(|| search::search(0..200, || true));
+    failures.extend(quietly(|| FAILED.map(|seed| search::search(seed..seed + 1, || true).1)).into_iter().flatten());
     assert!(failures.is_empty(), "{}", failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
     assert_eq!(tried, 200);
 }
@@ -48,6 +55,7 @@ fn each_check_finds_a_planted_fault() {
         (Planted::Invents, "is not true: "),
         (Planted::Deletes, "is deleted while its command runs"),
         (Planted::Litters, "left at the end: Job"),
+        (Planted::Orphans, "left at the end: Secret"),
         (Planted::Repeats, "runs a second time"),
         (Planted::Despairs, "too early"),
         (Planted::Forgets, "asks again for "),
