@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::{env, fs, process, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lab::{Event, Fault, Lab, When, event::batch, function::Builder};
@@ -215,17 +215,14 @@ mod the_cluster {
     #[tokio::test]
     async fn is_trusted_by_its_own_authority_and_not_by_the_roots_for_aws() {
         let lab = Lab::start().await;
-        let roots = env::temp_dir().join(format!("agent-scheduler-security-{}.pem", process::id()));
-        fs::write(&roots, lab.certificates.ca_pem()).unwrap();
         for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
             let change = |function: Builder| {
                 function
-                    .env(variable, roots.to_str().unwrap())
+                    .env(variable, lab.certificates.ca_file())
                     .env("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", lab.certificates.other_ca_data())
             };
             gets_no_request(&lab, change, "certificate").await;
         }
-        fs::remove_file(roots).unwrap();
     }
 
     /// The server takes any `ClientHello` and chooses an older version. The answer must be an alert and nothing else.

@@ -1,11 +1,6 @@
 //! A namespace on the node, and the jobs that run in it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    thread::panicking,
-    time::Duration,
-};
+use std::{thread::panicking, time::Duration};
 
 use lab::{
     Buildkite, Call, Entry, Event, Function, Kind, Lab, Node, Timeline, buildkite, control_plane::eventually,
@@ -25,8 +20,6 @@ pub const FAILED: &str = "Failed PodFailurePolicy";
 pub struct Scene {
     pub node: &'static Node,
     pub namespace: Namespace,
-    /// The authority of the stand-in for Buildkite.
-    roots: PathBuf,
     pub function: Function,
     _watch: JoinSet<()>,
 }
@@ -39,8 +32,8 @@ pub struct Run {
 }
 
 /// A function that reaches Buildkite by TLS: without it the address must be a loopback one, which pods cannot reach.
-fn function(namespace: &Namespace, roots: &Path) -> Builder {
-    let function = namespace.builder().env("AWS_CA_BUNDLE", roots.display().to_string());
+fn function(namespace: &Namespace) -> Builder {
+    let function = namespace.builder().env("AWS_CA_BUNDLE", namespace.lab.certificates.ca_file());
     function.env("BUILDKITE_STACKS_ENDPOINT", namespace.lab.buildkite.https_url())
 }
 
@@ -91,16 +84,14 @@ impl Scene {
         let mut namespace = Namespace::on(node).await;
         // Before the function lists the definitions: it has the list for a minute.
         define(&mut namespace, "default", |_| {}).await;
-        let roots = node.folder().join(format!("{}.pem", namespace.name));
-        fs::write(&roots, namespace.lab.certificates.ca_pem()).unwrap();
-        let function = function(&namespace, &roots).start();
+        let function = function(&namespace).start();
         let watch = node.watch(&namespace.name, &namespace.lab.timeline).await;
-        Self { node, namespace, roots, function, _watch: watch }
+        Self { node, namespace, function, _watch: watch }
     }
 
     /// A new function, with this variable changed.
     pub fn restart(&mut self, variable: &str, value: &str) {
-        self.function = function(&self.namespace, &self.roots).env(variable, value).start();
+        self.function = function(&self.namespace).env(variable, value).start();
     }
 
     /// Schedules a job without a checkout, and hands its event to the function, which must create its Job. The job asks for little, so

@@ -40,14 +40,14 @@ impl Subject {
         Self { binary: binary.to_owned(), event: self.event.clone() }
     }
 
-    /// Starts it in a lab.
+    /// Starts it in a lab, with TLS to all servers as on Lambda.
     pub fn start(&self, lab: &Lab) -> Result<Function, Failure> {
         self.start_as(lab, |builder| builder)
     }
 
     /// The same with a change to how it is started.
     pub fn start_as(&self, lab: &Lab, change: impl FnOnce(Builder) -> Builder) -> Result<Function, Failure> {
-        let builder = lab.function(&self.binary).env("FLOOR_TOKEN", FLOOR_TOKEN);
+        let builder = lab.function_over_tls(&self.binary).env("FLOOR_TOKEN", FLOOR_TOKEN);
         let started = change(builder).try_start();
         started.map_err(|source| format!("cannot run {}: {source}", self.binary.display()).into())
     }

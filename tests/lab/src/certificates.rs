@@ -1,13 +1,17 @@
 //! A certificate authority for one run, and the good and bad certificates that it signs.
 
-use std::net::IpAddr;
+use std::{
+    io::Write,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
-use std::sync::Arc;
+use tempfile::NamedTempFile;
 use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 
 /// The lab's own certificate authority, which no program trusts by default.
@@ -15,6 +19,7 @@ pub struct Certificates {
     authority: CertifiedIssuer<'static, KeyPair>,
     other: CertifiedIssuer<'static, KeyPair>,
     names: Vec<String>,
+    ca_file: OnceLock<NamedTempFile>,
 }
 
 /// The certificate that a server shows.
@@ -34,10 +39,20 @@ impl Certificates {
         if !names.contains(&ip.to_string()) {
             names.push(ip.to_string());
         }
-        Self { authority: authority("lab"), other: authority("other"), names }
+        Self { authority: authority("lab"), other: authority("other"), names, ca_file: OnceLock::new() }
     }
 
-    /// The authority's certificate, as `AWS_CA_BUNDLE` wants it in a file.
+    /// The authority's certificate in a file, for `AWS_CA_BUNDLE`. The file goes with the authority.
+    pub fn ca_file(&self) -> String {
+        let file = self.ca_file.get_or_init(|| {
+            let mut file = NamedTempFile::with_suffix(".pem").expect("a temporary file can be made");
+            file.write_all(self.ca_pem().as_bytes()).expect("a temporary file can be written");
+            file
+        });
+        file.path().display().to_string()
+    }
+
+    /// The authority's certificate as PEM.
     pub fn ca_pem(&self) -> String {
         self.authority.pem()
     }

@@ -215,6 +215,14 @@ impl Lab {
         function::Builder::new(binary.into(), variables, self.timeline.clone())
     }
 
+    /// The same over TLS, as on Lambda: also to AWS and to Buildkite.
+    pub fn function_over_tls(&self, binary: impl Into<PathBuf>) -> function::Builder {
+        self.function(binary)
+            .env("AWS_CA_BUNDLE", self.certificates.ca_file())
+            .env("AWS_ENDPOINT_URL", self.aws.https_url())
+            .env("BUILDKITE_STACKS_ENDPOINT", self.buildkite.https_url())
+    }
+
     /// Clears the timeline, the requests and all Jobs, which would fill the memory in a long run. No function may be at work.
     pub fn forget(&self) {
         self.timeline.forget();

@@ -111,7 +111,7 @@ impl Run {
             lab.buildkite.lock().schedule(&job, buildkite::CLUSTER);
         }
         let secret = if self.context.is_some() { TRIAL_SECRET } else { SECRET };
-        let function = lab.function(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
+        let function = lab.function_over_tls(&self.function).env("AWS_LAMBDA_LOG_LEVEL", "DEBUG");
         let mut function = function.env("AGENT_TOKEN_SECRET_NAME", secret);
         for (name, value) in self.env {
             function = function.env(name, value);
