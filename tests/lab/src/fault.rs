@@ -245,9 +245,9 @@ impl Faults {
 
     fn take_first(&self, wanted: impl Fn(&Planned) -> bool) -> Option<Fault> {
         let mut planned = self.planned.lock();
-        let mut planned = planned.iter_mut();
-        let fault =
-            planned.find_map(|planned| (wanted(planned) && planned.due.now()).then(|| planned.fault.clone()))?;
+        let mut due = planned.iter_mut();
+        let fault = due.find_map(|planned| (wanted(planned) && planned.due.now()).then(|| planned.fault.clone()))?;
+        planned.retain(|planned| !matches!(planned.due, Due::Next(0)));
         *self.met.lock() += 1;
         Some(fault)
     }

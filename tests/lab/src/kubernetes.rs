@@ -115,12 +115,12 @@ impl Kubernetes {
 
     /// All Jobs, of all namespaces.
     pub fn jobs(&self) -> Vec<Value> {
-        self.api.store.lock().jobs.values().cloned().collect()
+        self.api.store.lock().jobs.values().map(|job| (**job).clone()).collect()
     }
 
     /// The Job of this name, in any namespace.
     pub fn job(&self, name: &str) -> Option<Value> {
-        self.api.store.lock().jobs.iter().find(|((_, own), _)| own == name).map(|(_, job)| job.clone())
+        self.api.store.lock().jobs.iter().find(|((_, own), _)| own == name).map(|(_, job)| (**job).clone())
     }
 
     /// Adds a Job without validation; the default namespace is `buildkite`.
@@ -151,13 +151,18 @@ impl Kubernetes {
     pub fn with_job<T>(&self, name: &str, uid: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
         let mut store = self.api.store.lock();
         let job = store.jobs.get_mut(&(NAMESPACE.to_owned(), name.to_owned()));
-        job.filter(|job| job["metadata"]["uid"] == uid).map(change)
+        job.filter(|job| job["metadata"]["uid"] == uid).map(|job| change(job))
     }
 
     /// Changes a pod, as the scheduler and the kubelet do. `None` if it is not there.
     pub fn with_pod<T>(&self, name: &str, change: impl FnOnce(&mut Value) -> T) -> Option<T> {
         let mut store = self.api.store.lock();
-        store.pods.get_mut(&(NAMESPACE.to_owned(), name.to_owned())).map(change)
+        store.pods.get_mut(&(NAMESPACE.to_owned(), name.to_owned())).map(|pod| change(pod))
+    }
+
+    /// Whether there is a pod of this name.
+    pub fn has_pod(&self, name: &str) -> bool {
+        self.api.store.lock().pods.contains_key(&(NAMESPACE.to_owned(), name.to_owned()))
     }
 
     /// Removes a pod.
@@ -189,7 +194,7 @@ impl Kubernetes {
 
     /// All pods, of all namespaces.
     pub fn pods(&self) -> Vec<Value> {
-        self.api.store.lock().pods.values().cloned().collect()
+        self.api.store.lock().pods.values().map(|pod| (**pod).clone()).collect()
     }
 
     /// Adds or replaces a pod without validation; the default namespace is `buildkite`.

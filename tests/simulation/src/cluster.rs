@@ -238,7 +238,9 @@ impl World {
     pub async fn hold(&self, pod: &str, time: Duration) -> Result<(), Gone> {
         let end = Instant::now() + time;
         loop {
-            self.lab.kubernetes.with_pod(pod, |_| ()).ok_or(Gone)?;
+            if !self.lab.kubernetes.has_pod(pod) {
+                return Err(Gone);
+            }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());

@@ -1,4 +1,4 @@
-//! The day of `make scale`: jobs around the clock, and four bursts. Each number that is not the question's has its source here.
+//! The day of `make scale`: jobs around the clock, and two bursts. Each number that is not the question's has its source here.
 
 use std::{cmp::Reverse, collections::BinaryHeap, f64::consts::TAU, time::Duration};
 
@@ -13,8 +13,7 @@ use crate::{
 pub const LENGTH: Duration = Duration::from_hours(24);
 
 /// When the bursts begin.
-const BURSTS: [Duration; 4] =
-    [Duration::from_hours(3), Duration::from_hours(9), Duration::from_hours(15), Duration::from_hours(21)];
+const BURSTS: [Duration; 2] = [Duration::from_hours(3), Duration::from_hours(15)];
 
 /// How long one is.
 const BURST: Duration = Duration::from_secs(5);

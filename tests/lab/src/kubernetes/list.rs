@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     status::{JOBS, Resource, Status},
-    store::Store,
+    store::{Object, Store},
 };
 
 /// The parameters of a list.
@@ -33,7 +33,7 @@ pub(super) struct List<'a> {
     kind: String,
     api_version: String,
     metadata: Value,
-    items: Vec<&'a Value>,
+    items: Vec<&'a Object>,
 }
 
 /// What is sent with a delete.

@@ -2,11 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    ops::{Deref, DerefMut},
+    sync::OnceLock,
     time::Duration,
 };
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 
 use super::{
     NAMESPACE, USER,
@@ -18,16 +24,49 @@ use crate::{clock, credentials::random_uuid};
 /// Namespace and name.
 type Key = (String, String);
 
+/// An object, with its JSON since its last change: a list of ten thousand is asked for again and again.
+pub(super) struct Object {
+    object: Value,
+    json: OnceLock<Box<RawValue>>,
+}
+
+impl From<Value> for Object {
+    fn from(object: Value) -> Self {
+        Self { object, json: OnceLock::new() }
+    }
+}
+
+impl Deref for Object {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.object
+    }
+}
+
+impl DerefMut for Object {
+    fn deref_mut(&mut self) -> &mut Value {
+        self.json.take();
+        &mut self.object
+    }
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json.get_or_init(|| to_raw_value(&self.object).expect("a value is JSON")).serialize(serializer)
+    }
+}
+
 /// All that a request may read or change.
 pub(super) struct Store {
     pub(super) namespaces: BTreeSet<String>,
-    pub(super) jobs: BTreeMap<Key, Value>,
+    pub(super) jobs: BTreeMap<Key, Object>,
     /// Name and uid of those that nobody has asked for.
     pub(super) new_jobs: Vec<(String, String)>,
     pub(super) secrets: BTreeMap<Key, Applied>,
-    pub(super) pod_templates: BTreeMap<Key, Value>,
-    pub(super) pods: BTreeMap<Key, Value>,
-    pub(super) events: BTreeMap<Key, Value>,
+    pub(super) pod_templates: BTreeMap<Key, Object>,
+    pub(super) pods: BTreeMap<Key, Object>,
+    pub(super) events: BTreeMap<Key, Object>,
     /// Verb and resource that the user lacks.
     pub(super) forbidden: HashSet<(String, String)>,
     /// As whom the function's role is known.
@@ -70,26 +109,26 @@ impl Store {
         self.stamp(&mut job);
         let text = |field: &str| job["metadata"][field].as_str().unwrap_or_default().to_owned();
         self.new_jobs.push((text("name"), text("uid")));
-        self.jobs.insert(key(&job), job.clone());
+        self.jobs.insert(key(&job), job.clone().into());
         job
     }
 
     /// Like [`Self::put_job`], for a pod.
     pub(super) fn put_pod(&mut self, mut pod: Value) {
         self.stamp(&mut pod);
-        self.pods.insert(key(&pod), pod);
+        self.pods.insert(key(&pod), pod.into());
     }
 
     /// Like [`Self::put_job`], for an Event.
     pub(super) fn put_event(&mut self, mut event: Value) {
         self.stamp(&mut event);
-        self.events.insert(key(&event), event);
+        self.events.insert(key(&event), event.into());
     }
 
     /// Like [`Self::put_job`], for a `PodTemplate`.
     pub(super) fn put_pod_template(&mut self, mut template: Value) {
         self.stamp(&mut template);
-        self.pod_templates.insert(key(&template), template);
+        self.pod_templates.insert(key(&template), template.into());
     }
 
     /// Server-side apply of a Secret; returns it, and whether it is new.
@@ -151,7 +190,7 @@ impl Store {
     }
 
     /// What a list lists.
-    pub(super) fn objects(&self, resource: Resource) -> &BTreeMap<Key, Value> {
+    pub(super) fn objects(&self, resource: Resource) -> &BTreeMap<Key, Object> {
         match resource {
             JOBS => &self.jobs,
             PODS => &self.pods,

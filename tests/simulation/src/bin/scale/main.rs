@@ -28,7 +28,7 @@ struct Options {
     /// Jobs of the day.
     #[arg(long, default_value_t = 100_000)]
     jobs: usize,
-    /// Jobs of each of the four bursts. [default: 10,000, and a tenth of the jobs at most]
+    /// Jobs of each of the two bursts. [default: 10,000, and a tenth of the jobs at most]
     #[arg(long)]
     burst: Option<usize>,
     /// Chance, from here on.
@@ -42,7 +42,7 @@ struct Options {
 /// The name of a setting, and what it changes.
 type Setting = (&'static str, fn(&mut Plan));
 
-const SETTINGS: [Setting; 5] = [
+const SETTINGS: [Setting; 4] = [
     ("as deployed", |_| {}),
     ("`ReservedConcurrency` 50", |plan| plan.environments = 50),
     ("… and `JobTokens`", |plan| {
@@ -52,11 +52,6 @@ const SETTINGS: [Setting; 5] = [
     ("`ReservedConcurrency` 50 and a Job controller of 500 requests/s", |plan| {
         plan.environments = 50;
         plan.rates.job_controller = Some(Rate { per_second: 500.0, at_once: 750.0 });
-    }),
-    ("… and an API server of 1,000 requests/s", |plan| {
-        plan.environments = 50;
-        plan.rates.job_controller = Some(Rate { per_second: 500.0, at_once: 750.0 });
-        plan.rates.api_server.as_mut().expect("it has a rate").per_second = 1_000.0;
     }),
 ];
 
