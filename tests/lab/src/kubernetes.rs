@@ -253,6 +253,16 @@ impl Kubernetes {
         assert!(applied.is_ok(), "force has no conflict");
     }
 
+    /// Removes all objects, as if the cluster were made again.
+    pub fn empty(&self) {
+        let mut store = self.api.store.lock();
+        store.jobs.clear();
+        store.pods.clear();
+        store.events.clear();
+        store.secrets.clear();
+        store.pod_templates.clear();
+    }
+
     /// Removes a Secret.
     pub fn remove_secret(&self, namespace: &str, name: &str) {
         self.api.store.lock().secrets.remove(&(namespace.to_owned(), name.to_owned()));

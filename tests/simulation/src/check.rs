@@ -171,8 +171,11 @@ impl World {
             let number = self.state().numbers.get(name.trim_start_matches("buildkite-")).copied();
             number.and_then(|number| self.job(number)).is_some_and(|job| job.kind == Kind::NoImage)
         };
-        let may_lack_secret =
-            self.plan.troubles.iter().any(|trouble| matches!(trouble.what, What::DeleteSecrets | What::TakeSecret));
+        let may_lack_secret = self
+            .plan
+            .troubles
+            .iter()
+            .any(|trouble| matches!(trouble.what, What::DeleteSecrets | What::TakeSecret | What::Rebuild));
         let is_left = |name: &str| self.plan.sweeps || !(may_lack_secret || waits(name));
         let mut left: Vec<_> = self
             .lab

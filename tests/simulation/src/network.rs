@@ -24,6 +24,9 @@ use crate::{
     world::World,
 };
 
+/// What is listed.
+const LISTS: [&str; 5] = ["/jobs", "/pods", "/events", "/podtemplates", "/scheduled-jobs"];
+
 /// The path of the stack's Jobs.
 const JOBS: &str = "apis/batch/v1/namespaces/buildkite/jobs";
 
@@ -87,6 +90,7 @@ impl World {
         }
         self.check_request(&request);
         self.check_pause(&limit, &request);
+        self.check_pages(&request);
         self.travel().await;
         let fault = self.fault(server, &Call::new(method.as_str(), &path));
         let is_quiet = fault.is_none();
@@ -164,8 +168,12 @@ impl World {
                     buildkite.jobs.get_mut(&job).expect("it runs").state = "scheduled";
                 }
             }
+            Planted::Hoards if *request.method() == Method::GET && path.ends_with("/pods") => {
+                let uri = request.uri().to_string().replace("limit=", "limits=");
+                *request.uri_mut() = uri.parse().expect("a URI");
+            }
             Planted::Clings if path.ends_with("/podtemplates") => {
-                let uri = format!("{}{path}?labelSelector=none=none", self.lab.kubernetes.url());
+                let uri = format!("{}{path}?limit=1&labelSelector=none=none", self.lab.kubernetes.url());
                 *request.uri_mut() = uri.parse().expect("a URI");
             }
             Planted::Overlooks if path.ends_with("/scheduled-jobs") => {
@@ -235,6 +243,16 @@ impl World {
         }
     }
 
+    /// A list has pages, but for the pods of one job: the memory is that of one page and of what is kept of it.
+    fn check_pages(&self, request: &Request<Bytes>) {
+        let path = request.uri().path();
+        let is_list = *request.method() == Method::GET && LISTS.iter().any(|list| path.ends_with(list));
+        if is_list && !request.uri().query().is_some_and(|query| query.contains("limit=") || query.contains("job-uuid"))
+        {
+            self.violated(format!("{path} is listed without a limit"));
+        }
+    }
+
     /// A pause that a server asked for is kept.
     fn check_pause(&self, limit: &Limit, request: &Request<Bytes>) {
         let until = self.state().pauses.get(limit).copied();
@@ -248,7 +266,8 @@ impl World {
     /// A plain event asks only for what is too old: warm, it is one request to Kubernetes.
     fn check_kept(&self, invocation: Invocation, (_, end, max_age): &(Server, &'static str, Duration)) {
         let read = self.state().read.0.get(&(invocation.environment, *end)).copied();
-        let changes = |what: &What| matches!(what, What::Rotate | What::DeleteSecrets | What::TakeSecret);
+        let changes =
+            |what: &What| matches!(what, What::Rotate | What::DeleteSecrets | What::TakeSecret | What::Rebuild);
         let may_change = end.contains("/secrets/") && self.plan.troubles.iter().any(|trouble| changes(&trouble.what));
         if let Some(age) = read.map(|read| read.elapsed()).filter(|age| age < max_age)
             && invocation.is_plain

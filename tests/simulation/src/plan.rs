@@ -67,6 +67,8 @@ pub enum Planted {
     Forgets,
     /// It never lists what waits.
     Overlooks,
+    /// It asks for whole lists.
+    Hoards,
 }
 
 /// Numbers of jobs and of troubles to leave out.
@@ -170,6 +172,8 @@ pub enum What {
     Forbid(&'static str, &'static str),
     /// The queue is paused.
     Pause,
+    /// The cluster is made anew: nothing is in it.
+    Rebuild,
 }
 
 /// Who answers a request.
@@ -313,6 +317,7 @@ impl Trouble {
             13 => What::Pause,
             14 => What::TakeSecret,
             15 | 16 => What::TakeName(dice.usize(0..12)),
+            17 => What::Rebuild,
             _ => What::Define,
         };
         Self { number, at: seconds(dice.u64(BUSY)), lasts: seconds(dice.u64(1..900)), what }

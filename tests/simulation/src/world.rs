@@ -311,6 +311,10 @@ impl World {
             }
             What::Forbid(verb, resource) => self.lab.kubernetes.forbid(verb, resource),
             What::Pause => pause(true),
+            What::Rebuild => {
+                self.lab.kubernetes.empty();
+                self.state().definitions.push((Instant::now(), None));
+            }
             What::Answers(..) | What::Kills(..) | What::NoSweep => {}
         }
         sleep(lasts).await;

@@ -60,6 +60,7 @@ fn each_check_finds_a_planted_fault() {
         (Planted::Despairs, "too early"),
         (Planted::Forgets, "asks again for "),
         (Planted::Clings, "has an old definition"),
+        (Planted::Hoards, "without a limit"),
         (Planted::Overlooks, "is scheduled at the end"),
     ];
     for (planted, expected) in faults {
