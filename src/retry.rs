@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(
             ask_under(&quiet, &[|| Ok(status(201))]).await.1.len(),
             1,
-            "so long a silence is that of one request"
+            "a silence of that length is kept by one request"
         );
     }
 

@@ -45,7 +45,7 @@ const START: Duration = Duration::from_millis(100 + 22);
 /// The CPU time of a warm event, likewise.
 const EVENT: Duration = Duration::from_millis(1);
 
-/// An event that finds no environment waits so long at most. It begins with a second, and doubles.
+/// An event that finds no environment waits for this long at most. It begins with a second, and doubles.
 const MAX_THROTTLED: Duration = Duration::from_mins(5);
 
 /// An environment that was idle for this long is gone.

@@ -172,7 +172,7 @@ pub enum What {
     Forbid(&'static str, &'static str),
     /// The queue is paused.
     Pause,
-    /// The cluster is made anew: nothing is in it.
+    /// The cluster is made again: nothing is in it.
     Rebuild,
 }
 

@@ -61,7 +61,7 @@ impl Serialize for Object {
 pub(super) struct Store {
     pub(super) namespaces: BTreeSet<String>,
     pub(super) jobs: BTreeMap<Key, Object>,
-    /// Name and uid of those that nobody has asked for.
+    /// Name and uid of those since the last question.
     pub(super) new_jobs: Vec<(String, String)>,
     pub(super) secrets: BTreeMap<Key, Applied>,
     pub(super) pod_templates: BTreeMap<Key, Object>,

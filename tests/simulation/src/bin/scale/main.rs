@@ -42,14 +42,10 @@ struct Options {
 /// The name of a setting, and what it changes.
 type Setting = (&'static str, fn(&mut Plan));
 
-const SETTINGS: [Setting; 4] = [
+const SETTINGS: [Setting; 3] = [
     ("as deployed", |_| {}),
     ("`ReservedConcurrency` 50", |plan| plan.environments = 50),
-    ("… and `JobTokens`", |plan| {
-        plan.environments = 50;
-        plan.has_job_tokens = true;
-    }),
-    ("`ReservedConcurrency` 50 and a Job controller of 500 requests/s", |plan| {
+    ("… and a Job controller of 500 requests/s", |plan| {
         plan.environments = 50;
         plan.rates.job_controller = Some(Rate { per_second: 500.0, at_once: 750.0 });
     }),
