@@ -42,13 +42,13 @@ impl Quiet {
     fn begin(&self, time: Duration) {
         if time <= MAX_QUIET {
             let mut end = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            *end = (*end).max(Some(Instant::now() + time));
+            *end = (*end).max(Some(clock::monotonic() + time));
         }
     }
 
     fn left(&self) -> Option<Duration> {
         let end = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        end.and_then(|end| end.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
+        end.and_then(|end| end.checked_duration_since(clock::monotonic())).filter(|left| !left.is_zero())
     }
 }
 
@@ -170,7 +170,6 @@ mod tests {
     use std::future::ready;
 
     use http::response;
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -189,7 +188,7 @@ mod tests {
     }
 
     async fn ask_under(quiet: &Quiet, answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
-        let (began, mut sent) = (Instant::now(), Vec::new());
+        let (began, mut sent) = (clock::monotonic(), Vec::new());
         let answer = send(&API, quiet, Deadline::after(Duration::from_secs(30)), |_| {
             let answer = answers[sent.len().min(answers.len() - 1)]();
             sent.push(began.elapsed());
