@@ -15,8 +15,11 @@ async fn lose(scene: &Scene, [evicted, deleted]: [&Run; 2]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_lost_while_its_image_is_pulled_is_replaced() {
     let mut scene = Scene::new().await;
-    define(&mut scene.namespace, "slow", |spec| slow_helper(spec, 15)).await;
-    let runs = [scene.send("true", &["pod-definition=slow"]).await, scene.send("true", &["pod-definition=slow"]).await];
+    for name in ["slow", "slow-too"] {
+        define(&mut scene.namespace, name, |spec| slow_helper(spec, 15)).await;
+    }
+    let runs = ["pod-definition=slow", "pod-definition=slow-too"];
+    let runs = [scene.send("true", &[runs[0]]).await, scene.send("true", &[runs[1]]).await];
     join_all(runs.iter().map(|run| run.until("helper waiting PodInitializing"))).await;
     join_all(runs.iter().map(|run| scene.until_event(run, "Pulling"))).await;
     lose(&scene, runs.each_ref()).await;

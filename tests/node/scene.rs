@@ -8,6 +8,7 @@ use lab::{
 };
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
+use uuid::Uuid;
 
 use crate::namespace::{Namespace, compiled, event_with, name};
 
@@ -64,13 +65,14 @@ pub fn helper(image: &str) -> Value {
     json!([{"name": "helper", "image": image}])
 }
 
-/// An init container with a file system of its own, of an image whose pull takes these seconds.
+/// An init container with a file system of its own, of an image whose pull takes these seconds. No other has it.
 pub fn slow_helper(spec: &mut Value, seconds: u32) {
+    let image = format!("registry.example/{seconds}-seconds:{}", Uuid::new_v4());
     let mounts = json!([{"name": "tools", "mountPath": "/tools"}]);
     spec["volumes"] = json!([{"name": "tools", "emptyDir": {}}]);
     spec["initContainers"] = json!([
         {"name": "tools", "image": "lab/busybox:1", "command": ["cp", "/bin/busybox", "/tools"], "volumeMounts": mounts},
-        {"name": "helper", "image": format!("registry.example/{seconds}-seconds:1"), "command": ["/tools/busybox", "true"],
+        {"name": "helper", "image": image, "command": ["/tools/busybox", "true"],
          "volumeMounts": mounts},
     ]);
 }
@@ -137,12 +139,10 @@ impl Scene {
         .await;
     }
 
-    /// Sweeps until Buildkite knows how the job ended: with 0, and after one agent has got it.
+    /// Sweeps until the job ends, which must be as `assert_passed` says.
     pub async fn sweep_until_passed(&self, run: &Run) {
         self.sweep_until(|| run.job().finished_at.is_some()).await;
-        let (job, answers) = (run.job(), run.answers("acquire"));
-        assert_eq!((job.state, job.exit_status), ("finished", Some(0)), "{:?}", job.detail);
-        assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
+        run.assert_passed();
     }
 
     /// The pod of a run.
@@ -226,9 +226,15 @@ impl Run {
     /// Waits for the end of a Job whose command must have ended with 0, in one run.
     pub async fn until_passed(&self) {
         self.until(COMPLETE).await;
-        let job = self.job();
-        assert_eq!((job.state, job.exit_status), ("finished", Some(0)), "{}", self.log());
+        self.assert_passed();
         assert_eq!(self.answers("acquire"), [200]);
+    }
+
+    /// Buildkite knows that the command ended with 0, after one agent has got the job.
+    pub fn assert_passed(&self) {
+        let (job, answers) = (self.job(), self.answers("acquire"));
+        assert_eq!((job.state, job.exit_status), ("finished", Some(0)), "{:?} {}", job.detail, self.log());
+        assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
     }
 
     /// The states of the Job and its Pods so far.

@@ -9,9 +9,10 @@ use hyper::{
     body::Incoming,
     client::conn::http1::{SendRequest, handshake},
     http::{
-        HeaderValue, Uri,
+        Uri,
         header::{AUTHORIZATION, CONTENT_TYPE, HOST},
         request::Builder,
+        uri::Authority,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -31,27 +32,20 @@ use tokio_rustls::{
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Sends requests one after the other, and never opens a second connection.
+/// Sends requests one after the other, on one connection; if the server has closed that, on the next one.
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
-    host: HeaderValue,
+    url: Uri,
+    ca_pem: String,
     authorization: Option<String>,
 }
 
 impl Client {
     /// Connects to a URL of the lab; trusts only this authority.
     pub async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
-        let uri: Uri = url.parse()?;
-        let authority = uri.authority().ok_or("no authority")?;
-        let host = HeaderValue::try_from(authority.as_str())?;
-        let stream = TcpStream::connect(authority.as_str()).await?;
-        let sender = if uri.scheme_str() == Some("https") {
-            let name = ServerName::try_from(authority.host().to_owned())?;
-            open(tls(ca_pem)?.connect(name, stream).await?).await?
-        } else {
-            open(stream).await?
-        };
-        Ok(Self { sender, host, authorization: None })
+        let url: Uri = url.parse()?;
+        let sender = connect(&url, ca_pem).await?;
+        Ok(Self { sender, url, ca_pem: ca_pem.to_owned(), authorization: None })
     }
 
     /// Sends this bearer token with each request.
@@ -71,8 +65,11 @@ impl Client {
             Some(authorization) => request.header(AUTHORIZATION, authorization),
             None => request,
         };
-        let request: Request<_> = request.header(HOST, &self.host).body(Full::from(body.into()))?;
-        self.sender.ready().await?;
+        let host = self.url.authority().map_or("", Authority::as_str);
+        let request: Request<_> = request.header(HOST, host).body(Full::from(body.into()))?;
+        if self.sender.ready().await.is_err() {
+            self.sender = connect(&self.url, &self.ca_pem).await?;
+        }
         Ok(self.sender.send_request(request).await?)
     }
 
@@ -135,6 +132,17 @@ impl Client {
     /// Deletes with `DeleteOptions`.
     pub async fn delete_with(&mut self, path: &str, options: &Value) -> (u16, Value) {
         self.ask(Request::delete(path).header(CONTENT_TYPE, "application/json"), options.to_string()).await
+    }
+}
+
+async fn connect(url: &Uri, ca_pem: &str) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    let authority = url.authority().ok_or("no authority")?;
+    let stream = TcpStream::connect(authority.as_str()).await?;
+    if url.scheme_str() == Some("https") {
+        let name = ServerName::try_from(authority.host().to_owned())?;
+        open(tls(ca_pem)?.connect(name, stream).await?).await
+    } else {
+        open(stream).await
     }
 }
 
