@@ -207,9 +207,13 @@ pub struct Waiting {
     pub message: Option<String>,
 }
 
-/// A container runs; since when is the kubelet's word.
+/// A container runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Running {}
+#[serde(default, rename_all = "camelCase")]
+pub struct Running {
+    /// The kubelet's word.
+    pub started_at: Option<Timestamp>,
+}
 
 /// How a container ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -280,8 +284,14 @@ impl ContainerStatus {
 
     /// It runs, or ran.
     pub fn started(&self) -> bool {
-        let ran = |state: &ContainerState| state.terminated.as_ref().is_some_and(|ended| ended.started_at.is_some());
-        self.runs() || ran(&self.state) || ran(&self.last_state)
+        self.runs() || self.started_at().is_some()
+    }
+
+    /// When it started last.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        let states = [&self.state, &self.last_state];
+        let running = states.iter().find_map(|state| state.running.as_ref()?.started_at);
+        running.or_else(|| states.iter().find_map(|state| state.terminated.as_ref()?.started_at))
     }
 }
 

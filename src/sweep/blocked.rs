@@ -15,7 +15,7 @@ const PERIOD: SignedDuration = SignedDuration::from_secs(60);
 
 /// A Job with something in its way, of a job whose queue is open.
 pub(super) struct Blocked<'a> {
-    found: &'a Found<'a>,
+    pub(super) found: &'a Found<'a>,
     pub(super) obstacle: Obstacle<'a>,
     pub(super) may_be_finished: bool,
 }

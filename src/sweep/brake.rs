@@ -1,5 +1,5 @@
 //! The brake: if the jobs of several builds cannot start and no agent takes a job, then the cluster, the registry or the network is
-//! at fault, and not the jobs. The sweep finishes none of them.
+//! at fault, and not the jobs. The sweep finishes none of them. Nor does it finish the last one when the others run again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,14 +27,14 @@ enum Build {
 
 /// Whether no job may be finished, of those whose attempts have met a cluster at work if there was one until then.
 ///
-/// They may be finished after an agent took the job of a Job that was created since the first Job at fault, and before the last
-/// attempt of each of them ended: those attempts failed in a cluster that worked. A Job that was created later is no proof of that.
+/// They may be finished after an agent took the job of a Job that was created since the first Job at fault, if that agent started before
+/// the last attempt of each of them ended: those attempts failed in a cluster that worked. One that started later is no proof of that.
 /// Perhaps the cluster works again, and the next attempt succeeds.
 pub(super) fn brake(all: &[Found], until: Timestamp, now: Timestamp, seen: &Seen) -> Option<Brake> {
     let faults: Vec<_> = all.iter().filter(|found| found.shows_a_fault(now)).collect();
     let since = faults.iter().map(|found| found.created).min()?;
     let builds = faults.iter().map(|found| build(found)).collect::<BTreeSet<_>>().len();
-    if builds < 2 || all.iter().any(|found| found.was_taken() && (since..=until).contains(&found.created)) {
+    if builds < 2 || is_proved(all, since, until) {
         return None;
     }
     let mut reasons = BTreeMap::<_, usize>::new();
@@ -43,6 +43,17 @@ pub(super) fn brake(all: &[Found], until: Timestamp, now: Timestamp, seen: &Seen
     }
     let reason = reasons.into_iter().max_by_key(|(_, count)| *count).map(|(reason, _)| reason).unwrap_or_default();
     Some(Brake { builds, since, reason })
+}
+
+/// Whether agents take jobs again that started after the last attempt of this job ended, and none that started in its time: the next
+/// attempt shows whether its own cause is left.
+pub(super) fn may_have_recovered(all: &[Found], found: &Found, end: Timestamp) -> bool {
+    !is_proved(all, found.created, end) && is_proved(all, found.created, Timestamp::MAX)
+}
+
+/// Whether the cluster worked then: an agent took the job of a Job that was created since, and had started until then.
+fn is_proved(all: &[Found], since: Timestamp, until: Timestamp) -> bool {
+    all.iter().any(|found| found.was_taken() && found.created >= since && found.started_at() <= until)
 }
 
 fn build(found: &Found) -> Build {

@@ -231,6 +231,11 @@ impl<'a> Found<'a> {
         self.ended_in_vain().is_some() || self.obstacle.is_some_and(|obstacle| obstacle.is_fault(now)) || again
     }
 
+    /// When its last agent started; the pods of a Job may be gone.
+    pub fn started_at(&self) -> Timestamp {
+        agents(&self.pods).filter_map(ContainerStatus::started_at).max().unwrap_or(self.created)
+    }
+
     /// An agent has the job, or had it. What the sweep has finished is finished, too, but never after the first attempt.
     pub fn was_taken(&self) -> bool {
         let ran =

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     blocked::Blocked,
-    brake::{Brake, brake},
+    brake::{Brake, brake, may_have_recovered},
     detail,
     finding::{self, Finding, Found},
     seen::Seen,
@@ -160,8 +160,15 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
         lines.push(Step::Error(detail::brake(brake, due.len() + of_cluster.len(), namespace)));
         replaced.extend(due.into_iter().filter_map(|ended| ended.replace(Some(brake), seen)));
     } else {
-        finished.extend(due.iter().map(|ended| ended.finish(now, namespace)));
-        finished.extend(of_cluster.iter().map(|blocked| blocked.finish(seen)));
+        for ended in due {
+            if may_have_recovered(&jobs, ended.found, ended.end) {
+                replaced.extend(ended.replace(None, seen));
+            } else {
+                finished.push(ended.finish(now, namespace));
+            }
+        }
+        let stays = |blocked: &&&Blocked| !may_have_recovered(&jobs, blocked.found, now - MAX_BACK_OFF);
+        finished.extend(of_cluster.iter().filter(stays).map(|blocked| blocked.finish(seen)));
     }
     if finished.len() > MAX_FINISHES {
         lines.push(Step::Error(detail::too_many(finished.len())));

@@ -356,6 +356,7 @@ fn an_agent_that_took_a_job_meanwhile_releases_the_brake() {
         ("created before it", and(kubernetes_job(3, 201), "running"), on_brake),
         ("created as the last ended", and(kubernetes_job(3, 130), "running"), released),
         ("created later: perhaps it works again", and(kubernetes_job(3, 129), "running"), on_brake),
+        ("its agent started later", and(kubernetes_job(3, 150), "running").pod(pod(3, &running())), on_brake),
         ("it ran to its end", and(kubernetes_job(3, 150).complete(140), "finished"), released),
         ("finished, perhaps by us", and(kubernetes_job(3, 150).failed(140), "finished"), on_brake),
         (
@@ -364,6 +365,20 @@ fn an_agent_that_took_a_job_meanwhile_releases_the_brake() {
             on_brake,
         ),
         ("not taken", and(kubernetes_job(3, 150), "scheduled"), on_brake),
+    ]);
+}
+
+#[test]
+fn a_job_that_is_left_when_others_run_again_has_another_attempt() {
+    let and = |created| {
+        let due = kubernetes_job(1, 200).attempt(3, 2, POD_PENDING).failed(130);
+        World::default().job(due, "scheduled").job(kubernetes_job(2, created), "running")
+    };
+    check([
+        ("they ran meanwhile", and(130), "finish 1"),
+        ("they run since", and(129), "replace 1 by 4"),
+        ("they ran before, too", and(129).job(kubernetes_job(3, 200), "running"), "finish 1"),
+        ("and only before", and(201), "finish 1"),
     ]);
 }
 
