@@ -35,7 +35,7 @@ use crate::{
     text::{chain, excerpt},
 };
 
-pub use self::error::Error;
+pub use self::{error::Error, sweep::InCluster};
 use self::{job_token::New, warned::Warned};
 
 /// How many Jobs, or Secrets, are created side by side.

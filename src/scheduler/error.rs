@@ -93,7 +93,8 @@ impl Error {
 
     /// The cluster may be elsewhere by now.
     pub(super) fn is_wrong_endpoint(&self) -> bool {
-        cause::<kubernetes::Error>(self).is_some_and(kubernetes::Error::is_wrong_endpoint)
+        let cause = if let Self::Cluster(error) = self { Some(&**error) } else { cause(self) };
+        cause.is_some_and(kubernetes::Error::is_wrong_endpoint)
     }
 
     /// For the report.

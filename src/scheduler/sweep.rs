@@ -10,10 +10,20 @@ use super::{AT_ONCE, Begun, Error, Placed, Scheduler};
 use crate::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
     deadline::Deadline,
-    kubernetes::Cluster,
+    kubernetes::{self, Cluster, Listed, objects},
     report::{Occasion, Outcome},
     stacks_api::StacksApi,
 };
+
+/// What a sweep begins with.
+pub struct InCluster {
+    /// Where the rest is asked for.
+    pub cluster: Cluster,
+    /// Whether the Secret is there.
+    pub applied: Result<(), Error>,
+    /// The stack's Jobs.
+    pub jobs: Result<Listed<objects::Job>, kubernetes::Error>,
+}
 
 impl Scheduler {
     /// `None` where the settings say so.
@@ -26,19 +36,26 @@ impl Scheduler {
         self.agent_token.value(deadline).await.map_err(Error::AgentToken)
     }
 
-    /// The cluster, and whether it has the Secret of the agent token, if agents share it. It is applied now: it may have been deleted.
-    pub async fn cluster(&self, deadline: Deadline) -> Result<(Cluster, Result<(), Error>), Error> {
-        let apply = async |target: &Arc<super::Target>| {
-            if self.config.job_tokens {
-                return Ok((target.cluster.clone(), Ok(())));
-            }
-            let applied = self.agent_token.apply_again(&target.secret, &target.cluster, deadline).await;
-            match applied.map_err(Error::AgentToken) {
-                Err(error) if error.is_wrong_endpoint() => Err(error),
-                applied => Ok((target.cluster.clone(), applied)),
+    /// The cluster, where it is now. If agents share the agent token, its Secret is applied: it may have been deleted.
+    pub async fn cluster(&self, deadline: Deadline) -> Result<InCluster, Error> {
+        let ask = async |target: &Arc<super::Target>| {
+            let cluster = target.cluster.clone();
+            let applied = if self.config.job_tokens {
+                Ok(())
+            } else {
+                let applied = self.agent_token.apply_again(&target.secret, &cluster, deadline).await;
+                applied.map_err(Error::AgentToken)
+            };
+            let applied = match applied {
+                Err(error) if error.is_wrong_endpoint() => return Err(error),
+                applied => applied,
+            };
+            match cluster.jobs(deadline).await {
+                Err(error) if error.is_wrong_endpoint() => Err(Error::Cluster(error.into())),
+                jobs => Ok(InCluster { cluster, applied, jobs }),
             }
         };
-        self.in_cluster(deadline, apply).await
+        self.in_cluster(deadline, ask).await
     }
 
     /// Those of the jobs whose agent gets a token of its own: they must be reserved.

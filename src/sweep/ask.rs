@@ -15,7 +15,7 @@ use crate::{
         stacks::{MAX_UUIDS, Stacks, WaitingJob},
     },
     deadline::Deadline,
-    kubernetes::{self, events::Events},
+    kubernetes::{self, Listed, events::Events, objects},
     report::{self, QueueReport},
     scheduler::Scheduler,
     stacks_api::{self, StacksApi},
@@ -113,16 +113,17 @@ fn time(text: &str) -> Option<Timestamp> {
 }
 
 impl Sweep<'_> {
-    /// The cluster's side, and the states of its jobs. The sweep was due at `due`.
+    /// The rest of the cluster's side, and the states of its jobs. The sweep was due at `due`.
     pub(super) async fn look(
         &self,
         due: Option<Timestamp>,
         queues: Vec<Queue>,
+        jobs: Known<Listed<objects::Job>>,
         report: &mut report::Sweep,
         deadline: Deadline,
     ) -> Result<Seen<'_>, Unavailable> {
         let config = &self.scheduler.config;
-        let (jobs, now) = match report.of_cluster(self.cluster.jobs(deadline).await) {
+        let (jobs, now) = match jobs {
             Known::Known(listed) => (Known::Known(listed.items), listed.now.map_or(Known::Unknown, Known::Known)),
             Known::Unknown => (Known::Unknown, Known::Unknown),
         };

@@ -27,7 +27,7 @@ use crate::{
     deadline::Deadline,
     kubernetes::{self, Cluster},
     report::{self, Answer},
-    scheduler::Scheduler,
+    scheduler::{InCluster, Scheduler},
     stacks_api::{self, StacksApi},
     text::chain,
 };
@@ -92,10 +92,10 @@ async fn sweep(
     };
     let look = deadline.within(deadline.attempt(MAX_LOOK));
     let queues = ask::queues(scheduler, stacks_api, &token, report, look).await?;
-    let cluster = match scheduler.cluster(look).await {
-        Ok((cluster, applied)) => {
+    let (cluster, jobs) = match scheduler.cluster(look).await {
+        Ok(InCluster { cluster, applied, jobs }) => {
             report.failures.extend(applied.err().map(|error| chain(&error)));
-            cluster
+            (cluster, report.of_cluster(jobs))
         }
         Err(error) => {
             report.failures.push(chain(&error));
@@ -103,7 +103,7 @@ async fn sweep(
         }
     };
     let sweep = Sweep { scheduler, stacks_api, token, cluster, deadline };
-    let seen = sweep.look(due, queues, report, look).await?;
+    let seen = sweep.look(due, queues, jobs, report, look).await?;
     sweep.act(plan::plan(&seen), &seen, report).await
 }
 
