@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::{
-        stacks::{self, MAX_DETAIL_BYTES, MAX_UUIDS, Notification, RateLimit, Stacks},
+        stacks::{self, MAX_DETAIL_BYTES, MAX_UUIDS, Notification, Quiets, RateLimit, Stacks},
         state::State,
         token::JOB_TOKEN_LIFETIME,
     },
@@ -50,6 +50,7 @@ Nothing was run. If the step has automatic retries, they end in the same way; a 
 pub struct StacksApi {
     endpoint: String,
     roots: CertificateAuthority,
+    quiets: Quiets,
     key: String,
     queue: String,
     metadata: BTreeMap<&'static str, String>,
@@ -85,6 +86,7 @@ impl StacksApi {
         Some(Self {
             endpoint: config.stacks_endpoint.clone()?,
             roots,
+            quiets: Quiets::default(),
             key: format!("agent-scheduler-{}", config.stack.id),
             queue: config.stack.queues[0].clone(),
             metadata: metadata.into_iter().map(|(name, value)| (name, value.to_owned())).collect(),
@@ -197,7 +199,7 @@ impl StacksApi {
 
     /// The API, for a stack that may not be registered.
     pub fn connect(&self) -> Result<Stacks, stacks::Error> {
-        Stacks::new(&self.endpoint, self.key.clone(), self.roots.clone())
+        Stacks::new(&self.endpoint, self.key.clone(), self.roots.clone(), self.quiets.clone())
     }
 
     /// Makes the stack known at Buildkite.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -38,8 +38,17 @@ const LATER: Api<Bytes> = Api { max_rate_limited: 1, ..API };
 pub(super) struct Client {
     http: https::Client<Full<Bytes>>,
     endpoint: String,
-    /// Each call has a limit of its own.
-    quiets: Mutex<BTreeMap<&'static str, Quiet>>,
+    quiets: Quiets,
+}
+
+/// What Buildkite has asked of this process, whatever the client: each call has a limit of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Quiets(Arc<Mutex<BTreeMap<&'static str, Quiet>>>);
+
+impl Quiets {
+    fn of(&self, call: &'static str) -> Quiet {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(call).or_default().clone()
+    }
 }
 
 /// One call of the API.
@@ -94,8 +103,8 @@ impl Error {
 }
 
 impl Client {
-    pub(super) fn new(endpoint: String, roots: CertificateAuthority) -> Result<Self, BoxError> {
-        Ok(Self { http: https::client(roots, Plain::Allowed)?, endpoint, quiets: Mutex::default() })
+    pub(super) fn new(endpoint: String, roots: CertificateAuthority, quiets: Quiets) -> Result<Self, BoxError> {
+        Ok(Self { http: https::client(roots, Plain::Allowed)?, endpoint, quiets })
     }
 
     pub(super) async fn read<T: DeserializeOwned>(
@@ -142,8 +151,7 @@ impl Client {
                 https::send(http, request, time).await
             }
         };
-        let quiet = self.quiets.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().clone();
-        let answer = retry::send(api, &quiet, deadline, attempt).await.map_err(unreachable)?;
+        let answer = retry::send(api, &self.quiets.of(name), deadline, attempt).await.map_err(unreachable)?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     https::{self, CertificateAuthority},
 };
 
-pub use super::client::{Error, RateLimit};
+pub use super::client::{Error, Quiets, RateLimit};
 
 /// The limit of a `detail`, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4_096;
@@ -168,8 +168,8 @@ pub struct TokenInfo {
 
 impl Stacks {
     /// No request yet.
-    pub fn new(endpoint: &str, key: String, roots: CertificateAuthority) -> Result<Self, Error> {
-        let client = Client::new(endpoint.to_owned(), roots);
+    pub fn new(endpoint: &str, key: String, roots: CertificateAuthority, quiets: Quiets) -> Result<Self, Error> {
+        let client = Client::new(endpoint.to_owned(), roots, quiets);
         Ok(Self { client: client.map_err(|source| Error::Unreachable { call: "register", source })?, key })
     }
 
@@ -305,7 +305,7 @@ mod tests {
 
     /// A stack at the lab's Buildkite, which refuses what the documentation does not allow.
     fn stacks(lab: &Lab, key: &str) -> Stacks {
-        Stacks::new(&lab.buildkite.url(), key.to_owned(), CertificateAuthority(Vec::new())).unwrap()
+        Stacks::new(&lab.buildkite.url(), key.to_owned(), CertificateAuthority(Vec::new()), Quiets::default()).unwrap()
     }
 
     fn token(lab: &Lab) -> SecretString {
