@@ -4,6 +4,7 @@
 //! of what a warm event costs.
 
 use std::{
+    cell::RefCell,
     fmt::Debug,
     io::{Write, stdout},
 };
@@ -19,6 +20,13 @@ use tracing::{
 };
 
 use crate::{clock, json::Writer};
+
+/// Who gets the lines in a simulation.
+type Printer = Box<dyn Fn(&[u8])>;
+
+thread_local! {
+    static SIMULATED: RefCell<Option<Printer>> = const { RefCell::new(None) };
+}
 
 task_local! {
     /// What the lines of an invocation, or of a message, have as their field `span`, in JSON.
@@ -56,22 +64,33 @@ enum Format {
 }
 
 /// The subscriber of `tracing`. It has no spans of tracing's own.
-struct Log<Print> {
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
     level: LevelFilter,
     format: Format,
-    print: Print,
 }
 
-/// Starts the log, in the format and from the level that the function's logging settings ask for.
+/// From here on, what this thread prints goes there.
+pub fn simulate(printer: impl Fn(&[u8]) + 'static) {
+    SIMULATED.set(Some(Box::new(printer)));
+}
+
+/// Prints a line, the only way to standard output. One that cannot be written is no reason to fail.
+pub fn print(line: &[u8]) {
+    SIMULATED.with_borrow(|simulated| match simulated {
+        Some(printer) => printer(line),
+        None => drop(stdout().write_all(line)),
+    });
+}
+
+/// Starts the log.
 pub fn init(var: impl Fn(&str) -> Option<String>) {
-    // A line that cannot be written is no reason to fail.
-    let print = |line: &[u8]| drop(stdout().write_all(line));
-    let log = Log::read(var, print);
-    tracing::subscriber::set_global_default(log).expect("main calls it once");
+    tracing::subscriber::set_global_default(Log::read(var)).expect("main calls it once");
 }
 
-impl<Print> Log<Print> {
-    fn read(var: impl Fn(&str) -> Option<String>, print: Print) -> Self {
+impl Log {
+    /// The log that the function's logging settings ask for.
+    pub fn read(var: impl Fn(&str) -> Option<String>) -> Self {
         let level = match var("AWS_LAMBDA_LOG_LEVEL").as_deref() {
             // A level of Lambda's own.
             Some("FATAL") => LevelFilter::ERROR,
@@ -79,7 +98,7 @@ impl<Print> Log<Print> {
             None => LevelFilter::INFO,
         };
         let is_json = var("AWS_LAMBDA_LOG_FORMAT").is_some_and(|format| format.eq_ignore_ascii_case("json"));
-        Self { level, format: if is_json { Format::Json } else { Format::Text }, print }
+        Self { level, format: if is_json { Format::Json } else { Format::Text } }
     }
 
     /// Libraries log warnings and errors only: at a finer level they print whole events and the answer of SSM.
@@ -93,7 +112,7 @@ impl<Print> Log<Print> {
     }
 }
 
-impl<Print: Fn(&[u8]) + Send + Sync + 'static> Subscriber for Log<Print> {
+impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.is_event() && *metadata.level() <= self.level_of(metadata.target())
     }
@@ -108,7 +127,7 @@ impl<Print: Fn(&[u8]) + Send + Sync + 'static> Subscriber for Log<Print> {
             Format::Text => text(event),
         };
         line.push(b'\n');
-        (self.print)(&line);
+        print(&line);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -193,7 +212,7 @@ impl Visit for Text<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::{mem::take, rc::Rc};
 
     use serde_json::{Value, json};
     use tracing::subscriber::with_default;
@@ -202,19 +221,16 @@ mod tests {
 
     /// What is printed with these settings.
     fn printed(format: &str, level: &str, work: impl FnOnce()) -> String {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let print = {
-            let lines = Arc::clone(&lines);
-            move |line: &[u8]| lines.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(line)
-        };
+        let lines = Rc::new(RefCell::new(Vec::new()));
+        let printed = Rc::clone(&lines);
+        simulate(move |line| printed.borrow_mut().extend_from_slice(line));
         let var = |name: &str| match name {
             "AWS_LAMBDA_LOG_FORMAT" => Some(format.to_owned()),
             "AWS_LAMBDA_LOG_LEVEL" => Some(level.to_owned()),
             _ => None,
         };
-        with_default(Log::read(var, print), work);
-        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8(lines.clone()).unwrap()
+        with_default(Log::read(var), work);
+        String::from_utf8(take(&mut lines.borrow_mut())).unwrap()
     }
 
     fn all_kinds_of_fields() {

@@ -215,7 +215,7 @@ impl Cluster {
 
     /// The pods for one Buildkite job, also those of an earlier Job.
     pub async fn pods_for(&self, job: Uuid, deadline: Deadline) -> Result<Vec<objects::Pod>, Error> {
-        let of_job = ListParams::default().labels(&format!("{}={job}", job::JOB_UUID_LABEL));
+        let of_job = ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={job}", job::JOB_UUID_LABEL));
         Ok(self.list::<Pod, _>(of_job, deadline).await?.items)
     }
 

@@ -3,12 +3,11 @@
 //! Shape: <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
 //! Each new value of a dimension is a metric that costs money, so only a queue of the stack is a value.
 
-use std::{
-    io::{Write, stdout},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
+
+use crate::log;
 
 /// One value of a metric.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -87,10 +86,9 @@ pub(super) fn line(metrics: &[Metric], queue: Option<&str>, function_name: &str,
     json
 }
 
-/// A line that cannot be written is no reason to fail, as with the log.
 pub(super) fn write(metrics: &[Metric], queue: Option<&str>, function_name: &str, now: SystemTime) {
     if metrics.is_empty() {
         return;
     }
-    let _ = stdout().write_all(&line(metrics, queue, function_name, now));
+    log::print(&line(metrics, queue, function_name, now));
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    cluster::{End, Gone, STEP},
+    cluster::{End, Gone},
     plan::Fate,
     world::World,
 };
@@ -73,7 +73,7 @@ impl World {
     async fn run_command(&self, work: &Work<'_>) -> Result<End, Gone> {
         let end = Instant::now() + self.runs(work.uuid);
         while Instant::now() < end {
-            self.hold(work.pod, STEP).await?;
+            self.hold(work.pod, self.plan.step.min(end - Instant::now())).await?;
             if work.fate == Fate::Crashes {
                 return Ok(End::Exit(1));
             }

@@ -11,12 +11,12 @@ use tokio::{
 
 use crate::{
     agent::{self, Work},
-    plan::{Fate, Kind},
+    plan::{Fate, Kind, What},
     world::{SECRET, World},
 };
 
-/// How often a container looks for its end, and how long the Job controller takes to see one.
-pub const STEP: Duration = Duration::from_secs(1);
+/// How long the Job controller takes to see the end of a pod.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// Requests of the Job controller for a pod until it runs, and as many at its end: the pod, an Event, and two of the Job's status. Counted
 /// on a control plane 1.36.
@@ -65,6 +65,7 @@ impl World {
     pub fn control(self: &Arc<Self>) {
         for (name, uid) in self.lab.kubernetes.new_jobs() {
             if self.check_job(&name, &uid) {
+                self.record(|record| record.made.push(name.clone()));
                 let now = self.now();
                 let mut state = self.state();
                 state.created.entry(name.clone()).or_insert(now);
@@ -92,7 +93,7 @@ impl World {
                 self.lab.kubernetes.with_pod(&pod, |pod| pod["status"]["phase"] = phase.into());
                 self.status(&name, &uid, |status| status["active"] = 0.into());
             }
-            sleep(STEP).await;
+            sleep(NOTICE).await;
             self.take_turn().await;
             match end {
                 Ok(End::Succeeded) => break json!({"type": "Complete"}),
@@ -245,7 +246,7 @@ impl World {
             if left.is_zero() {
                 return Ok(());
             }
-            sleep(left.min(STEP)).await;
+            sleep(left.min(self.plan.step)).await;
         }
     }
 
@@ -255,6 +256,9 @@ impl World {
     }
 
     fn fate(&self, uuid: &str) -> Fate {
+        if self.is_troubled(|what| matches!(what, What::NoAgents)) {
+            return Fate::AgentFails;
+        }
         let mut state = self.state();
         let count = state.pods.entry(uuid.to_owned()).or_default();
         *count += 1;

@@ -86,6 +86,8 @@ impl Plan {
             rates: Rates { ssm: Some(SSM), api_server: Some(API_SERVER), job_controller: Some(JOB_CONTROLLER) },
             jobs: times.into_iter().enumerate().map(job).collect(),
             troubles: Vec::new(),
+            // It is exact about ends, and ten seconds late if a pod is deleted.
+            step: Duration::from_secs(10),
             is_recorded: false,
             planted: None,
         }

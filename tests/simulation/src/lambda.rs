@@ -13,7 +13,7 @@ use agent_scheduler::{
     config::Config,
     deadline::{Deadline, START_TIMEOUT},
     https::{self, CertificateAuthority},
-    lambda,
+    lambda, log,
     scheduler::Scheduler,
     text::chain,
 };
@@ -28,7 +28,7 @@ use tokio::{
 use tower::{service_fn, util::BoxCloneSyncService};
 
 use crate::{
-    network::{INVOCATION, Invocation, Sdk},
+    network::{INVOCATION, Invocation, Record, Sdk},
     plan::{Kind, Planted, What},
     world::World,
 };
@@ -62,6 +62,13 @@ pub struct Environment {
     number: usize,
     scheduler: Scheduler,
     used: Instant,
+}
+
+/// What an invocation has answered and done.
+pub struct Done {
+    pub invocation: Invocation,
+    pub answer: Value,
+    pub record: Record,
 }
 
 /// Why an invocation has no answer.
@@ -107,6 +114,8 @@ impl World {
         let world = Arc::clone(self);
         let servers = service_fn(move |request| Arc::clone(&world).answer(request));
         https::simulate(BoxCloneSyncService::new(servers));
+        let world = Arc::clone(self);
+        log::simulate(move |line| world.print(line));
     }
 
     fn scheduler(self: &Arc<Self>) -> Scheduler {
@@ -142,8 +151,9 @@ impl World {
             let attempts = if event.is_sweep() { 1 } else { ATTEMPTS };
             for attempt in 1..=attempts {
                 match world.invoke(&event.to_string(), world.is_plain(&event)).await {
-                    Ok(answer) => {
-                        world.check_answer(&event, &answer);
+                    Ok(done) => {
+                        world.check_answer(&event, &done);
+                        world.check_metrics(&done);
                         break;
                     }
                     Err(failure @ Failure::Error(_)) if world.is_plain(&event) && world.plan.is_calm() => {
@@ -176,10 +186,13 @@ impl World {
             return;
         }
         let records = messages.iter().enumerate().map(|(id, (event, _))| (id, event.failure_record()));
-        let answer = self.invoke(&batch(records), false).await;
+        let done = self.invoke(&batch(records), false).await;
+        if let Ok(done) = &done {
+            self.check_metrics(done);
+        }
         for (id, (event, receives)) in messages.into_iter().enumerate() {
             let id = id.to_string();
-            let failures = answer.as_ref().ok().and_then(|answer| answer["batchItemFailures"].as_array());
+            let failures = done.as_ref().ok().and_then(|done| done.answer["batchItemFailures"].as_array());
             let has_failed = failures.is_none_or(|all| all.iter().any(|one| one["itemIdentifier"] == id.as_str()));
             if has_failed && receives + 1 < RECEIVES {
                 self.state().failure_queue.push((event, receives + 1));
@@ -191,7 +204,7 @@ impl World {
     }
 
     /// One invocation, as soon as an environment is free.
-    async fn invoke(self: &Arc<Self>, payload: &str, is_plain: bool) -> Result<Value, Failure> {
+    async fn invoke(self: &Arc<Self>, payload: &str, is_plain: bool) -> Result<Done, Failure> {
         let mut pause = Duration::from_secs(1);
         while self.state().busy == self.plan.environments {
             // AWS names no jitter; without any, all events of a burst come back at once.
@@ -200,7 +213,7 @@ impl World {
             pause = MAX_THROTTLED.min(pause * 2);
         }
         let began = Instant::now();
-        let (invocation, warm, polls_left) = {
+        let (number, warm, polls_left) = {
             let mut state = self.state();
             (state.busy, state.seen.invocations) = (state.busy + 1, state.seen.invocations + 1);
             state.seen.most_environments = state.seen.most_environments.max(state.busy);
@@ -208,8 +221,8 @@ impl World {
             state.seen.starts += usize::from(warm.is_none());
             (state.seen.invocations, warm, self.killed_after(&mut state.dice))
         };
-        let environment = warm.as_ref().map_or(invocation, |environment| environment.number);
-        let polled = Invocation { number: invocation, environment, is_plain };
+        let environment = warm.as_ref().map_or(number, |environment| environment.number);
+        let invocation = Invocation { number, environment, is_plain };
         let world = Arc::clone(self);
         let work = async move {
             let environment = match warm {
@@ -222,10 +235,11 @@ impl World {
             let handled = lambda::handle(&environment.scheduler, payload, Deadline::of_invocation(end));
             (timeout(TIMEOUT, handled).await, environment)
         };
-        self.note(format!("invocation {invocation}"));
-        let done = Killable { invocation: polled, polls_left, work: Box::pin(work) }.await;
+        self.note(format!("invocation {number}"));
+        let done = Killable { invocation, polls_left, work: Box::pin(work) }.await;
         let mut state = self.state();
         state.busy -= 1;
+        let record = state.records.remove(&number).unwrap_or_default();
         state.seen.worked += began.elapsed();
         match done {
             Some((Ok(answer), environment)) => {
@@ -233,12 +247,12 @@ impl World {
                 drop(state);
                 let answer = answer.map_err(|error| Failure::Error(chain(&error)))?;
                 let answer = serde_json::to_value(answer).expect("an answer is JSON");
-                self.note(format!("invocation {invocation} answers {answer}"));
-                Ok(answer)
+                self.note(format!("invocation {number} answers {answer}"));
+                Ok(Done { invocation, answer, record })
             }
             Some((Err(_), _)) => {
                 drop(state);
-                self.violated(format!("invocation {invocation} outlasts its timeout"));
+                self.violated(format!("invocation {number} outlasts its timeout"));
                 Err(Failure::Killed)
             }
             None => Err(Failure::Killed),

@@ -22,15 +22,14 @@ mod lambda;
 pub mod limits;
 mod network;
 pub mod plan;
-pub mod quiet;
 pub mod search;
 pub mod seen;
 mod world;
 
-use std::{io, mem, sync::Arc};
+use std::mem;
 
+use agent_scheduler::log::Log;
 use lab::Event;
-use lambda_runtime::tracing::subscriber::{filter::LevelFilter, fmt, prelude::*, registry};
 use tokio::{runtime::Builder, task::LocalSet};
 
 use self::{
@@ -54,28 +53,12 @@ pub fn run(plan: &Plan) -> Run {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime is made");
     LocalSet::new().block_on(&runtime, async {
         let world = World::new(plan.clone());
-        let log = Log(Arc::clone(&world));
-        let lines = fmt::layer().with_target(false).with_ansi(false).without_time().with_writer(move || log.clone());
-        let level = if plan.is_recorded { LevelFilter::INFO } else { LevelFilter::OFF };
-        let _log = tracing::subscriber::set_default(registry().with(level).with(lines));
+        let level = if plan.is_recorded { "INFO" } else { "OFF" };
+        let log = Log::read(|name| (name == "AWS_LAMBDA_LOG_LEVEL").then(|| level.to_owned()));
+        let _log = tracing::subscriber::set_default(log);
         world.run().await;
         world.end()
     })
-}
-
-/// The function's log, in the timeline.
-#[derive(Clone)]
-struct Log(Arc<World>);
-
-impl io::Write for Log {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lab.timeline.print(String::from_utf8_lossy(line).trim_end());
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 impl World {

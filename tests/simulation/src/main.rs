@@ -9,7 +9,6 @@ use std::{
 use clap::Parser;
 use simulation::{
     plan::{Plan, Without},
-    quiet::Quiet,
     run, search,
 };
 
@@ -37,14 +36,13 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mut quiet = Quiet::new();
     if let Some(seed) = options.seed {
         let without = Without { jobs: options.without_jobs, troubles: options.without_troubles };
         let plan = Plan::of(seed).without(&without);
         let run = run(&plan);
-        quiet.print(&format!("{plan:#?}\n{}\n", run.timeline));
+        println!("{plan:#?}\n{}", run.timeline);
         for violation in &run.violations {
-            quiet.print(&format!("VIOLATION: {violation}\n"));
+            println!("VIOLATION: {violation}");
         }
         return if run.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
@@ -52,8 +50,8 @@ fn main() -> ExitCode {
     let seeds = Range { start: options.from, end: options.from.saturating_add(options.seeds) };
     let (tried, failures) = search::search(seeds, || began.elapsed() < time);
     for failure in &failures {
-        quiet.print(&format!("{failure}\n"));
+        println!("{failure}");
     }
-    quiet.print(&format!("{tried} seeds in {} s, {} failed\n", began.elapsed().as_secs(), failures.len()));
+    println!("{tried} seeds in {} s, {} failed", began.elapsed().as_secs(), failures.len());
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

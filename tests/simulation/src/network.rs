@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
-use agent_scheduler::{agent_token, definitions};
+use agent_scheduler::{agent_token, definitions, log};
 use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture},
     orchestrator::{HttpRequest, HttpResponse},
@@ -12,7 +12,10 @@ use aws_smithy_types::body::SdkBody;
 use axum::body::Body;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::{Method, Request, Response, header::RETRY_AFTER};
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{AUTHORIZATION, RETRY_AFTER},
+};
 use http_body_util::BodyExt;
 use lab::{Call, Fault, When};
 use serde_json::Value;
@@ -26,6 +29,9 @@ use crate::{
 
 /// What is listed.
 const LISTS: [&str; 5] = ["/jobs", "/pods", "/events", "/podtemplates", "/scheduled-jobs"];
+
+/// The most items of a page, of which an invocation holds one.
+const MAX_PAGE: u32 = 1_000;
 
 /// The path of the stack's Jobs.
 const JOBS: &str = "apis/batch/v1/namespaces/buildkite/jobs";
@@ -43,6 +49,23 @@ pub struct Invocation {
     pub environment: usize,
     /// It is for one event whose job needs nothing but what is kept.
     pub is_plain: bool,
+}
+
+/// What an invocation has done.
+#[derive(Default)]
+pub struct Record {
+    /// How many requests it sent to Kubernetes, but for what it keeps.
+    pub requests: u32,
+    /// The names of the Jobs that it made, also if it does not know that.
+    pub made: Vec<String>,
+    /// How many jobs it finished.
+    pub finished: u64,
+    /// It had to wait, or got another answer than it hoped for.
+    pub is_disturbed: bool,
+    /// It could not read an answer.
+    pub is_garbled: bool,
+    /// The sums of its metrics.
+    pub metrics: BTreeMap<String, u64>,
 }
 
 /// What a server has asked of an environment: no request under this limit before that time.
@@ -75,6 +98,11 @@ impl World {
         if let Some(planted) = self.plan.planted {
             self.spoil(planted, &mut request);
         }
+        if self.plan.planted == Some(Planted::Looks)
+            && let Some(look) = look(&request)
+        {
+            Box::pin(Arc::clone(&self).answer(look)).await?;
+        }
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let server = match request.uri().host().unwrap_or_default() {
             host if host.starts_with("kubernetes") => Server::Kubernetes,
@@ -82,6 +110,9 @@ impl World {
             _ => Server::Aws,
         };
         let invocation = INVOCATION.get();
+        if server == Server::Kubernetes && request.uri().port_u16() != self.api_server_port() {
+            return Err("nothing listens at the endpoint of the old cluster".into());
+        }
         let call = path.rsplit('/').next().filter(|_| server == Server::Buildkite).map(str::to_owned);
         let limit = (invocation.environment, server, call);
         let kept = KEPT.iter().find(|(of, end, _)| *of == server && path.ends_with(end));
@@ -91,6 +122,7 @@ impl World {
         self.check_request(&request);
         self.check_pause(&limit, &request);
         self.check_pages(&request);
+        self.record(|record| record.requests += u32::from(server == Server::Kubernetes && kept.is_none()));
         self.travel().await;
         let fault = self.fault(server, &Call::new(method.as_str(), &path));
         let is_quiet = fault.is_none();
@@ -98,6 +130,10 @@ impl World {
             None => self.wait_for_turn(server).await,
             fault => fault,
         };
+        self.record(|record| {
+            record.is_disturbed |= fault.is_some();
+            record.is_garbled |= matches!(fault, Some(Fault::Garbage));
+        });
         if let Some(fault) = fault {
             let stand_in = match server {
                 Server::Aws => &*self.lab.aws,
@@ -110,6 +146,11 @@ impl World {
         let answer = self.lab.call(request.map(Body::from)).await;
         self.control();
         let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
+        let is_success = (200..300).contains(&status);
+        self.record(|record| {
+            record.is_disturbed |= !is_success;
+            record.finished += u64::from(is_success && server == Server::Buildkite && path.ends_with("/finish"));
+        });
         *self.state().seen.answers.entry((server, status)).or_default() += 1;
         self.check_deleted(before);
         let (parts, body) = answer?.into_parts();
@@ -122,11 +163,16 @@ impl World {
             let pause = state.pauses.entry(limit).or_insert(until);
             *pause = until.max(*pause);
         }
-        if let Some((_, end, _)) = kept.filter(|_| is_quiet && response.status().is_success()) {
+        if let Some((_, end, _)) = kept.filter(|_| is_quiet && is_success) {
             self.state().read.0.insert((invocation.environment, end), Instant::now());
         }
-        if self.plan.planted == Some(Planted::Hurries) {
-            response.headers_mut().remove(RETRY_AFTER);
+        match self.plan.planted {
+            Some(Planted::Hurries) => drop(response.headers_mut().remove(RETRY_AFTER)),
+            Some(Planted::Prints) => log::print(response.body()),
+            Some(Planted::Boasts) if method == Method::POST && path.ends_with("/jobs") && status == 409 => {
+                *response.status_mut() = StatusCode::CREATED;
+            }
+            _ => {}
         }
         Ok(response)
     }
@@ -169,7 +215,7 @@ impl World {
                 }
             }
             Planted::Hoards if *request.method() == Method::GET && path.ends_with("/pods") => {
-                let uri = request.uri().to_string().replace("limit=", "limits=");
+                let uri = request.uri().to_string().replace("limit=", "limit=1");
                 *request.uri_mut() = uri.parse().expect("a URI");
             }
             Planted::Clings if path.ends_with("/podtemplates") => {
@@ -243,13 +289,14 @@ impl World {
         }
     }
 
-    /// A list has pages, but for the pods of one job: the memory is that of one page and of what is kept of it.
+    /// A list has pages: the memory is that of one page and of what is kept of it.
     fn check_pages(&self, request: &Request<Bytes>) {
         let path = request.uri().path();
         let is_list = *request.method() == Method::GET && LISTS.iter().any(|list| path.ends_with(list));
-        if is_list && !request.uri().query().is_some_and(|query| query.contains("limit=") || query.contains("job-uuid"))
-        {
-            self.violated(format!("{path} is listed without a limit"));
+        let mut parameters = request.uri().query().unwrap_or_default().split('&');
+        let limit: Option<u32> = parameters.find_map(|parameter| parameter.strip_prefix("limit=")?.parse().ok());
+        if is_list && limit.is_none_or(|limit| limit > MAX_PAGE) {
+            self.violated(format!("{path} is listed without a limit, or with a large one: {limit:?}"));
         }
     }
 
@@ -260,6 +307,30 @@ impl World {
             && !early.is_zero()
         {
             self.violated(format!("{} {} comes {early:?} before its Retry-After", request.method(), request.uri()));
+        }
+    }
+
+    /// Adds to the record of the invocation that is polled now.
+    pub fn record(&self, add: impl FnOnce(&mut Record)) {
+        add(self.state().records.entry(INVOCATION.get().number).or_default());
+    }
+
+    /// Takes what a function prints: its log and its metrics.
+    pub fn print(&self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_end();
+        if self.has_token(line) || has_job_token(line) {
+            self.violated(format!("the agent token is in the log: {line}"));
+        }
+        let Ok(Value::Object(metrics)) = serde_json::from_str(line) else {
+            self.lab.timeline.print(line);
+            return;
+        };
+        for (name, value) in metrics {
+            let miscounts = self.plan.planted == Some(Planted::Miscounts) && name == "JobsCreated";
+            if let Some(count) = value.as_u64().filter(|_| !miscounts) {
+                self.record(|record| *record.metrics.entry(name).or_default() += count);
+            }
         }
     }
 
@@ -295,6 +366,15 @@ impl World {
             }
         }
     }
+}
+
+/// A list of Jobs, before one is made.
+fn look(request: &Request<Bytes>) -> Option<Request<Bytes>> {
+    let uri = Some(request.uri()).filter(|uri| request.method() == Method::POST && uri.path().ends_with("/jobs"))?;
+    let (path, _) = uri.path_and_query()?.as_str().split_once('?')?;
+    let mut look = Request::get(format!("https://{}{path}?limit=1", uri.authority()?)).body(Bytes::new()).ok()?;
+    look.headers_mut().insert(AUTHORIZATION, request.headers().get(AUTHORIZATION)?.clone());
+    Some(look)
 }
 
 /// Whether a token for one job is in a text, as it is or in base64.

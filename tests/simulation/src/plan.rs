@@ -34,6 +34,8 @@ pub struct Plan {
     pub jobs: Vec<Job>,
     /// What goes wrong, or is done by operators.
     pub troubles: Vec<Trouble>,
+    /// How often a pod looks whether it has to end.
+    pub step: Duration,
     /// Whether all that happens is kept, for people to read.
     pub is_recorded: bool,
     /// For the tests of the checks.
@@ -67,8 +69,16 @@ pub enum Planted {
     Forgets,
     /// It never lists what waits.
     Overlooks,
-    /// It asks for whole lists.
+    /// It asks for large lists.
     Hoards,
+    /// It lists Jobs before it makes one.
+    Looks,
+    /// It prints each answer that it gets.
+    Prints,
+    /// It says of a Job that was there that it is created.
+    Boasts,
+    /// It does not count the Jobs that it makes.
+    Miscounts,
 }
 
 /// Numbers of jobs and of troubles to leave out.
@@ -172,8 +182,10 @@ pub enum What {
     Forbid(&'static str, &'static str),
     /// The queue is paused.
     Pause,
-    /// The cluster is made again: nothing is in it.
+    /// The cluster is made again: nothing is in it, and EKS has its endpoint.
     Rebuild,
+    /// No agent reaches Buildkite.
+    NoAgents,
 }
 
 /// Who answers a request.
@@ -203,6 +215,7 @@ impl Plan {
             rates: Rates::of(&mut dice.fork()),
             jobs: (0..jobs).map(|number| Job::of(number, &mut dice.fork())).collect(),
             troubles: (0..troubles).map(|number| Trouble::of(number, &mut dice.fork())).collect(),
+            step: Duration::from_secs(1),
             is_recorded: true,
             planted: None,
         }

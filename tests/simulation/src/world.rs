@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     lambda::Environment,
     limits::Backlogs,
-    network::{Pauses, Read},
+    network::{Pauses, Read, Record},
     plan::{Job, Kind, Plan, Trouble, What},
     seen::Seen,
 };
@@ -36,7 +36,7 @@ const SWEEP: Duration = Duration::from_mins(1);
 /// between its attempts and the time that each takes.
 const MAX_WAITING: Duration = Duration::from_mins(45);
 
-/// With job tokens, a job may be reserved for this long by an invocation that was killed before it made the Job.
+/// With job tokens, a job may be reserved for this long by an invocation that did not get to the Job.
 const JOB_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 
 /// Then all that was made for it is gone: a pod on a dead node after 15 minutes, its Job by the TTL of ten, and a minute.
@@ -54,6 +54,10 @@ pub struct World {
 pub struct State {
     /// For what is no fate of the plan.
     pub dice: Rng,
+    /// What invocations that are at work have done.
+    pub records: BTreeMap<usize, Record>,
+    /// How often the cluster was made again.
+    rebuilds: u16,
     /// What servers have asked of invocations.
     pub pauses: Pauses,
     /// Each agent token that SSM had.
@@ -111,6 +115,8 @@ impl World {
         lab.kubernetes.skip(kubernetes_ahead);
         let state = State {
             dice: Rng::with_seed(plan.seed),
+            records: BTreeMap::new(),
+            rebuilds: 0,
             pauses: Pauses::default(),
             tokens: vec![lab.agent_token().to_owned()],
             idle: Vec::new(),
@@ -160,6 +166,12 @@ impl World {
         self.lab.timeline.note(text);
     }
 
+    /// Of the cluster as it is now, if the function asks EKS for its endpoint.
+    pub fn api_server_port(&self) -> Option<u16> {
+        let rebuilds = self.state().rebuilds;
+        (self.plan.is_described && rebuilds > 0).then(|| 6_443 + rebuilds)
+    }
+
     pub fn violated(&self, text: String) {
         self.note(format!("VIOLATION: {text}"));
         self.state().violations.push(text);
@@ -194,7 +206,8 @@ impl World {
         let calm_at = self.plan.calm_at();
         sleep_until(self.start + calm_at).await;
         self.note("calm".to_owned());
-        let reserved = if self.plan.has_job_tokens { JOB_TOKEN_LIFETIME } else { Duration::ZERO };
+        let is_reserved = self.plan.has_job_tokens && !self.plan.is_calm();
+        let reserved = if is_reserved { JOB_TOKEN_LIFETIME } else { Duration::ZERO };
         let mut late = calm_at + MAX_WAITING + reserved;
         while self.now() < late && (!self.jobs_that_wait().is_empty() || !self.plan.sweeps) {
             self.redrive().await;
@@ -225,7 +238,7 @@ impl World {
         }
     }
 
-    fn is_troubled(&self, by: impl Fn(&What) -> bool) -> bool {
+    pub fn is_troubled(&self, by: impl Fn(&What) -> bool) -> bool {
         let now = self.now();
         let mut due =
             self.plan.troubles.iter().filter(|trouble| (trouble.at..trouble.at + trouble.lasts).contains(&now));
@@ -313,9 +326,16 @@ impl World {
             What::Pause => pause(true),
             What::Rebuild => {
                 self.lab.kubernetes.empty();
-                self.state().definitions.push((Instant::now(), None));
+                let mut state = self.state();
+                state.definitions.push((Instant::now(), None));
+                state.rebuilds += 1;
+                drop(state);
+                if let Some(port) = self.api_server_port() {
+                    let endpoint = format!("{}:{port}", self.lab.kubernetes.url());
+                    self.lab.aws.put_cluster(lab::CLUSTER, endpoint, self.lab.kubernetes.ca_data());
+                }
             }
-            What::Answers(..) | What::Kills(..) | What::NoSweep => {}
+            What::Answers(..) | What::Kills(..) | What::NoSweep | What::NoAgents => {}
         }
         sleep(lasts).await;
         self.note(format!("trouble {number} ends"));

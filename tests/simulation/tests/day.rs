@@ -6,13 +6,11 @@ use simulation::{
     day::{Peer, is_in_burst},
     limits::Rate,
     plan::{Plan, Server},
-    quiet::Quiet,
     run,
 };
 
 #[test]
 fn a_day_gives_each_job_its_kubernetes_job_however_slow_the_services_are() {
-    let _quiet = Quiet::new();
     let mut plan = Plan::of_day(1, 300, 60);
     plan.environments = 20;
     plan.rates.ssm = Some(Rate { per_second: 1.0, at_once: 1.0 });

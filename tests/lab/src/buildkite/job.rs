@@ -60,14 +60,11 @@ impl Job {
         self.state == "reserved" && self.reservation.as_ref().is_some_and(|(holder, _)| holder == stack)
     }
 
-    /// It is scheduled again when its reservation expires.
-    pub(super) fn stays_reserved(&mut self, now: Timestamp) -> bool {
-        let is_reserved = self.state == "reserved";
-        let expires = is_reserved && self.reservation.as_ref().is_none_or(|(_, until)| *until <= now);
-        if expires {
+    /// It is scheduled again when its reservation is over.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        if self.state == "reserved" && self.reservation.as_ref().is_none_or(|(_, end)| *end <= now) {
             self.state = "scheduled";
         }
-        is_reserved && !expires
     }
 
     pub(super) fn reserve(&mut self, stack: &str, until: Timestamp) -> bool {

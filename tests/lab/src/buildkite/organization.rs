@@ -40,8 +40,8 @@ pub struct Organization {
     pub skipped: Duration,
     /// The queue of a job without a queue rule, in every cluster.
     pub default_queue: String,
-    /// Those that may be reserved now.
-    reserved: BTreeSet<String>,
+    /// The ends of reservations, each with its job; it may have been extended, or be over already.
+    reservations: BTreeSet<(Timestamp, String)>,
     pub(super) queues: BTreeMap<(String, String), Queue>,
     clock: Clock,
     /// By session token, and by job token.
@@ -141,14 +141,19 @@ impl Organization {
     pub fn reserve(&mut self, uuid: &str, stack: &str, until: Timestamp) -> bool {
         let is_reserved = self.jobs.get_mut(uuid).is_some_and(|job| job.reserve(stack, until));
         if is_reserved {
-            self.reserved.insert(uuid.to_owned());
+            self.reservations.insert((until, uuid.to_owned()));
         }
         is_reserved
     }
 
     pub(super) fn expire(&mut self) {
         let now = self.now();
-        self.reserved.retain(|uuid| self.jobs.get_mut(uuid).is_some_and(|job| job.stays_reserved(now)));
+        while self.reservations.first().is_some_and(|(end, _)| *end <= now) {
+            let due = self.reservations.pop_first();
+            if let Some(job) = due.and_then(|(_, uuid)| self.jobs.get_mut(&uuid)) {
+                job.expire(now);
+            }
+        }
     }
 
     /// What follows the end of a job: the retry of its step.

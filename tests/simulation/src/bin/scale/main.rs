@@ -18,7 +18,6 @@ use simulation::{
     day::{self, Peer},
     limits::Rate,
     plan::Plan,
-    quiet::Quiet,
     run,
     seen::Seen,
 };
@@ -42,10 +41,14 @@ struct Options {
 /// The name of a setting, and what it changes.
 type Setting = (&'static str, fn(&mut Plan));
 
-const SETTINGS: [Setting; 3] = [
+const SETTINGS: [Setting; 4] = [
     ("as deployed", |_| {}),
     ("`ReservedConcurrency` 50", |plan| plan.environments = 50),
-    ("… and a Job controller of 500 requests/s", |plan| {
+    ("… and `JobTokens`", |plan| {
+        plan.environments = 50;
+        plan.has_job_tokens = true;
+    }),
+    ("`ReservedConcurrency` 50, and a Job controller of 500 requests/s", |plan| {
         plan.environments = 50;
         plan.rates.job_controller = Some(Rate { per_second: 500.0, at_once: 750.0 });
     }),
@@ -73,11 +76,10 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let burst = options.burst.unwrap_or_else(|| (options.jobs / 10).min(10_000));
     let day = Plan::of_day(options.seed, options.jobs, burst);
-    let mut quiet = Quiet::new();
     let outcomes = match outcomes(&day) {
         Ok(outcomes) => outcomes,
         Err(violations) => {
-            quiet.print(&violations);
+            print!("{violations}");
             return ExitCode::FAILURE;
         }
     };
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
         ("in-the-cluster", tables::in_the_cluster(&outcomes)),
     ];
     for (_, table) in &tables {
-        quiet.print(table);
+        print!("{table}");
     }
     if let Some(page) = &options.page {
         let mut text = fs::read_to_string(page).expect("the page can be read");
