@@ -195,10 +195,10 @@ scale:
 	@$(CARGO_TARGET_DIR)/lab/scale --jobs $(JOBS) --page docs/scale.md
 
 ## 10,000 events on a real control plane, with requests that fail and functions that are killed: one Job for each in the end.
-## CLUSTER=stand-in uses the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes.
+## CLUSTER=stand-in uses the lab's API server; LOAD_EVENTS=… sends more or fewer. Some minutes. CALM=true has nothing fail.
 load: binary control-plane
 	cargo build --profile lab -p bench
-	@$(BENCH) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) --function $(FUNCTION) --event $(EVENT)
+	@$(BENCH) load --cluster $(or $(CLUSTER),real) --events $(LOAD_EVENTS) $(if $(CALM),--calm) --function $(FUNCTION) --event $(EVENT)
 
 ## 100,000 warm events to one process: memory, descriptors and threads do not grow. Then with a trace id for each event, as in
 ## Lambda, each of which glibc keeps. Some minutes.
