@@ -235,6 +235,13 @@ impl Plan {
         self.troubles.is_empty() && ssm.is_none() && api_server.is_none()
     }
 
+    /// A job that is reserved for its token may lose its Job, or never get it; no list of what waits has it.
+    pub fn may_lose_reservations(&self) -> bool {
+        let loses =
+            |what: &What| matches!(what, What::Answers(..) | What::Kills(..) | What::Forbid(..) | What::Rebuild);
+        self.has_job_tokens && self.troubles.iter().any(|trouble| loses(&trouble.what))
+    }
+
     /// From then on nothing goes wrong any more.
     pub fn calm_at(&self) -> Duration {
         let troubles = self.troubles.iter().map(|trouble| trouble.at + trouble.lasts);

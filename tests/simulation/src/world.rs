@@ -36,7 +36,7 @@ const SWEEP: Duration = Duration::from_mins(1);
 /// between its attempts and the time that each takes.
 const MAX_WAITING: Duration = Duration::from_mins(45);
 
-/// With job tokens, a job may be reserved for this long by an invocation that did not get to the Job.
+/// With job tokens, a job may be reserved for this long though it has no Job.
 const JOB_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 
 /// Then all that was made for it is gone: a pod on a dead node after 15 minutes, its Job by the TTL of ten, and a minute.
@@ -206,8 +206,7 @@ impl World {
         let calm_at = self.plan.calm_at();
         sleep_until(self.start + calm_at).await;
         self.note("calm".to_owned());
-        let is_reserved = self.plan.has_job_tokens && !self.plan.is_calm();
-        let reserved = if is_reserved { JOB_TOKEN_LIFETIME } else { Duration::ZERO };
+        let reserved = if self.plan.may_lose_reservations() { JOB_TOKEN_LIFETIME } else { Duration::ZERO };
         let mut late = calm_at + MAX_WAITING + reserved;
         while self.now() < late && (!self.jobs_that_wait().is_empty() || !self.plan.sweeps) {
             self.redrive().await;
