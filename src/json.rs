@@ -36,19 +36,32 @@ impl Writer {
         Self(Vec::with_capacity(bytes))
     }
 
-    /// A part that is JSON already, behind a comma where one is needed.
-    pub fn part(&mut self, part: &str) {
-        self.separate();
-        self.0.extend_from_slice(part.as_bytes());
+    /// A part that is JSON already, behind a comma where one is needed. It may be empty.
+    pub fn part(&mut self, part: impl AsRef<[u8]>) {
+        if !part.as_ref().is_empty() {
+            self.separate();
+            self.0.extend_from_slice(part.as_ref());
+        }
     }
 
     /// A field of an object. Its name needs no escape.
     pub fn field(&mut self, name: &str, value: &(impl Serialize + ?Sized)) {
+        self.begin(name, "");
+        self.write(value);
+    }
+
+    /// An element of a list.
+    pub fn value(&mut self, value: &(impl Serialize + ?Sized)) {
         self.separate();
-        self.0.push(b'"');
-        self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
-        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and structures of them are JSON");
+        self.write(value);
+    }
+
+    /// A field whose value follows: an object or a list, which `start` begins.
+    pub fn begin(&mut self, name: &str, start: &str) {
+        self.separate();
+        for part in ["\"", name, "\":", start] {
+            self.end(part);
+        }
     }
 
     /// The end of objects and lists.
@@ -59,6 +72,10 @@ impl Writer {
     /// What is written.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
+    }
+
+    fn write(&mut self, value: &(impl Serialize + ?Sized)) {
+        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and structures of them are JSON");
     }
 
     fn separate(&mut self) {

@@ -97,7 +97,8 @@ pub fn render(job: &ScheduledJob, definitions: &[Definition], settings: &Setting
         Access::Unknown => return Err(Problem::UnknownPipeline(rules.definition().to_owned())),
     }
     let for_step = definition.definition.for_step(&rules)?;
-    let built = serde_json::to_value(job::build(job, queue, None, &for_step, &stack)).expect("a Job is JSON");
+    let built = job::build(job, queue, None, &for_step, &stack).json();
+    let built = serde_json::from_slice(&built).expect("a Job is JSON");
     let agents = if job.agent_query_rules.is_empty() { "no agents" } else { &job.agent_query_rules.join(" ") };
     let placeholder = definition.definition.placeholder_image();
     let placeholder =

@@ -176,10 +176,7 @@ impl Cluster {
         let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
         let headers = Headers::default();
         let request = request.header(header::CONTENT_TYPE, "application/json").extension(headers.clone());
-        // Room for any Job of usual length.
-        let mut body = Vec::with_capacity(8 * 1024);
-        serde_json::to_writer(&mut body, job).map_err(|error| Error::Client(error.into()))?;
-        let answer = self.send(answer(request.body(body)), deadline).await?;
+        let answer = self.send(answer(request.body(job.json())), deadline).await?;
         Ok(Created { answer, warnings: headers.warnings() })
     }
 

@@ -7,7 +7,12 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{check, image, job::TOKEN_VARIABLE, quantity::Quantity, resources};
+use super::{
+    check, image,
+    job::{Fixed, TOKEN_VARIABLE},
+    quantity::Quantity,
+    resources,
+};
 use crate::{
     buildkite::rules::{AgentQueryRules, Choice},
     text::{excerpt, message},
@@ -47,6 +52,8 @@ pub struct PodDefinition {
     pub(super) name: String,
     /// The `PodTemplateSpec`. Its agent is the only container.
     pub(super) template: Value,
+    /// What Jobs have of the template.
+    pub(super) fixed: Fixed,
     /// The labels and annotations of its `metadata`, as the Job gets them.
     pub(super) metadata_of_job: Value,
     /// Their slugs. `None`: all.
@@ -153,6 +160,7 @@ impl PodDefinition {
             max_cpu: quantity(MAX_CPU),
             max_memory: quantity(MAX_MEMORY),
             metadata_of_job,
+            fixed: Fixed::of(&object["template"]),
             template: object["template"].take(),
         }
     }
@@ -220,6 +228,7 @@ impl PodDefinition {
         if let Some(image) = image {
             image::set(image, self, spec)?;
         }
+        changed.fixed = Fixed::of(&changed.template);
         Ok(Cow::Owned(changed))
     }
 }

@@ -5,9 +5,8 @@
 use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
-use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{
-    Value,
+    Value, json,
     value::{RawValue, to_raw_value},
 };
 use uuid::Uuid;
@@ -16,7 +15,7 @@ use super::{
     attempt::{self, Attempt},
     definition::{AGENT, PodDefinition, variable},
 };
-use crate::{buildkite::job::ScheduledJob, stack::Stack};
+use crate::{buildkite::job::ScheduledJob, json::Writer, stack::Stack};
 
 /// The label, on Job and pod, that says which Buildkite job they are for.
 pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
@@ -96,7 +95,7 @@ pub fn name(job: Uuid) -> String {
     format!("buildkite-{job}")
 }
 
-/// The Job of one Buildkite job, ready to be sent: serialised in one pass from what it is built of.
+/// The Job of one Buildkite job.
 #[derive(Debug)]
 pub struct Job<'a> {
     scheduled: &'a ScheduledJob,
@@ -126,97 +125,125 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A part of the Job's JSON.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Part<'a> {
-    Theirs(&'a Value),
-    Variable(&'a core::EnvVar),
-    Policy(&'a RawValue),
-    Number(u32),
-    Text(Cow<'a, str>),
-    List(&'a [Part<'a>]),
-    /// An object of the definition, null where it has none, with fields of ours in place of its own.
-    #[serde(serialize_with = "object")]
-    Object(&'a Value, &'a [Field<'a>]),
+/// What each Job of a definition has of it, as JSON: an event's CPU time is spent on what differs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fixed {
+    /// The fields of the pod's spec, and those of its agent, that are not ours.
+    spec: String,
+    agent: String,
+    /// The agent's variables, each with its name.
+    env: Vec<(String, String)>,
 }
 
-type Field<'a> = (&'static str, Part<'a>);
-
-fn text<'a>(text: impl Into<Cow<'a, str>>) -> Part<'a> {
-    Part::Text(text.into())
-}
-
-fn object<S: Serializer>(theirs: &Value, ours: &[Field], serializer: S) -> Result<S::Ok, S::Error> {
-    let mut map = serializer.serialize_map(None)?;
-    for (name, part) in ours {
-        map.serialize_entry(name, part)?;
+impl Fixed {
+    pub(super) fn of(template: &Value) -> Self {
+        let spec = &template["spec"];
+        let agent = &spec["containers"][0];
+        let env = agent["env"].as_array().into_iter().flatten();
+        let named = |variable: &Value| (variable["name"].as_str().unwrap_or_default().to_owned(), variable.to_string());
+        Self {
+            spec: without(spec, |name| matches!(name, "restartPolicy" | "containers")),
+            agent: without(agent, |name| name == "env"),
+            env: env.map(named).collect(),
+        }
     }
-    let is_ours = |name: &str| ours.iter().any(|(ours, _)| *ours == name);
-    let theirs = theirs.as_object().into_iter().flatten();
-    for (name, value) in theirs.filter(|(name, _)| !is_ours(name)) {
-        map.serialize_entry(name, value)?;
-    }
-    map.end()
 }
 
-impl Serialize for Job<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+/// The fields of an object, but for some, as JSON without its braces.
+fn without(object: &Value, is_left_out: impl Fn(&str) -> bool) -> String {
+    let fields = object.as_object().into_iter().flatten().filter(|(name, _)| !is_left_out(name));
+    fields.map(|(name, value)| format!("{}:{value}", json!(name))).collect::<Vec<_>>().join(",")
+}
+
+/// Labels or annotations of ours: Job and pod have them, so their JSON is made once.
+struct Ours<'a> {
+    fields: Vec<Field<'a>>,
+    json: Vec<u8>,
+}
+
+type Field<'a> = (&'static str, Cow<'a, str>);
+
+impl<'a> Ours<'a> {
+    fn new(fields: Vec<Field<'a>>) -> Self {
+        let mut json = Writer::with_capacity(1024);
+        for (name, value) in &fields {
+            json.field(name, value);
+        }
+        Self { json: json.into_bytes(), fields }
+    }
+
+    /// An object of ours, of what the Job alone has, and of what else the definition has.
+    fn write(&self, json: &mut Writer, name: &str, of_job: &[(&'static str, String)], theirs: &Value) {
+        json.begin(name, "{");
+        json.part(&self.json);
+        for (name, value) in of_job {
+            json.field(name, value);
+        }
+        let is_ours = |name: &str| {
+            self.fields.iter().any(|(ours, _)| *ours == name) || of_job.iter().any(|(ours, _)| *ours == name)
+        };
+        json.part(without(theirs, is_ours));
+        json.end("}");
+    }
+}
+
+impl Job<'_> {
+    /// As it is sent.
+    pub fn json(&self) -> Vec<u8> {
         let Self { scheduled: job, queue, attempt, definition, stack, token_secret } = *self;
-        let template = definition.template();
+        let (template, fixed) = (definition.template(), &definition.fixed);
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
-        let mut labels = labels(job, queue, stack, &of_pod["labels"]);
-        let mut annotations = annotations(job, definition.name(), &of_pod["annotations"]);
-        // What follows is for the sweep, and on the Job alone.
-        let (pod_labels, pod_annotations) = (labels.len(), annotations.len());
-        labels.extend(attempt::labels(attempt).into_iter().map(|(name, value)| (name, text(value))));
-        annotations.extend(attempt::annotations(job, attempt).into_iter().map(|(name, value)| (name, text(value))));
-        let metadata = [
-            ("name", text(name(job.uuid))),
-            ("namespace", text(&stack.namespace)),
-            ("labels", Part::Object(&of_job["labels"], &labels)),
-            ("annotations", Part::Object(&of_job["annotations"], &annotations)),
-        ];
+        let labels = Ours::new(labels(job, queue, stack, &of_pod["labels"]));
+        let annotations = Ours::new(annotations(job, definition.name(), &of_pod["annotations"]));
+
+        // Room for any Job of usual length.
+        let mut json = Writer::with_capacity(8 * 1024);
+        json.part(r#"{"apiVersion":"batch/v1","kind":"Job","metadata":{"#);
+        json.field("name", &name(job.uuid));
+        json.field("namespace", &stack.namespace);
+        // What the Job alone has is for the sweep.
+        labels.write(&mut json, "labels", &attempt::labels(attempt), &of_job["labels"]);
+        annotations.write(&mut json, "annotations", &attempt::annotations(job, attempt), &of_job["annotations"]);
+        json.end("}");
+
+        json.begin("spec", "{");
+        json.field("backoffLimit", &BACKOFF_LIMIT);
+        json.field("activeDeadlineSeconds", &stack.job_active_deadline_seconds);
+        json.field("ttlSecondsAfterFinished", &stack.job_ttl_seconds);
+        json.field("podFailurePolicy", &**POD_FAILURE_POLICY);
+        json.begin("template", "{");
+        json.part(without(template, |name| matches!(name, "metadata" | "spec")));
+        json.begin("metadata", "{");
+        labels.write(&mut json, "labels", &[], &of_pod["labels"]);
+        annotations.write(&mut json, "annotations", &[], &of_pod["annotations"]);
+        json.part(without(of_pod, |name| matches!(name, "labels" | "annotations")));
+        json.end("}");
+
+        json.begin("spec", "{");
+        json.part(&fixed.spec);
+        json.part(r#""restartPolicy":"Never","containers":[{"#);
+        json.part(&fixed.agent);
+        json.begin("env", "[");
         let variables = variables(job, queue, definition, stack, token_secret);
-        let env = env(definition, &variables);
-        let agent = [("env", Part::List(&env))];
-        let containers = [Part::Object(definition.agent(), &agent)];
-        let pod_metadata = [
-            ("labels", Part::Object(&of_pod["labels"], &labels[..pod_labels])),
-            ("annotations", Part::Object(&of_pod["annotations"], &annotations[..pod_annotations])),
-        ];
-        let pod_spec = [("restartPolicy", text("Never")), ("containers", Part::List(&containers))];
-        let pod =
-            [("metadata", Part::Object(of_pod, &pod_metadata)), ("spec", Part::Object(&template["spec"], &pod_spec))];
-        let spec = [
-            ("backoffLimit", Part::Number(BACKOFF_LIMIT)),
-            ("activeDeadlineSeconds", Part::Number(stack.job_active_deadline_seconds)),
-            ("ttlSecondsAfterFinished", Part::Number(stack.job_ttl_seconds)),
-            ("podFailurePolicy", Part::Policy(&POD_FAILURE_POLICY)),
-            ("template", Part::Object(template, &pod)),
-        ];
-        let job = [
-            ("apiVersion", text("batch/v1")),
-            ("kind", text("Job")),
-            ("metadata", Part::Object(&Value::Null, &metadata)),
-            ("spec", Part::Object(&Value::Null, &spec)),
-        ];
-        object(&Value::Null, &job, serializer)
+        env(&mut json, &fixed.env, &variables);
+        json.end("]}]}}}}");
+        json.into_bytes()
     }
 }
 
 /// What the agent's container sets. A variable of ours takes the place of the definition's variable of that name, so that what
 /// refers to it still does.
-fn env<'a>(definition: &'a PodDefinition, ours: &'a [core::EnvVar]) -> Vec<Part<'a>> {
-    let theirs = definition.agent()["env"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut env: Vec<_> = theirs.iter().map(Part::Theirs).collect();
-    for variable in ours {
-        match theirs.iter().position(|own| own["name"] == *variable.name) {
-            Some(place) => env[place] = Part::Variable(variable),
-            None => env.push(Part::Variable(variable)),
+fn env(json: &mut Writer, theirs: &[(String, String)], ours: &[core::EnvVar]) {
+    let place = |ours: &core::EnvVar| theirs.iter().position(|(name, _)| *name == ours.name);
+    for (at, (_, variable)) in theirs.iter().enumerate() {
+        match ours.iter().find(|ours| place(ours) == Some(at)) {
+            Some(ours) => json.value(ours),
+            None => json.part(variable),
         }
     }
-    env
+    for variable in ours.iter().filter(|ours| place(ours).is_none()) {
+        json.value(variable);
+    }
 }
 
 /// Which job to take, under which tags and with which token.
@@ -257,20 +284,20 @@ fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own:
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE_LABEL].is_null());
     let found_by = [
-        (MANAGED_BY_LABEL, text(MANAGER)),
-        (STACK_LABEL, text(&stack.id)),
-        (JOB_UUID_LABEL, text(job.uuid.to_string())),
+        (MANAGED_BY_LABEL, MANAGER.into()),
+        (STACK_LABEL, (&*stack.id).into()),
+        (JOB_UUID_LABEL, job.uuid.to_string().into()),
     ];
-    found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, text(queue)))).collect()
+    found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, queue.into()))).collect()
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
 fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
     let mut annotations = vec![
-        (DEFINITION_ANNOTATION, text(definition)),
-        ("cluster-autoscaler.kubernetes.io/safe-to-evict", text("false")),
-        ("karpenter.sh/do-not-disrupt", text("true")),
+        (DEFINITION_ANNOTATION, definition.into()),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
+        ("karpenter.sh/do-not-disrupt", "true".into()),
     ];
     let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
@@ -280,14 +307,14 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> V
     ];
     annotations.extend(of_event.into_iter().filter_map(|(key, value)| {
         let value = value.as_deref()?;
-        Some((key, text(&value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)])))
+        Some((key, value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)].into()))
     }));
     if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
         // A link that is cut leads nowhere.
         if build.len() <= MAX_ANNOTATION_BYTES {
-            annotations.push(("buildkite.com/job-url", text(format!("{build}#{}", job.uuid))));
-            annotations.push(("buildkite.com/build-url", text(build)));
+            annotations.push(("buildkite.com/job-url", format!("{build}#{}", job.uuid).into()));
+            annotations.push(("buildkite.com/build-url", build.into()));
         }
     }
     annotations.retain(|(name, _)| own[*name].is_null());
@@ -301,9 +328,6 @@ fn is_label_value(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::batch::v1;
-    use serde_json::json;
-
     use super::*;
     use crate::{
         buildkite::event::fixtures::scheduled,
@@ -313,11 +337,12 @@ mod tests {
         },
         stack::fixtures::{stack, tags},
     };
+    use k8s_openapi::api::batch::v1;
 
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 
     fn build_json(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-        serde_json::to_value(build(job, queue, None, definition, stack)).unwrap()
+        serde_json::from_slice(&build(job, queue, None, definition, stack).json()).unwrap()
     }
 
     fn built(template: &Value) -> Value {
@@ -364,7 +389,7 @@ mod tests {
         }
         let (job, definition) = (scheduled(), definition(&template));
         let built = build(&job, None, None, &definition, &stack).with_token_secret(&secret);
-        let built = serde_json::to_value(built).unwrap();
+        let built = serde_json::from_slice(&built.json()).unwrap();
         let reference = json!({"secretKeyRef": {"name": secret, "key": "token"}});
         assert_eq!(env(&built, "BUILDKITE_AGENT_TOKEN")["valueFrom"], reference);
     }

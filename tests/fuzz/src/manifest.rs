@@ -54,7 +54,7 @@ pub fn check(scheduled: &ScheduledJob, queue: Option<&str>, definition: &PodDefi
 }
 
 fn build(job: &ScheduledJob, queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Value {
-    let json = serde_json::to_vec(&job::build(job, queue, None, definition, stack)).expect("a Job is JSON");
+    let json = job::build(job, queue, None, definition, stack).json();
     serde_json::from_slice(&json).expect("what was written is JSON")
 }
 
