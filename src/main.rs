@@ -1,6 +1,6 @@
 //! The start-up of the Lambda function: logs, settings, clients, and then one invocation after the other.
 
-use std::{env, error::Error, process::ExitCode};
+use std::{cell::Cell, env, error::Error, mem, process::ExitCode};
 
 use agent_scheduler::{
     aws,
@@ -10,11 +10,12 @@ use agent_scheduler::{
     scheduler::Scheduler,
     text::chain,
 };
+use bytes::Bytes;
 use http::Request;
-use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
+use lambda_runtime::{Diagnostic, LambdaEvent, LambdaInvocation, Runtime, service_fn};
 use lambda_runtime_api_client::{PooledClient, body::Body};
-use serde_json::value::RawValue;
-use tower::BoxError;
+use serde::de::IgnoredAny;
+use tower::{BoxError, util::MapRequestLayer};
 
 // One event at a time, so one thread: tasks that run side by side wait for the network.
 #[tokio::main(flavor = "current_thread")]
@@ -60,16 +61,23 @@ async fn serve(scheduler: &Scheduler) -> Result<(), BoxError> {
         // The first event tries again, and reports the error if that fails too.
         tracing::warn!(error_type = error.kind(), error = chain(&error), "start-up is not complete");
     }
-    // Take the payload raw, so that input that is not an event fails with our error, not the runtime's.
-    lambda_runtime::run(service_fn(async move |event: LambdaEvent<Box<RawValue>>| {
-        let LambdaEvent { payload, context } = &event;
+    // Take the payload before the runtime reads it: an event is read once, and input that is not one fails with our error.
+    let payload = Cell::new(Bytes::new());
+    let take_payload = |mut invocation: LambdaInvocation| {
+        payload.set(mem::replace(&mut invocation.body, Bytes::from_static(b"null")));
+        invocation
+    };
+    let handler = service_fn(async |LambdaEvent { context, .. }: LambdaEvent<IgnoredAny>| {
+        let payload = payload.take();
+        // Lambda takes JSON alone, which is UTF-8.
+        let payload = str::from_utf8(&payload).unwrap_or_default();
         let (request_id, xray_trace_id) = (&*context.request_id, context.xray_trace_id.as_deref());
         log::Span::Invocation { request_id, xray_trace_id }
-            .of(lambda::handle(scheduler, payload.get(), Deadline::of_invocation(context.deadline())))
+            .of(lambda::handle(scheduler, payload, Deadline::of_invocation(context.deadline())))
             .await
             .map_err(|error| Diagnostic { error_type: error.kind().to_owned(), error_message: chain(&error) })
-    }))
-    .await
+    });
+    Runtime::new(handler).layer(MapRequestLayer::new(take_payload)).run().await
 }
 
 /// Reports to Lambda why the function cannot start: an operator finds the text with the function's other errors.

@@ -15,7 +15,7 @@ pub const JOB_SCHEDULED: &str = "Job Scheduled";
 
 /// The `detail` of a [`JOB_SCHEDULED`] event. Only `uuid` and the rules must be readable.
 #[derive(Debug, Deserialize, Serialize)]
-#[serde(from = "Detail")]
+#[serde(from = "Lenient")]
 pub struct JobScheduled {
     /// Without its time, which the envelope has.
     pub job: ScheduledJob,
@@ -23,25 +23,33 @@ pub struct JobScheduled {
     pub left_out: Vec<&'static str>,
 }
 
+/// The same, read in one pass: any field that is not as it should be is an error.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(from = "Strict")]
+pub struct StrictJobScheduled(pub ScheduledJob);
+
+type Lenient = Detail<Optional<Build>, Optional<Slug>, Optional<String>>;
+type Strict = Detail<Option<Build>, Option<Slug>, Option<String>>;
+
 #[derive(Deserialize)]
-struct Detail {
-    job: Job,
+struct Detail<B, S, T: Default> {
+    job: Job<T>,
     #[serde(default)]
-    build: Optional<Build>,
+    build: B,
     #[serde(default)]
-    pipeline: Optional<Slug>,
+    pipeline: S,
     #[serde(default)]
-    organization: Optional<Slug>,
+    organization: S,
 }
 
 #[derive(Deserialize)]
-struct Job {
+struct Job<T> {
     uuid: Uuid,
     #[serde(rename = "type", default)]
-    kind: Optional<String>,
+    kind: T,
     agent_query_rules: Option<Vec<String>>,
     #[serde(default)]
-    step_key: Optional<String>,
+    step_key: T,
 }
 
 #[derive(Default, Deserialize)]
@@ -71,8 +79,13 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Optional<T> {
     }
 }
 
-impl<T> Optional<T> {
+/// A field that may be absent.
+trait Field<T> {
     /// The value; notes the name of a field that cannot be read.
+    fn read(self, name: &'static str, left_out: &mut Vec<&'static str>) -> Option<T>;
+}
+
+impl<T> Field<T> for Optional<T> {
     fn read(self, name: &'static str, left_out: &mut Vec<&'static str>) -> Option<T> {
         self.0.unwrap_or_else(|_| {
             left_out.push(name);
@@ -81,8 +94,20 @@ impl<T> Optional<T> {
     }
 }
 
-impl From<Detail> for JobScheduled {
-    fn from(Detail { job, build, pipeline, organization }: Detail) -> Self {
+impl<T> Field<T> for Option<T> {
+    fn read(self, _: &'static str, _: &mut Vec<&'static str>) -> Option<T> {
+        self
+    }
+}
+
+impl From<Strict> for StrictJobScheduled {
+    fn from(detail: Strict) -> Self {
+        Self(JobScheduled::from(detail).job)
+    }
+}
+
+impl<B: Field<Build>, S: Field<Slug>, T: Field<String> + Default> From<Detail<B, S, T>> for JobScheduled {
+    fn from(Detail { job, build, pipeline, organization }: Detail<B, S, T>) -> Self {
         let mut left_out = Vec::new();
         let build = build.read("detail.build", &mut left_out).unwrap_or_default();
         let pipeline = pipeline.read("detail.pipeline", &mut left_out).unwrap_or_default();
