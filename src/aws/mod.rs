@@ -10,7 +10,8 @@ pub mod ssm;
 use std::time::Duration;
 
 use aws_config::{
-    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
+    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, identity::IdentityCache,
+    retry::RetryConfig,
 };
 use aws_credential_types::{
     Credentials,
@@ -49,14 +50,18 @@ pub fn sdk_config(
 ) -> Result<SdkConfig, BoxError> {
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     // As many attempts as there is time for: a thousand cold starts at once wait for SSM, which answers 40 calls a second by
-    // default. Not `u32::MAX`: the SDK adds up the pauses. Not the adaptive mode: after one throttling its pauses have no jitter
-    // and reach ten seconds, and with 200 starts the last one waited twice as long.
-    let retries =
-        RetryConfig::standard().with_max_attempts(1_000).with_initial_backoff(FIRST_PAUSE).with_max_backoff(MAX_PAUSE);
+    // default. Not the adaptive mode: after one throttling its pauses have no jitter and reach ten seconds, and with 200 starts the
+    // last one waited twice as long.
+    let retries = RetryConfig::standard()
+        .with_max_attempts(u32::MAX)
+        .with_initial_backoff(FIRST_PAUSE)
+        .with_max_backoff(MAX_PAUSE);
     let mut config = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
+        // The credentials are values. A cache saves nothing, and adds up the pauses of all attempts.
+        .identity_cache(IdentityCache::no_cache())
         .retry_config(retries)
         .http_client(http_client(roots)?);
     config.set_endpoint_url(var("AWS_ENDPOINT_URL"));
