@@ -146,7 +146,7 @@ fn json(event: &Event<'_>) -> Vec<u8> {
     let mut json = Writer::with_capacity(512);
     json.part("{");
     json.field("timestamp", &format_args!("{:.6}", Timestamp::try_from(clock::wall()).unwrap_or_default()));
-    json.field("level", event.metadata().level().as_str());
+    json.text("level", event.metadata().level().as_str());
     event.record(&mut Json(&mut json));
     let _ = SPAN.try_with(|span| {
         json.part(r#""span":"#);
@@ -178,7 +178,7 @@ impl Visit for Json<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, value);
+        self.0.text(field.name(), value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {

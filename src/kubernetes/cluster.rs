@@ -61,6 +61,9 @@ pub struct Cluster {
     pub(super) stack_id: String,
     pub(super) role_selector: &'static str,
     pub(super) endpoint: Uri,
+    /// Where Jobs are created. Strict: the API server refuses a field that it does not know, and does not drop it. kube's `PostParams`
+    /// cannot say that.
+    new_jobs: String,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
     located: Option<Arc<Mutex<Instant>>>,
@@ -112,8 +115,10 @@ impl Cluster {
 
     /// A cluster behind any client, such as a test's.
     pub fn new(client: kube::Client, endpoint: Uri, config: &Config) -> Self {
+        let jobs = Job::url_path(&(), Some(&config.stack.namespace));
         Self {
             client,
+            new_jobs: format!("{jobs}?fieldValidation=Strict&fieldManager={}", job::MANAGER),
             name: config.cluster.clone(),
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
@@ -171,9 +176,7 @@ impl Cluster {
         answer: impl FnOnce(Posted) -> Posted,
         deadline: Deadline,
     ) -> Result<Created, Error> {
-        // Strict: the API server refuses a field that it does not know, and does not drop it. kube's PostParams cannot say that.
-        let jobs = Job::url_path(&(), Some(&self.namespace));
-        let request = Request::post(format!("{jobs}?fieldValidation=Strict&fieldManager={}{query}", job::MANAGER));
+        let request = Request::post(format!("{}{query}", self.new_jobs));
         let headers = Headers::default();
         let request = request.header(header::CONTENT_TYPE, "application/json").extension(headers.clone());
         let answer = self.send(answer(request.body(job.json())), deadline).await?;

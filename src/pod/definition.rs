@@ -193,7 +193,7 @@ impl PodDefinition {
 
     /// Whether its author provides the agent token, so that ours is not needed.
     pub fn brings_agent_token(&self) -> bool {
-        variable(self.agent(), TOKEN_VARIABLE).is_some()
+        self.fixed.sets(TOKEN_VARIABLE)
     }
 
     /// Whether a job of this pipeline gets it. Anyone who can edit a pipeline can name any definition, and with it its role.

@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, sync::LazyLock};
 
-use k8s_openapi::api::{batch::v1 as batch, core::v1 as core};
+use k8s_openapi::api::batch::v1 as batch;
 use serde_json::{
     Value, json,
     value::{RawValue, to_raw_value},
@@ -147,6 +147,10 @@ impl Fixed {
             env: env.map(named).collect(),
         }
     }
+
+    pub(super) fn sets(&self, variable: &str) -> bool {
+        self.env.iter().any(|(name, _)| name == variable)
+    }
 }
 
 /// The fields of an object, but for some, as JSON without its braces.
@@ -167,7 +171,7 @@ impl<'a> Ours<'a> {
     fn new(fields: Vec<Field<'a>>) -> Self {
         let mut json = Writer::with_capacity(1024);
         for (name, value) in &fields {
-            json.field(name, value);
+            json.text(name, value);
         }
         Self { json: json.into_bytes(), fields }
     }
@@ -177,7 +181,7 @@ impl<'a> Ours<'a> {
         json.begin(name, "{");
         json.part(&self.json);
         for (name, value) in of_job {
-            json.field(name, value);
+            json.text(name, value);
         }
         let is_ours = |name: &str| {
             self.fields.iter().any(|(ours, _)| *ours == name) || of_job.iter().any(|(ours, _)| *ours == name)
@@ -193,14 +197,15 @@ impl Job<'_> {
         let Self { scheduled: job, queue, attempt, definition, stack, token_secret } = *self;
         let (template, fixed) = (definition.template(), &definition.fixed);
         let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
-        let labels = Ours::new(labels(job, queue, stack, &of_pod["labels"]));
-        let annotations = Ours::new(annotations(job, definition.name(), &of_pod["annotations"]));
+        let uuid = job.uuid.to_string();
+        let labels = Ours::new(labels(&uuid, queue, stack, &of_pod["labels"]));
+        let annotations = Ours::new(annotations(job, &uuid, definition.name(), &of_pod["annotations"]));
 
         // Room for any Job of usual length.
         let mut json = Writer::with_capacity(8 * 1024);
         json.part(r#"{"apiVersion":"batch/v1","kind":"Job","metadata":{"#);
-        json.field("name", &name(job.uuid));
-        json.field("namespace", &stack.namespace);
+        json.text("name", &name(job.uuid));
+        json.text("namespace", &stack.namespace);
         // What the Job alone has is for the sweep.
         labels.write(&mut json, "labels", &attempt::labels(attempt), &of_job["labels"]);
         annotations.write(&mut json, "annotations", &attempt::annotations(job, attempt), &of_job["annotations"]);
@@ -224,48 +229,54 @@ impl Job<'_> {
         json.part(r#""restartPolicy":"Never","containers":[{"#);
         json.part(&fixed.agent);
         json.begin("env", "[");
-        let variables = variables(job, queue, definition, stack, token_secret);
-        env(&mut json, &fixed.env, &variables);
+        // Which job to take, under which tags and with which token.
+        let tags = tags(queue, definition, stack);
+        let ours = [
+            ("BUILDKITE_AGENT_ACQUIRE_JOB", Source::Text(&uuid)),
+            ("BUILDKITE_AGENT_TAGS", Source::Text(&tags)),
+            (TOKEN_VARIABLE, Source::Secret(token_secret)),
+        ];
+        env(&mut json, &fixed.env, if definition.brings_agent_token() { &ours[..2] } else { &ours });
         json.end("]}]}}}}");
         json.into_bytes()
     }
 }
 
+/// What a variable of ours is set to.
+enum Source<'a> {
+    Text(&'a str),
+    /// The token in this Secret.
+    Secret(&'a str),
+}
+
 /// What the agent's container sets. A variable of ours takes the place of the definition's variable of that name, so that what
 /// refers to it still does.
-fn env(json: &mut Writer, theirs: &[(String, String)], ours: &[core::EnvVar]) {
-    let place = |ours: &core::EnvVar| theirs.iter().position(|(name, _)| *name == ours.name);
+fn env(json: &mut Writer, theirs: &[(String, String)], ours: &[(&str, Source)]) {
+    let place = |ours: &str| theirs.iter().position(|(name, _)| name == ours);
     for (at, (_, variable)) in theirs.iter().enumerate() {
-        match ours.iter().find(|ours| place(ours) == Some(at)) {
-            Some(ours) => json.value(ours),
+        match ours.iter().find(|(name, _)| place(name) == Some(at)) {
+            Some((name, source)) => set(json, name, source),
             None => json.part(variable),
         }
     }
-    for variable in ours.iter().filter(|ours| place(ours).is_none()) {
-        json.value(variable);
+    for (name, source) in ours.iter().filter(|(name, _)| place(name).is_none()) {
+        set(json, name, source);
     }
 }
 
-/// Which job to take, under which tags and with which token.
-fn variables(
-    job: &ScheduledJob,
-    queue: Option<&str>,
-    definition: &PodDefinition,
-    stack: &Stack,
-    token_secret: &str,
-) -> Vec<core::EnvVar> {
-    let variable = |name: &str, value, value_from| core::EnvVar { name: name.to_owned(), value, value_from };
-    let mut variables = vec![
-        variable("BUILDKITE_AGENT_ACQUIRE_JOB", Some(job.uuid.to_string()), None),
-        variable("BUILDKITE_AGENT_TAGS", Some(tags(queue, definition, stack)), None),
-    ];
-    if !definition.brings_agent_token() {
-        let (name, key) = (token_secret.to_owned(), TOKEN_KEY.to_owned());
-        let secret_key_ref = Some(core::SecretKeySelector { name, key, optional: None });
-        let source = core::EnvVarSource { secret_key_ref, ..core::EnvVarSource::default() };
-        variables.push(variable(TOKEN_VARIABLE, None, Some(source)));
+fn set(json: &mut Writer, name: &str, source: &Source) {
+    json.part("{");
+    json.text("name", name);
+    match source {
+        Source::Text(text) => json.text("value", text),
+        Source::Secret(secret) => {
+            json.begin("valueFrom", r#"{"secretKeyRef":{"#);
+            json.text("name", secret);
+            json.text("key", TOKEN_KEY);
+            json.end("}}");
+        }
     }
-    variables
+    json.end("}");
 }
 
 /// The definition's own tags, and what the job was matched by. Kubernetes expands `$(NAME)` in a variable's value: in the definition's
@@ -274,26 +285,30 @@ fn tags(queue: Option<&str>, definition: &PodDefinition, stack: &Stack) -> Strin
     let own = variable(definition.agent(), "BUILDKITE_AGENT_TAGS").and_then(|own| own["value"].as_str());
     let ours = stack.agent_tags.iter().map(|tag| (&*tag.key, &*tag.value));
     let ours = ours.chain(queue.map(|queue| ("queue", queue))).chain([("pod-definition", definition.name())]);
-    let ours = ours.map(|(key, value)| format!("{key}={value}").replace('$', "$$"));
-    let own = own.filter(|own| !own.is_empty()).map(str::to_owned);
-    own.into_iter().chain(ours).collect::<Vec<_>>().join(",")
+    let mut tags = own.unwrap_or_default().to_owned();
+    for (key, value) in ours {
+        let comma = if tags.is_empty() { "" } else { "," };
+        tags.extend([comma, &verbatim(key), "=", &verbatim(value)]);
+    }
+    tags
+}
+
+fn verbatim(text: &str) -> Cow<'_, str> {
+    if text.contains('$') { text.replace('$', "$$").into() } else { text.into() }
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(job: &ScheduledJob, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
+fn labels<'a>(uuid: &'a str, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE_LABEL].is_null());
-    let found_by = [
-        (MANAGED_BY_LABEL, MANAGER.into()),
-        (STACK_LABEL, (&*stack.id).into()),
-        (JOB_UUID_LABEL, job.uuid.to_string().into()),
-    ];
+    let found_by =
+        [(MANAGED_BY_LABEL, MANAGER.into()), (STACK_LABEL, (&*stack.id).into()), (JOB_UUID_LABEL, uuid.into())];
     found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, queue.into()))).collect()
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
-fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
+fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
     let mut annotations = vec![
         (DEFINITION_ANNOTATION, definition.into()),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
@@ -313,7 +328,7 @@ fn annotations<'a>(job: &'a ScheduledJob, definition: &'a str, own: &Value) -> V
         let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
         // A link that is cut leads nowhere.
         if build.len() <= MAX_ANNOTATION_BYTES {
-            annotations.push(("buildkite.com/job-url", format!("{build}#{}", job.uuid).into()));
+            annotations.push(("buildkite.com/job-url", format!("{build}#{uuid}").into()));
             annotations.push(("buildkite.com/build-url", build.into()));
         }
     }
