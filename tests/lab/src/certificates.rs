@@ -12,7 +12,7 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 use tempfile::NamedTempFile;
-use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 
 /// The lab's own certificate authority, which no program trusts by default.
 pub struct Certificates {
@@ -92,13 +92,17 @@ impl Certificates {
 
     fn tls(&self, params: &CertificateParams) -> Arc<ServerConfig> {
         let (certificate, key) = self.issue(params);
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .expect("the provider knows the default versions")
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
             .expect("the key belongs to the certificate");
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // As Go chooses, in which the API server is written, and s2n, which AWS has: AES-128 first, whatever the client prefers.
+        config.ignore_client_order = true;
         Arc::new(config)
     }
 
