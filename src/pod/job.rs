@@ -343,6 +343,8 @@ fn is_label_value(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::batch::v1;
+
     use super::*;
     use crate::{
         buildkite::event::fixtures::scheduled,
@@ -352,7 +354,6 @@ mod tests {
         },
         stack::fixtures::{stack, tags},
     };
-    use k8s_openapi::api::batch::v1;
 
     const UUID: &str = "11111111-2222-4333-8444-555555555501";
 

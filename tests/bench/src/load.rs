@@ -255,7 +255,10 @@ impl Load {
             (died > 0, "functions ended and were not killed"),
             (!self.calm && faults == 0, "no request met a fault: this run shows nothing"),
             (!self.calm && killed == 0, "no function was killed: this run shows nothing"),
-            (!self.calm && burst.failed.iter().all(|failed| *failed == 0), "no event was retried: this run shows nothing"),
+            (
+                !self.calm && burst.failed.iter().all(|failed| *failed == 0),
+                "no event was retried: this run shows nothing",
+            ),
         ];
         for (_, problem) in problems.iter().filter(|(is_so, _)| *is_so) {
             println!("\n{problem}");

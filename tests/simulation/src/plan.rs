@@ -237,8 +237,9 @@ impl Plan {
 
     /// A job that is reserved for its token may lose its Job, or never get it; no list of what waits has it.
     pub fn may_lose_reservations(&self) -> bool {
-        let loses =
-            |what: &What| matches!(what, What::Answers(..) | What::Kills(..) | What::Forbid(..) | What::Rebuild);
+        let loses = |what: &What| {
+            matches!(what, What::Answers(..) | What::Kills(..) | What::Forbid(..) | What::Pause | What::Rebuild)
+        };
         self.has_job_tokens && self.troubles.iter().any(|trouble| loses(&trouble.what))
     }
 
