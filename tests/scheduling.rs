@@ -330,6 +330,7 @@ mod a_failure {
         let broken = template("default", &json!({"name": "main", "image": "i"}));
         vec![
             of_event("{}", "InvalidEvent", &["detail-type"]),
+            of_event(r#"{"detail-type""#, "InvalidEvent", &["not an event of EventBridge", "EOF while parsing"]),
             of_event(uuid, "InvalidEvent", &["detail.job.uuid"]),
             of_event(other_records, "InvalidEvent", &["aws:s3"]),
             of_rule("pod-definition=nodejs", "UnknownPodDefinition", &["\"nodejs\"", "default"]),
