@@ -52,7 +52,7 @@ impl Quiet {
     }
 }
 
-/// There is no time to wait until a server takes requests again.
+/// A server takes requests again too late.
 #[derive(Debug, thiserror::Error)]
 #[error("it has answered 429 to another request, and wants none for {} s", .0.as_secs_f64().ceil())]
 pub struct AsksForQuiet(Duration);
@@ -70,8 +70,9 @@ pub struct Api<B> {
     pub max_attempt: Duration,
     /// Whether an answer may pass: [`is_overload`], and what the API has beyond that.
     pub may_pass: fn(&Response<B>) -> bool,
-    /// After this many answers 429 the next one is given back.
-    pub max_rate_limited: u32,
+    /// After this many answers 429 the next one is given back. A request that may be given back does not wait for what another was asked
+    /// for: something else makes it later.
+    pub max_rate_limited: Option<u32>,
 }
 
 /// Makes attempts until one succeeds, is refused for good, or no time is left; the answer of the last one. `attempt` gets the
@@ -90,7 +91,8 @@ where
     let mut rate_limited = 0;
     loop {
         while let Some(left) = quiet.left() {
-            if deadline.left() < left + MIN_TIME_FOR_RETRY {
+            let is_given_back = api.max_rate_limited.is_some() && rate_limited == 0;
+            if is_given_back || deadline.left() < left + MIN_TIME_FOR_RETRY {
                 return Err(AsksForQuiet(left).into());
             }
             sleep(left + FIRST_PAUSE.mul_f64(clock::random())).await;
@@ -101,7 +103,7 @@ where
                 let retry_after = retry_after(response.headers());
                 if response.status() == StatusCode::TOO_MANY_REQUESTS {
                     quiet.begin(retry_after);
-                    if rate_limited == api.max_rate_limited {
+                    if api.max_rate_limited == Some(rate_limited) {
                         return result;
                     }
                     rate_limited += 1;
@@ -179,7 +181,7 @@ mod tests {
         name: "the server",
         max_attempt: Duration::from_secs(10),
         may_pass: |response| is_overload(response.status()),
-        max_rate_limited: u32::MAX,
+        max_rate_limited: None,
     };
 
     /// What comes of a request that meets these answers, the last of them every time after, and when it was sent.
@@ -188,8 +190,16 @@ mod tests {
     }
 
     async fn ask_under(quiet: &Quiet, answers: &[fn() -> Answer]) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
+        ask_by(&API, quiet, answers).await
+    }
+
+    async fn ask_by(
+        api: &Api<()>,
+        quiet: &Quiet,
+        answers: &[fn() -> Answer],
+    ) -> (Result<StatusCode, BoxError>, Vec<Duration>) {
         let (began, mut sent) = (clock::monotonic(), Vec::new());
-        let answer = send(&API, quiet, Deadline::after(Duration::from_secs(30)), |_| {
+        let answer = send(api, quiet, Deadline::after(Duration::from_secs(30)), |_| {
             let answer = answers[sent.len().min(answers.len() - 1)]();
             sent.push(began.elapsed());
             ready(answer.map(|answer| answer.body(()).unwrap()))
@@ -279,6 +289,17 @@ mod tests {
         quiet.begin(MAX_QUIET);
         let (answer, sent) = ask_under(&quiet, &[|| Ok(status(201))]).await;
         assert_eq!(answer.unwrap_err().to_string(), "it has answered 429 to another request, and wants none for 30 s");
+        assert!(sent.is_empty(), "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_something_else_makes_later_waits_once_and_not_for_another() {
+        let (api, quiet) = (Api { max_rate_limited: Some(1), ..API }, Quiet::default());
+        let limited: [fn() -> Answer; 1] = [|| Ok(status(429).header(RETRY_AFTER, "2"))];
+        let (answer, sent) = ask_by(&api, &quiet, &limited).await;
+        assert_eq!((answer.unwrap().as_u16(), sent.len()), (429, 2));
+        let (answer, sent) = ask_by(&api, &quiet, &limited).await;
+        assert_eq!(answer.unwrap_err().to_string(), "it has answered 429 to another request, and wants none for 2 s");
         assert!(sent.is_empty(), "{sent:?}");
     }
 

@@ -19,7 +19,7 @@ use tower::BoxError;
 use crate::{
     deadline::Deadline,
     https::{self, CertificateAuthority, Plain},
-    retry::{self, Api, Final, Quiet},
+    retry::{self, Api, AsksForQuiet, Final, Quiet},
     text::message,
 };
 
@@ -28,11 +28,11 @@ const API: Api<Bytes> = Api {
     name: "Buildkite",
     max_attempt: Duration::from_secs(5),
     may_pass: |response| retry::is_overload(response.status()) || response.status().is_server_error(),
-    max_rate_limited: u32::MAX,
+    max_rate_limited: None,
 };
 
 /// For a call that something else makes later: it waits for `Retry-After` once.
-const LATER: Api<Bytes> = Api { max_rate_limited: 1, ..API };
+const LATER: Api<Bytes> = Api { max_rate_limited: Some(1), ..API };
 
 /// A client for one endpoint.
 pub(super) struct Client {
@@ -63,7 +63,7 @@ pub(super) struct Call {
 pub enum RateLimit {
     /// It is retried while there is time.
     Wait,
-    /// It is retried once: something else makes it later.
+    /// It is retried once, and not made at all while Buildkite wants no such call: something else makes it later.
     GiveUp,
 }
 
@@ -151,7 +151,16 @@ impl Client {
                 https::send(http, request, time).await
             }
         };
-        let answer = retry::send(api, &self.quiets.of(name), deadline, attempt).await.map_err(unreachable)?;
+        let answer = retry::send(api, &self.quiets.of(name), deadline, attempt).await.map_err(|error| {
+            if error.is::<AsksForQuiet>() {
+                return Error::Refused {
+                    call: name,
+                    status: StatusCode::TOO_MANY_REQUESTS,
+                    message: error.to_string(),
+                };
+            }
+            unreachable(error)
+        })?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(name, &answer)) }
     }
 }

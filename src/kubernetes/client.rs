@@ -33,7 +33,7 @@ const API: Api<Bytes> = Api {
     name: "the API server",
     max_attempt: ATTEMPT_TIMEOUT,
     may_pass: |response| is_overload(response.status()) || is_write_conflict(response),
-    max_rate_limited: u32::MAX,
+    max_rate_limited: None,
 };
 
 /// A clock that is wrong by this many seconds is named as the cause of a 401; a token is valid for a quarter of an hour.

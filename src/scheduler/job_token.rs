@@ -196,7 +196,7 @@ impl Scheduler {
     /// Reserves a job for as long as a token lives. If it is not to be had, what becomes of it.
     pub(super) async fn reserve(&self, job: Uuid, deadline: Deadline) -> Result<Option<Outcome>, Error> {
         let failed = |source| Error::Reserve { source };
-        match self.reserve_all(&[job], deadline).await {
+        match self.reserve_all(&[job], RateLimit::GiveUp, deadline).await {
             Ok(reserved) if reserved.contains(&job) => return Ok(None),
             Ok(_) => {}
             Err(Error::Reserve { source: stacks_api::Error::Call(error) }) if error.status() == Some(429) => {
@@ -215,10 +215,15 @@ impl Scheduler {
     }
 
     /// Reserves jobs for as long as a token lives, and returns those that are to be had.
-    pub async fn reserve_all(&self, jobs: &[Uuid], deadline: Deadline) -> Result<BTreeSet<Uuid>, Error> {
+    pub async fn reserve_all(
+        &self,
+        jobs: &[Uuid],
+        rate_limit: RateLimit,
+        deadline: Deadline,
+    ) -> Result<BTreeSet<Uuid>, Error> {
         let Some(stacks_api) = self.job_tokens().filter(|_| !jobs.is_empty()) else { return Ok(BTreeSet::new()) };
         let token = self.token(deadline).await?;
-        let reserved = stacks_api.reserve(jobs, JOB_TOKEN_LIFETIME, RateLimit::GiveUp, &token, deadline).await;
+        let reserved = stacks_api.reserve(jobs, JOB_TOKEN_LIFETIME, rate_limit, &token, deadline).await;
         reserved.map_err(|source| Error::Reserve { source })
     }
 }

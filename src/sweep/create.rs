@@ -55,7 +55,7 @@ impl Sweep<'_> {
             }
             let jobs: Vec<_> = some.iter().map(|job| (job, Occasion::Repair)).collect();
             let with_token = self.scheduler.with_token(&jobs, self.deadline).await;
-            let reserved = match self.scheduler.reserve_all(&with_token, self.deadline).await {
+            let reserved = match self.scheduler.reserve_all(&with_token, RateLimit::Wait, self.deadline).await {
                 Ok(reserved) => reserved,
                 Err(error) => {
                     add(&mut report.failures, chain(&error));
@@ -114,7 +114,7 @@ impl Sweep<'_> {
         };
         let due = self.those(some.iter().collect(), look, report).await?;
         let with_token = self.scheduler.with_token(&jobs(&due), self.deadline).await;
-        let reserved = self.scheduler.reserve_all(&with_token, self.deadline).await;
+        let reserved = self.scheduler.reserve_all(&with_token, RateLimit::Wait, self.deadline).await;
         let reserved = reserved.map_err(|error| add(&mut report.failures, chain(&error))).unwrap_or_default();
         let is_ours = async |one: &&Replacement| {
             let uuid = one.ended.uuid;
@@ -161,7 +161,7 @@ impl Sweep<'_> {
         };
         let missing = self.those(some.iter().collect(), look, report).await?;
         let uuids: Vec<_> = missing.iter().map(|(target, _)| target.uuid).collect();
-        let reserved = self.scheduler.reserve_all(&uuids, self.deadline).await;
+        let reserved = self.scheduler.reserve_all(&uuids, RateLimit::Wait, self.deadline).await;
         let reserved = reserved.map_err(|error| add(&mut report.failures, chain(&error))).unwrap_or_default();
         let reserved = missing.into_iter().filter(|(target, _)| reserved.contains(&target.uuid));
         let without: Vec<_> =
