@@ -174,8 +174,6 @@ async fn a_pod_that_cannot_start_says_why_on_the_build_page() {
     );
     assert!(gated.says("the pod has a scheduling gate"), "{:?}", gated.job().notifications);
     assert!(suspended.says("the Kubernetes Job is suspended"), "{:?}", suspended.job().notifications);
-    // The API server has closed the idle connection.
-    scene.namespace.admin = scene.node.admin().await;
     let pod = scene.namespace.pod(&gated.event.job_name()).await;
     scene.namespace.patch(&format!("pods/{}", name(&pod)), &json!({"spec": {"schedulingGates": null}})).await;
     scene.node.offer("example.com/later", 1).await;

@@ -32,11 +32,12 @@ use tokio_rustls::{
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Sends requests one after the other, on one connection; if the server has closed that, on the next one.
+/// Sends requests one after the other, on one connection.
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
     url: Uri,
     ca_pem: String,
+    connects_again: bool,
     authorization: Option<String>,
 }
 
@@ -45,7 +46,13 @@ impl Client {
     pub async fn connect(url: &str, ca_pem: &str) -> Result<Self, Failure> {
         let url: Uri = url.parse()?;
         let sender = connect(&url, ca_pem).await?;
-        Ok(Self { sender, url, ca_pem: ca_pem.to_owned(), authorization: None })
+        Ok(Self { sender, url, ca_pem: ca_pem.to_owned(), connects_again: false, authorization: None })
+    }
+
+    /// Opens another connection when the server has closed the first one, which was idle.
+    #[must_use]
+    pub fn connecting_again(self) -> Self {
+        Self { connects_again: true, ..self }
     }
 
     /// Sends this bearer token with each request.
@@ -67,8 +74,9 @@ impl Client {
         };
         let host = self.url.authority().map_or("", Authority::as_str);
         let request: Request<_> = request.header(HOST, host).body(Full::from(body.into()))?;
-        if self.sender.ready().await.is_err() {
-            self.sender = connect(&self.url, &self.ca_pem).await?;
+        match self.sender.ready().await {
+            Err(_) if self.connects_again => self.sender = connect(&self.url, &self.ca_pem).await?,
+            ready => ready?,
         }
         Ok(self.sender.send_request(request).await?)
     }

@@ -241,7 +241,7 @@ impl ControlPlane {
     /// A client with this bearer token.
     pub async fn client(&self, token: &str) -> Client {
         let client = Client::connect(&self.url, &self.certificates.ca_pem()).await;
-        client.expect("the API server takes connections").with_token(token)
+        client.expect("the API server takes connections").with_token(token).connecting_again()
     }
 
     /// Creates a namespace, and returns when Pods can be created in it.
