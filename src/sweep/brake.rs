@@ -30,11 +30,11 @@ enum Build {
 /// They may be finished after an agent took the job of a Job that was created since the first Job at fault, if that agent started before
 /// the last attempt of each of them ended: those attempts failed in a cluster that worked. One that started later is no proof of that.
 /// Perhaps the cluster works again, and the next attempt succeeds.
-pub(super) fn brake(all: &[Found], until: Timestamp, now: Timestamp, seen: &Seen) -> Option<Brake> {
+pub(super) fn brake(all: &[Found], taken: &Taken, until: Timestamp, now: Timestamp, seen: &Seen) -> Option<Brake> {
     let faults: Vec<_> = all.iter().filter(|found| found.shows_a_fault(now)).collect();
     let since = faults.iter().map(|found| found.created).min()?;
     let builds = faults.iter().map(|found| build(found)).collect::<BTreeSet<_>>().len();
-    if builds < 2 || is_proved(all, since, until) {
+    if builds < 2 || taken.since(since).is_some_and(|started| started <= until) {
         return None;
     }
     let mut reasons = BTreeMap::<_, usize>::new();
@@ -45,15 +45,34 @@ pub(super) fn brake(all: &[Found], until: Timestamp, now: Timestamp, seen: &Seen
     Some(Brake { builds, since, reason })
 }
 
-/// Whether agents take jobs again that started after the last attempt of this job ended, and none that started in its time: the next
-/// attempt shows whether its own cause is left.
-pub(super) fn may_have_recovered(all: &[Found], found: &Found, end: Timestamp) -> bool {
-    !is_proved(all, found.created, end) && is_proved(all, found.created, Timestamp::MAX)
-}
+/// The Jobs whose jobs agents took, which shows that the cluster worked: when each was created, and when the first agent of it and of
+/// the later ones started.
+pub(super) struct Taken(Vec<(Timestamp, Timestamp)>);
 
-/// Whether the cluster worked then: an agent took the job of a Job that was created since, and had started until then.
-fn is_proved(all: &[Found], since: Timestamp, until: Timestamp) -> bool {
-    all.iter().any(|found| found.was_taken() && found.created >= since && found.started_at() <= until)
+impl Taken {
+    pub(super) fn of(all: &[Found]) -> Self {
+        let taken = all.iter().filter(|found| found.was_taken());
+        let mut taken: Vec<_> = taken.map(|found| (found.created, found.started_at())).collect();
+        taken.sort_unstable();
+        let mut first = Timestamp::MAX;
+        for (_, started) in taken.iter_mut().rev() {
+            first = first.min(*started);
+            *started = first;
+        }
+        Self(taken)
+    }
+
+    /// When the first agent started that took the job of a Job created since then.
+    fn since(&self, time: Timestamp) -> Option<Timestamp> {
+        let place = self.0.partition_point(|(created, _)| *created < time);
+        self.0.get(place).map(|(_, started)| *started)
+    }
+
+    /// Whether agents take jobs again, and took none while the last attempt of this job lasted: the next attempt shows whether its own
+    /// cause is left.
+    pub(super) fn only_after(&self, found: &Found, end: Timestamp) -> bool {
+        self.since(found.created).is_some_and(|started| started > end)
+    }
 }
 
 fn build(found: &Found) -> Build {

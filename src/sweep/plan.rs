@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     blocked::Blocked,
-    brake::{Brake, brake, may_have_recovered},
+    brake::{Brake, Taken, brake},
     detail,
     finding::{self, Finding, Found},
     seen::Seen,
@@ -149,11 +149,11 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
     let mut replaced: Vec<_> = not_due.into_iter().filter_map(|ended| ended.replace(None, seen)).collect();
     // Those are left to their TTL.
     due.retain(|_| seen.finishes);
-    let blocked = Blocked::all(&jobs, now, seen);
+    let (blocked, taken) = (Blocked::all(&jobs, now, seen), Taken::of(&jobs));
     let (of_jobs, of_cluster): (Vec<_>, Vec<_>) =
         blocked.iter().filter(|blocked| blocked.may_be_finished).partition(|blocked| blocked.obstacle.is_of_the_job);
     let ends = due.iter().map(|ended| ended.end).chain(of_cluster.iter().map(|_| now - MAX_BACK_OFF));
-    let brake = ends.min().and_then(|until| brake(&jobs, until, now, seen));
+    let brake = ends.min().and_then(|until| brake(&jobs, &taken, until, now, seen));
     let mut finished: Vec<_> = of_jobs.iter().map(|blocked| blocked.finish(seen)).collect();
     let mut lines = Vec::new();
     if let Some(brake) = &brake {
@@ -161,13 +161,13 @@ fn repair(seen: &Seen) -> Option<Vec<Step>> {
         replaced.extend(due.into_iter().filter_map(|ended| ended.replace(Some(brake), seen)));
     } else {
         for ended in due {
-            if may_have_recovered(&jobs, ended.found, ended.end) {
+            if taken.only_after(ended.found, ended.end) {
                 replaced.extend(ended.replace(None, seen));
             } else {
                 finished.push(ended.finish(now, namespace));
             }
         }
-        let stays = |blocked: &&&Blocked| !may_have_recovered(&jobs, blocked.found, now - MAX_BACK_OFF);
+        let stays = |blocked: &&&Blocked| !taken.only_after(blocked.found, now - MAX_BACK_OFF);
         finished.extend(of_cluster.iter().filter(stays).map(|blocked| blocked.finish(seen)));
     }
     if finished.len() > MAX_FINISHES {
