@@ -128,7 +128,9 @@ impl<'a> Job<'a> {
 /// What each Job of a definition has of it, as JSON: an event's CPU time is spent on what differs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Fixed {
-    /// The fields of the pod's spec, and those of its agent, that are not ours.
+    /// The fields that are not ours: of the template, of the pod's metadata, of its spec, and of its agent.
+    template: String,
+    metadata: String,
     spec: String,
     agent: String,
     /// The agent's variables, each with its name.
@@ -142,6 +144,8 @@ impl Fixed {
         let env = agent["env"].as_array().into_iter().flatten();
         let named = |variable: &Value| (variable["name"].as_str().unwrap_or_default().to_owned(), variable.to_string());
         Self {
+            template: without(template, |name| matches!(name, "metadata" | "spec")),
+            metadata: without(&template["metadata"], |name| matches!(name, "labels" | "annotations")),
             spec: without(spec, |name| matches!(name, "restartPolicy" | "containers")),
             agent: without(agent, |name| name == "env"),
             env: env.map(named).collect(),
@@ -195,8 +199,8 @@ impl Job<'_> {
     /// As it is sent.
     pub fn json(&self) -> Vec<u8> {
         let Self { scheduled: job, queue, attempt, definition, stack, token_secret } = *self;
-        let (template, fixed) = (definition.template(), &definition.fixed);
-        let (of_pod, of_job) = (&template["metadata"], &definition.metadata_of_job);
+        let fixed = &definition.fixed;
+        let (of_pod, of_job) = (&definition.template()["metadata"], &definition.metadata_of_job);
         let uuid = job.uuid.to_string();
         let labels = Ours::new(labels(&uuid, queue, stack, &of_pod["labels"]));
         let annotations = Ours::new(annotations(job, &uuid, definition.name(), &of_pod["annotations"]));
@@ -217,11 +221,11 @@ impl Job<'_> {
         json.field("ttlSecondsAfterFinished", &stack.job_ttl_seconds);
         json.field("podFailurePolicy", &**POD_FAILURE_POLICY);
         json.begin("template", "{");
-        json.part(without(template, |name| matches!(name, "metadata" | "spec")));
+        json.part(&fixed.template);
         json.begin("metadata", "{");
         labels.write(&mut json, "labels", &[], &of_pod["labels"]);
         annotations.write(&mut json, "annotations", &[], &of_pod["annotations"]);
-        json.part(without(of_pod, |name| matches!(name, "labels" | "annotations")));
+        json.part(&fixed.metadata);
         json.end("}");
 
         json.begin("spec", "{");
