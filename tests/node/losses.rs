@@ -18,8 +18,8 @@ async fn a_pod_that_is_lost_while_its_image_is_pulled_is_replaced() {
     for name in ["slow", "slow-too"] {
         define(&mut scene.namespace, name, |spec| slow_helper(spec, 15)).await;
     }
-    let runs = ["pod-definition=slow", "pod-definition=slow-too"];
-    let runs = [scene.send("true", &[runs[0]]).await, scene.send("true", &[runs[1]]).await];
+    let [one, other] = ["pod-definition=slow", "pod-definition=slow-too"];
+    let runs = [scene.send("true", &[one]).await, scene.send("true", &[other]).await];
     join_all(runs.iter().map(|run| run.until("helper waiting PodInitializing"))).await;
     join_all(runs.iter().map(|run| scene.until_event(run, "Pulling"))).await;
     lose(&scene, runs.each_ref()).await;
