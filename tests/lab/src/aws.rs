@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    certificates::{Certificate, Certificates},
+    certificates::Certificates,
     credentials::Credentials,
     exchange::{Role, StandIn},
     fault::ErrorAnswer,
@@ -85,7 +85,7 @@ impl Aws {
     ) -> Self {
         let aws = Self::new(timeline, credentials, certificates);
         let http = Server::listen(ip, None, aws.service.clone()).await;
-        let https = Server::listen(ip, Some(certificates.server(Certificate::Good)), aws.service.clone()).await;
+        let https = Server::listen(ip, Some(certificates.public_server()), aws.service.clone()).await;
         Self { servers: Some(Arc::new([http, https])), ..aws }
     }
 

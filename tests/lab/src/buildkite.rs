@@ -28,7 +28,7 @@ pub use self::{
     organization::{CLUSTER, Organization, Queue, Token},
 };
 use crate::{
-    certificates::{Certificate, Certificates},
+    certificates::Certificates,
     exchange::{Role, StandIn},
     server::{Server, Service},
     timeline::{Actor, Call, Timeline},
@@ -58,7 +58,7 @@ impl Buildkite {
     pub(crate) async fn start(ip: IpAddr, timeline: &Timeline, certificates: &Arc<Certificates>) -> Self {
         let buildkite = Self::new(timeline, certificates);
         let http = Server::listen(ip, None, buildkite.service.clone()).await;
-        let tls = certificates.server(Certificate::Good);
+        let tls = certificates.public_server();
         let https = Server::listen(ip, Some(tls), buildkite.service.clone()).await;
         Self { servers: Some(Arc::new([http, https])), ..buildkite }
     }

@@ -1,23 +1,40 @@
 //! A certificate authority for one run, and the good and bad certificates that it signs.
+//!
+//! All keys are RSA, for a client takes a tenth of ECDSA's time to verify one. AWS' regional endpoints have RSA keys of 2048 bits, whose
+//! issuer is an intermediate authority: <https://github.com/mozilla/ssl-config-generator/issues/157>. An EKS cluster has its own authority, which
+//! signs its server's certificate: <https://docs.aws.amazon.com/eks/latest/userguide/cert-signing.html>.
 
 use std::{
     io::Write,
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
 use tempfile::NamedTempFile;
-use tokio_rustls::rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{
+    CipherSuite, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer},
+};
+use uuid::Uuid;
+
+/// Keys of RSA take long to make, so all authorities of a process share one, and have names of their own.
+static AUTHORITY_KEY: LazyLock<KeyPair> = LazyLock::new(key);
+static SERVER_KEY: LazyLock<KeyPair> = LazyLock::new(key);
+
+type Authority = CertifiedIssuer<'static, &'static KeyPair>;
 
 /// The lab's own certificate authority, which no program trusts by default.
 pub struct Certificates {
-    authority: CertifiedIssuer<'static, KeyPair>,
-    other: CertifiedIssuer<'static, KeyPair>,
+    authority: Authority,
+    /// Signed by `authority`.
+    intermediate: Authority,
+    other: Authority,
     names: Vec<String>,
     ca_file: OnceLock<NamedTempFile>,
 }
@@ -39,7 +56,12 @@ impl Certificates {
         if !names.contains(&ip.to_string()) {
             names.push(ip.to_string());
         }
-        Self { authority: authority("lab"), other: authority("other"), names, ca_file: OnceLock::new() }
+        let root =
+            |name| Authority::self_signed(authority(name), &AUTHORITY_KEY).expect("an authority can sign itself");
+        let authority = root("lab");
+        let intermediate = Authority::signed_by(self::authority("intermediate"), &AUTHORITY_KEY, &authority)
+            .expect("an authority can sign another");
+        Self { other: root("other"), authority, intermediate, names, ca_file: OnceLock::new() }
     }
 
     /// The authority's certificate in a file, for `AWS_CA_BUNDLE`. The file goes with the authority.
@@ -76,41 +98,48 @@ impl Certificates {
         if kind == Certificate::Expired {
             params.not_after = date_time_ymd(2020, 1, 1);
         }
-        self.tls(&params)
+        Self::tls(&params, &self.authority, &[])
     }
 
     /// TLS for a server of another name.
     pub(crate) fn server_of(&self, host: &str) -> Arc<ServerConfig> {
-        self.tls(&params(vec![host.to_owned()]))
+        Self::tls(&params(vec![host.to_owned()]), &self.authority, &[])
+    }
+
+    /// TLS for a server that the authority vouches for through another one.
+    pub(crate) fn public_server(&self) -> Arc<ServerConfig> {
+        Self::tls(&params(self.names.clone()), &self.intermediate, &[self.intermediate.der().clone()])
     }
 
     /// A good certificate and its key as PEM, for a program that reads them from files.
     pub(crate) fn server_pem(&self) -> (String, String) {
-        let (certificate, key) = self.issue(&params(self.names.clone()));
-        (certificate.pem(), key.serialize_pem())
+        (issue(&params(self.names.clone()), &self.authority).pem(), SERVER_KEY.serialize_pem())
     }
 
-    fn tls(&self, params: &CertificateParams) -> Arc<ServerConfig> {
-        let (certificate, key) = self.issue(params);
+    fn tls(params: &CertificateParams, issuer: &Authority, chain: &[CertificateDer<'static>]) -> Arc<ServerConfig> {
+        let chain = [&[issue(params, issuer).der().clone()], chain].concat();
+        let key = PrivatePkcs8KeyDer::from(SERVER_KEY.serialize_der());
         let mut provider = aws_lc_rs::default_provider();
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .expect("the provider knows the default versions")
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .with_single_cert(chain, key.into())
             .expect("the key belongs to the certificate");
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // As Go chooses, in which the API server is written, and s2n, which AWS has: AES-128 first, whatever the client prefers.
         config.ignore_client_order = true;
         Arc::new(config)
     }
+}
 
-    fn issue(&self, params: &CertificateParams) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().expect("a key can be made");
-        let certificate = params.signed_by(&key, &self.authority).expect("the authority can sign");
-        (certificate, key)
-    }
+fn key() -> KeyPair {
+    KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key can be made")
+}
+
+fn issue(params: &CertificateParams, issuer: &Authority) -> rcgen::Certificate {
+    params.signed_by(&*SERVER_KEY, issuer).expect("the authority can sign")
 }
 
 fn params(names: Vec<String>) -> CertificateParams {
@@ -120,11 +149,10 @@ fn params(names: Vec<String>) -> CertificateParams {
     params
 }
 
-fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+fn authority(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, format!("{name} authority"));
+    params.distinguished_name.push(DnType::CommonName, format!("{name} authority {}", Uuid::new_v4()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().expect("a key can be made");
-    CertifiedIssuer::self_signed(params, key).expect("an authority can sign itself")
+    params
 }
