@@ -19,7 +19,10 @@ use crate::{
     deadline::Deadline,
     kept::Kept,
     kubernetes::{self, Cluster},
-    pod::job::{MANAGED_BY_LABEL, MANAGER, TOKEN_KEY},
+    pod::{
+        job::TOKEN_KEY,
+        metadata::{MANAGED_BY_LABEL, MANAGER},
+    },
     text::excerpt,
 };
 

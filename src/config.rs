@@ -4,16 +4,12 @@
 //! optional. An empty value counts as absent, since a blank SAM parameter arrives as an empty string. Every problem is
 //! reported, not only the first one.
 
-use std::net::IpAddr;
+mod value;
 
 use http::Uri;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    https::CertificateAuthority,
-    stack::{Stack, Tag},
-    text::excerpt,
-};
+use crate::{https::CertificateAuthority, stack::Stack, text::excerpt};
 
 /// The Stacks API, where `BUILDKITE_STACKS_ENDPOINT` names no other one.
 const STACKS_ENDPOINT: &str = "https://agent.buildkite.com/v3";
@@ -53,26 +49,26 @@ impl Config {
     /// Reads every variable through `var`, which answers `None` for one that is not set.
     pub fn read(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader { var, problems: Vec::new() };
-        let stack_name = reader.required("STACK", stack_name);
-        let queues = reader.required("BUILDKITE_QUEUE", queues);
-        let agent_token_parameter = reader.required("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", parameter_name);
-        let agent_tags = reader.optional("BUILDKITE_AGENT_TAGS", tags);
-        let serve_jobs_without_queue = reader.required("SERVE_JOBS_WITHOUT_QUEUE", boolean);
-        let stacks_api = reader.required("STACKS_API", boolean);
-        let stacks_endpoint = reader.optional("BUILDKITE_STACKS_ENDPOINT", stacks_endpoint);
-        let cluster = reader.required("KUBERNETES_CLUSTER_IDENTIFIER", cluster_name);
-        let namespace = reader.required("KUBERNETES_NAMESPACE", namespace);
-        let api_server_endpoint = reader.optional("KUBERNETES_API_SERVER_ENDPOINT", endpoint);
+        let stack_name = reader.required("STACK", value::stack_name);
+        let queues = reader.required("BUILDKITE_QUEUE", value::queues);
+        let agent_token_parameter = reader.required("BUILDKITE_AGENT_TOKEN_PARAMETER_PATH", value::parameter_name);
+        let agent_tags = reader.optional("BUILDKITE_AGENT_TAGS", value::tags);
+        let serve_jobs_without_queue = reader.required("SERVE_JOBS_WITHOUT_QUEUE", value::boolean);
+        let stacks_api = reader.required("STACKS_API", value::boolean);
+        let stacks_endpoint = reader.optional("BUILDKITE_STACKS_ENDPOINT", value::stacks_endpoint);
+        let cluster = reader.required("KUBERNETES_CLUSTER_IDENTIFIER", value::cluster_name);
+        let namespace = reader.required("KUBERNETES_NAMESPACE", value::namespace);
+        let api_server_endpoint = reader.optional("KUBERNETES_API_SERVER_ENDPOINT", value::endpoint);
         let certificate_authority = reader.optional("KUBERNETES_CERTIFICATE_AUTHORITY_DATA", str::parse);
-        let agent_token_secret = reader.required("AGENT_TOKEN_SECRET_NAME", secret_name);
-        let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", ttl_seconds);
-        let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", seconds);
-        let sweep_enabled = reader.required("SWEEP_ENABLED", boolean);
-        let sweep_finishes = reader.required("SWEEP_FINISHES", boolean);
-        let job_tokens = reader.required("JOB_TOKENS", boolean);
-        let pod_pending_seconds = reader.required("POD_PENDING_SECONDS", seconds);
-        let region = reader.required("AWS_REGION", region);
-        let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", function_name);
+        let agent_token_secret = reader.required("AGENT_TOKEN_SECRET_NAME", value::secret_name);
+        let job_ttl_seconds = reader.required("JOB_TTL_SECONDS", value::ttl_seconds);
+        let job_active_deadline_seconds = reader.required("JOB_ACTIVE_DEADLINE_SECONDS", value::seconds);
+        let sweep_enabled = reader.required("SWEEP_ENABLED", value::boolean);
+        let sweep_finishes = reader.required("SWEEP_FINISHES", value::boolean);
+        let job_tokens = reader.required("JOB_TOKENS", value::boolean);
+        let pod_pending_seconds = reader.required("POD_PENDING_SECONDS", value::seconds);
+        let region = reader.required("AWS_REGION", value::region);
+        let function_name = reader.required("AWS_LAMBDA_FUNCTION_NAME", value::function_name);
 
         if job_tokens == Some(true) && stacks_api == Some(false) {
             let problem = "JobTokens (JOB_TOKENS) is true, and StacksApi (STACKS_API) is false: only the Stacks API makes these tokens";
@@ -133,7 +129,7 @@ impl<V: Fn(&str) -> Option<String>> Reader<V> {
             Ok(parsed) => return Some(parsed),
             Err(expected) => expected,
         };
-        let found = if looks_like_a_token(&value) {
+        let found = if value::looks_like_a_token(&value) {
             "a value that looks like a Buildkite token, which is not shown here".to_owned()
         } else {
             format!("\"{}\"", excerpt(&value))
@@ -162,140 +158,10 @@ fn setting(variable: &str) -> String {
     format!("{} ({variable})", words.collect::<String>())
 }
 
-/// A word such as `bkct_…`, or the hexadecimal digits of an old agent token.
-fn looks_like_a_token(value: &str) -> bool {
-    const KINDS: [&str; 9] = ["bkaa", "bkaj", "bkar", "bkat", "bkcqt", "bkct", "bkjat", "bkpt", "bkua"];
-    let mut words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.any(|word| match word.split_once('_') {
-        Some((kind, rest)) => KINDS.contains(&kind) && !rest.is_empty(),
-        None => word.len() >= 40 && word.bytes().all(|byte| byte.is_ascii_hexdigit()),
-    })
-}
-
 /// Unique in all of AWS, and so in a Buildkite organization; the same after an update of the stack.
 fn stack_id(stack_name: &str, cluster: &str, namespace: &str) -> String {
     let digest = Sha256::digest(format!("{stack_name}\n{cluster}\n{namespace}"));
     format!("{:032x}", u128::from_be_bytes(digest[..16].try_into().unwrap_or_default()))
-}
-
-fn stack_name(value: &str) -> Result<String, &'static str> {
-    let ok = is_word(value, 250, b"-_:") && value.split(':').count() == 3;
-    ok.then(|| value.to_owned()).ok_or("ACCOUNT:REGION:STACKNAME, as template.yml sets it")
-}
-
-/// Without TLS only on this machine: the agent token goes there.
-fn stacks_endpoint(value: &str) -> Result<String, &'static str> {
-    const EXPECTED: &str =
-        "an https:// address such as https://agent.buildkite.com/v3 (http:// for a loopback address only)";
-    let uri: Uri = value.parse().map_err(|_| EXPECTED)?;
-    let host = uri.host().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
-    let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    let ok = uri.query().is_none()
-        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
-        && (uri.scheme_str() == Some("https") || uri.scheme_str() == Some("http") && is_loopback);
-    ok.then(|| value.trim_end_matches('/').to_owned()).ok_or(EXPECTED)
-}
-
-fn list(value: &str) -> impl Iterator<Item = &str> {
-    value.split(',').map(str::trim)
-}
-
-fn queues(value: &str) -> Result<Vec<String>, &'static str> {
-    list(value)
-        .map(|queue| is_word(queue, 100, b"-_").then(|| queue.to_owned()))
-        .collect::<Option<_>>()
-        .ok_or("one queue key or several, comma separated, each of 1 to 100 letters, digits, - and _")
-}
-
-fn tags(value: &str) -> Result<Vec<Tag>, &'static str> {
-    list(value)
-        .map(|tag| match tag.split_once('=') {
-            Some(("queue", _)) => Err("tags without queue=, which BuildkiteQueue sets"),
-            // The agent has these by its pod, and a step's rules of these names never ask for a tag.
-            Some(("pod-definition" | "pod-template" | "image" | "cpu" | "memory", _)) => {
-                Err("tags other than pod-definition, pod-template, image, cpu and memory, which a step asks of its pod")
-            }
-            Some((key, value)) if !key.is_empty() && !value.is_empty() && key.trim() == key => {
-                Ok(Tag { key: key.to_owned(), value: value.to_owned() })
-            }
-            _ => Err("key=value, several separated by commas"),
-        })
-        .collect()
-}
-
-fn boolean(value: &str) -> Result<bool, &'static str> {
-    value.parse().map_err(|_| "true or false")
-}
-
-/// A name, a path from the root, or the ARN of a parameter that another account shares.
-fn parameter_name(value: &str) -> Result<String, &'static str> {
-    let ok = value.bytes().all(|byte| byte.is_ascii_graphic())
-        && !value.is_empty()
-        && !looks_like_a_token(value)
-        && (!value.contains('/') || value.starts_with('/') || value.starts_with("arn:"));
-    ok.then(|| value.to_owned())
-        .ok_or("the name of an SSM parameter, with a leading / if it is a path, such as /buildkite/agent-token")
-}
-
-/// <https://docs.aws.amazon.com/eks/latest/APIReference/API_CreateCluster.html#AmazonEKS-CreateCluster-request-name>
-fn cluster_name(value: &str) -> Result<String, &'static str> {
-    (is_word(value, 100, b"-_") && value.as_bytes()[0].is_ascii_alphanumeric())
-        .then(|| value.to_owned())
-        .ok_or("the name of an EKS cluster: 1 to 100 letters, digits, - and _, not its ARN")
-}
-
-fn namespace(value: &str) -> Result<String, &'static str> {
-    is_dns_label(value)
-        .then(|| value.to_owned())
-        .ok_or("a Kubernetes namespace: at most 63 lower-case letters, digits and -")
-}
-
-fn secret_name(value: &str) -> Result<String, &'static str> {
-    (value.len() <= 253 && value.split('.').all(is_dns_label))
-        .then(|| value.to_owned())
-        .ok_or("the name of a Kubernetes Secret: at most 253 lower-case letters, digits, - and .")
-}
-
-fn endpoint(value: &str) -> Result<Uri, &'static str> {
-    const EXPECTED: &str = "the https:// address of the API server, as `aws eks describe-cluster` shows it";
-    let uri: Uri = value.parse().map_err(|_| EXPECTED)?;
-    let ok = uri.scheme_str() == Some("https")
-        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
-        && uri.path() == "/"
-        && uri.query().is_none();
-    ok.then_some(uri).ok_or(EXPECTED)
-}
-
-/// Kubernetes stores both numbers as int32.
-fn seconds(value: &str) -> Result<u32, &'static str> {
-    const MAX: u32 = i32::MAX.cast_unsigned();
-    let seconds = value.parse().ok().filter(|seconds| (1..=MAX).contains(seconds));
-    seconds.ok_or("a whole number of seconds, at least 1")
-}
-
-/// The sweep counts the attempts of a job on its ended Jobs.
-fn ttl_seconds(value: &str) -> Result<u32, &'static str> {
-    seconds(value).ok().filter(|seconds| *seconds >= 300).ok_or("a whole number of seconds, at least 300")
-}
-
-fn region(value: &str) -> Result<String, &'static str> {
-    is_word(value, 63, b"-").then(|| value.to_owned()).ok_or("an AWS region, such as us-east-1")
-}
-
-fn function_name(value: &str) -> Result<String, &'static str> {
-    is_word(value, 140, b"-_").then(|| value.to_owned()).ok_or("the name of the Lambda function")
-}
-
-fn is_word(value: &str, max: usize, also: &[u8]) -> bool {
-    (1..=max).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
-}
-
-fn is_dns_label(value: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    (1..=63).contains(&value.len())
-        && value.bytes().all(|byte| inner(byte) || byte == b'-')
-        && !value.starts_with('-')
-        && !value.ends_with('-')
 }
 
 /// Settings for the tests of other rooms.
@@ -342,6 +208,7 @@ mod tests {
     use base64::{Engine, prelude::BASE64_STANDARD};
 
     use super::{fixtures::read, *};
+    use crate::stack::Tag;
 
     #[test]
     fn the_template_sets_all_that_is_required() {

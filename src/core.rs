@@ -16,7 +16,8 @@ pub mod kubernetes {
     //! What the API server says of Jobs and pods.
 
     pub mod events;
-    pub mod objects;
+    pub mod jobs;
+    pub mod pods;
     mod token_secret;
 }
 pub mod pod {
@@ -32,6 +33,7 @@ pub mod pod {
     mod image;
     mod image_reference;
     pub mod job;
+    pub mod metadata;
     mod node;
     pub mod quantity;
     mod resources;

@@ -18,11 +18,11 @@ use uuid::Uuid;
 
 use crate::{
     deadline::Deadline,
-    kubernetes::{
-        self, Cluster,
-        objects::{ContainerStatus, Job},
+    kubernetes::{self, Cluster, jobs::Job, pods::ContainerStatus},
+    pod::{
+        job::{self, TOKEN_KEY},
+        metadata::{JOB_UUID_LABEL, MANAGED_BY_LABEL, MANAGER, STACK_LABEL},
     },
-    pod::job::{self, JOB_UUID_LABEL, MANAGED_BY_LABEL, MANAGER, STACK_LABEL, TOKEN_KEY},
     stacks_api,
     text::chain,
 };

@@ -1,6 +1,7 @@
 //! JSON that others wrote: where it is not what it should be, the error names the field. And JSON that we write from parts.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::text::excerpt;
 
@@ -24,6 +25,12 @@ pub fn parse<'a, T: Deserialize<'a>>(json: &'a str, root: &str) -> Result<T, Mal
         let field = parts.collect::<Vec<_>>().join(".");
         Malformed { field: Some(field).filter(|field| !field.is_empty()), problem }
     })
+}
+
+/// The fields of an object, but for some, without its braces.
+pub fn without(object: &Value, is_left_out: impl Fn(&str) -> bool) -> String {
+    let fields = object.as_object().into_iter().flatten().filter(|(name, _)| !is_left_out(name));
+    fields.map(|(name, value)| format!("{}:{value}", json!(name))).collect::<Vec<_>>().join(",")
 }
 
 /// JSON that is being written, part after part, so that what never changes is written as it is.
@@ -89,8 +96,6 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

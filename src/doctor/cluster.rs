@@ -10,7 +10,7 @@ use crate::{
     clock,
     config::Config,
     kubernetes::{self, Cluster, Permission, SUBJECT},
-    pod::job::STACK_LABEL,
+    pod::metadata::STACK_LABEL,
     text::{chain, excerpt},
 };
 

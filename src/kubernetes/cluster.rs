@@ -9,12 +9,9 @@ use std::{
 
 use aws_credential_types::Credentials;
 use http::{HeaderValue, Request, Uri, header};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        batch::v1::Job,
-        core::v1::{Event, Pod, PodTemplate},
-    },
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Event, Pod, PodTemplate},
 };
 use kube::{
     Resource,
@@ -32,9 +29,9 @@ use uuid::Uuid;
 use super::{
     client::{self, Headers, MayHaveMoved},
     error::{Error, role_selector},
-    events,
-    list::{Listed, Page},
-    objects,
+    events, jobs,
+    list::Listed,
+    pods,
 };
 use crate::{
     aws::{eks::Eks, eks_token::Signer},
@@ -42,7 +39,7 @@ use crate::{
     config::Config,
     deadline::Deadline,
     https::CertificateAuthority,
-    pod::job,
+    pod::{job, metadata},
 };
 
 /// How long the answer of EKS is trusted when the API server cannot be reached: it is asked again at most this often.
@@ -79,7 +76,7 @@ pub struct Created {
 
 impl Created {
     /// As the API server has it, if the answer can be read: the Job is there in any case.
-    pub fn job(&self) -> Option<objects::Job> {
+    pub fn job(&self) -> Option<jobs::Job> {
         serde_json::from_str(&self.answer).ok()
     }
 }
@@ -118,7 +115,7 @@ impl Cluster {
         let jobs = Job::url_path(&(), Some(&config.stack.namespace));
         Self {
             client,
-            new_jobs: format!("{jobs}?fieldValidation=Strict&fieldManager={}", job::MANAGER),
+            new_jobs: format!("{jobs}?fieldValidation=Strict&fieldManager={}", metadata::MANAGER),
             name: config.cluster.clone(),
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
@@ -184,7 +181,7 @@ impl Cluster {
     }
 
     /// A Job that exists.
-    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<objects::Job, Error> {
+    pub async fn job(&self, name: &str, deadline: Deadline) -> Result<jobs::Job, Error> {
         let jobs = Requests::new(Job::url_path(&(), Some(&self.namespace)));
         self.read(jobs.get(name, &GetParams::default()), deadline).await
     }
@@ -196,7 +193,7 @@ impl Cluster {
     }
 
     /// The stack's Jobs.
-    pub async fn jobs(&self, deadline: Deadline) -> Result<Listed<objects::Job>, Error> {
+    pub async fn jobs(&self, deadline: Deadline) -> Result<Listed<jobs::Job>, Error> {
         self.list::<Job, _>(self.of_stack(), deadline).await
     }
 
@@ -209,13 +206,13 @@ impl Cluster {
     }
 
     /// The stack's pods.
-    pub async fn pods(&self, deadline: Deadline) -> Result<Listed<objects::Pod>, Error> {
+    pub async fn pods(&self, deadline: Deadline) -> Result<Listed<pods::Pod>, Error> {
         self.list::<Pod, _>(self.of_stack(), deadline).await
     }
 
     /// The pods for one Buildkite job, also those of an earlier Job.
-    pub async fn pods_for(&self, job: Uuid, deadline: Deadline) -> Result<Vec<objects::Pod>, Error> {
-        let of_job = ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={job}", job::JOB_UUID_LABEL));
+    pub async fn pods_for(&self, job: Uuid, deadline: Deadline) -> Result<Vec<pods::Pod>, Error> {
+        let of_job = ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={job}", metadata::JOB_UUID_LABEL));
         Ok(self.list::<Pod, _>(of_job, deadline).await?.items)
     }
 
@@ -232,35 +229,7 @@ impl Cluster {
     }
 
     fn of_stack(&self) -> ListParams {
-        ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", job::STACK_LABEL, self.stack_id))
-    }
-
-    pub(super) async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
-        &self,
-        page: ListParams,
-        deadline: Deadline,
-    ) -> Result<Listed<T>, Error> {
-        self.list_some::<K, T>(page, |_| true, deadline).await
-    }
-
-    async fn list_some<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
-        &self,
-        mut page: ListParams,
-        is_needed: impl Fn(&T) -> bool,
-        deadline: Deadline,
-    ) -> Result<Listed<T>, Error> {
-        let requests = Requests::new(K::url_path(&(), Some(&self.namespace)));
-        let mut listed = Listed { items: Vec::new(), now: None };
-        loop {
-            let headers = Headers::default();
-            let Page { metadata, items } = self.read(headers.of(requests.list(&page)), deadline).await?;
-            listed.items.extend(items.into_iter().filter(&is_needed));
-            listed.now = listed.now.or_else(|| headers.date());
-            match metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(listed),
-            }
-        }
+        ListParams::default().limit(JOBS_PER_PAGE).labels(&format!("{}={}", metadata::STACK_LABEL, self.stack_id))
     }
 
     pub(super) async fn read<T: DeserializeOwned>(

@@ -1,7 +1,14 @@
-//! Lists of the API server.
+//! Lists of the API server, which come in pages.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ListMeta, jiff::Timestamp};
-use serde::Deserialize;
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ListMeta, jiff::Timestamp};
+use kube::{
+    Resource,
+    core::{Request, params::ListParams},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{client::Headers, cluster::Cluster, error::Error};
+use crate::deadline::Deadline;
 
 /// A list, all that is needed of it.
 #[derive(Debug)]
@@ -14,9 +21,42 @@ pub struct Listed<T> {
 
 /// One page.
 #[derive(Deserialize)]
-pub(super) struct Page<T> {
+struct Page<T> {
     #[serde(default)]
-    pub(super) metadata: ListMeta,
+    metadata: ListMeta,
     #[serde(default = "Vec::new")]
-    pub(super) items: Vec<T>,
+    items: Vec<T>,
+}
+
+impl Cluster {
+    pub(super) async fn list<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>, T: DeserializeOwned>(
+        &self,
+        page: ListParams,
+        deadline: Deadline,
+    ) -> Result<Listed<T>, Error> {
+        self.list_some::<K, T>(page, |_| true, deadline).await
+    }
+
+    pub(super) async fn list_some<
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+        T: DeserializeOwned,
+    >(
+        &self,
+        mut page: ListParams,
+        is_needed: impl Fn(&T) -> bool,
+        deadline: Deadline,
+    ) -> Result<Listed<T>, Error> {
+        let requests = Request::new(K::url_path(&(), Some(&self.namespace)));
+        let mut listed = Listed { items: Vec::new(), now: None };
+        loop {
+            let headers = Headers::default();
+            let Page { metadata, items } = self.read(headers.of(requests.list(&page)), deadline).await?;
+            listed.items.extend(items.into_iter().filter(&is_needed));
+            listed.now = listed.now.or_else(|| headers.date());
+            match metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(listed),
+            }
+        }
+    }
 }

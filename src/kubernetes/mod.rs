@@ -8,7 +8,7 @@ mod list;
 mod review;
 mod secrets;
 
-pub use agent_scheduler_core::kubernetes::{events, objects};
+pub use agent_scheduler_core::kubernetes::{events, jobs, pods};
 
 pub use self::{
     client::{ATTEMPT_TIMEOUT, over},

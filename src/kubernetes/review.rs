@@ -21,11 +21,11 @@ use super::{
     client::Headers,
     cluster::{Cluster, metadata_only},
     error::Error,
-    objects,
+    jobs,
 };
 use crate::{
     deadline::Deadline,
-    pod::job::{QUEUE_LABEL, STACK_LABEL},
+    pod::metadata::{QUEUE_LABEL, STACK_LABEL},
 };
 
 /// A permission in the namespace.
@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// The Jobs of a queue that other stacks made, or that have no stack.
-    pub async fn jobs_of_others(&self, queue: &str, deadline: Deadline) -> Result<Vec<objects::Job>, Error> {
+    pub async fn jobs_of_others(&self, queue: &str, deadline: Deadline) -> Result<Vec<jobs::Job>, Error> {
         let selector = format!("{QUEUE_LABEL}={queue},{STACK_LABEL}!={}", self.stack_id);
         Ok(self.list::<Job, _>(ListParams::default().limit(500).labels(&selector), deadline).await?.items)
     }

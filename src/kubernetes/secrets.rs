@@ -14,7 +14,7 @@ use super::{
     cluster::{Cluster, metadata_only},
     error::Error,
 };
-use crate::{deadline::Deadline, pod::job};
+use crate::{deadline::Deadline, pod::metadata::MANAGER};
 
 impl Cluster {
     /// Creates or changes a Secret by server-side apply. Its values do not come back.
@@ -37,7 +37,7 @@ impl Cluster {
 
     async fn post_secret(&self, secret: &Secret, dry_run: bool, deadline: Deadline) -> Result<Option<Headers>, Error> {
         let secrets = Requests::new(Secret::url_path(&(), Some(&self.namespace)));
-        let how = PostParams { dry_run, field_manager: Some(job::MANAGER.to_owned()) };
+        let how = PostParams { dry_run, field_manager: Some(MANAGER.to_owned()) };
         let body = serde_json::to_vec(secret).map_err(|error| Error::Client(error.into()))?;
         let headers = Headers::default();
         match self.send(metadata_only(headers.of(secrets.create(&how, body))), deadline).await {

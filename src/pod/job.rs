@@ -6,7 +6,7 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use k8s_openapi::api::batch::v1 as batch;
 use serde_json::{
-    Value, json,
+    Value,
     value::{RawValue, to_raw_value},
 };
 use uuid::Uuid;
@@ -14,36 +14,19 @@ use uuid::Uuid;
 use super::{
     attempt::{self, Attempt},
     definition::{AGENT, PodDefinition, variable},
+    metadata::{self, Ours},
 };
-use crate::{buildkite::job::ScheduledJob, json::Writer, stack::Stack};
-
-/// The label, on Job and pod, that says which Buildkite job they are for.
-pub const JOB_UUID_LABEL: &str = "buildkite.com/job-uuid";
-
-/// The label, on Job and pod, that says which queue their job is in, where it can be a label's value.
-pub const QUEUE_LABEL: &str = "buildkite.com/queue";
-
-/// The label, on all that this function makes, that says who made it.
-pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-
-/// The label, on Job and pod, that says which stack made them: [`Stack::id`].
-pub const STACK_LABEL: &str = "agent-scheduler.buildkite.com/stack";
-
-/// The annotation, on Job and pod, that says which pod definition they have.
-pub const DEFINITION_ANNOTATION: &str = "buildkite.com/pod-definition";
-
-/// The value of [`MANAGED_BY_LABEL`].
-pub const MANAGER: &str = "agent-scheduler";
+use crate::{
+    buildkite::job::ScheduledJob,
+    json::{Writer, without},
+    stack::Stack,
+};
 
 /// The variable of the agent's container that has its token.
 pub const TOKEN_VARIABLE: &str = "BUILDKITE_AGENT_TOKEN";
 
 /// The key of the agent token in its Secret.
 pub const TOKEN_KEY: &str = "token";
-
-/// The most bytes of an annotation whose value comes from an event, far more than a branch has. Kubernetes takes 256 KiB for all
-/// annotations of an object, and most of that is the definition's.
-const MAX_ANNOTATION_BYTES: usize = 4 * 1024;
 
 /// How many pods may replace one that failed before its agent ran.
 const BACKOFF_LIMIT: u32 = 3;
@@ -157,44 +140,6 @@ impl Fixed {
     }
 }
 
-/// The fields of an object, but for some, as JSON without its braces.
-fn without(object: &Value, is_left_out: impl Fn(&str) -> bool) -> String {
-    let fields = object.as_object().into_iter().flatten().filter(|(name, _)| !is_left_out(name));
-    fields.map(|(name, value)| format!("{}:{value}", json!(name))).collect::<Vec<_>>().join(",")
-}
-
-/// Labels or annotations of ours: Job and pod have them, so their JSON is made once.
-struct Ours<'a> {
-    fields: Vec<Field<'a>>,
-    json: Vec<u8>,
-}
-
-type Field<'a> = (&'static str, Cow<'a, str>);
-
-impl<'a> Ours<'a> {
-    fn new(fields: Vec<Field<'a>>) -> Self {
-        let mut json = Writer::with_capacity(1024);
-        for (name, value) in &fields {
-            json.text(name, value);
-        }
-        Self { json: json.into_bytes(), fields }
-    }
-
-    /// An object of ours, of what the Job alone has, and of what else the definition has.
-    fn write(&self, json: &mut Writer, name: &str, of_job: &[(&'static str, String)], theirs: &Value) {
-        json.begin(name, "{");
-        json.part(&self.json);
-        for (name, value) in of_job {
-            json.text(name, value);
-        }
-        let is_ours = |name: &str| {
-            self.fields.iter().any(|(ours, _)| *ours == name) || of_job.iter().any(|(ours, _)| *ours == name)
-        };
-        json.part(without(theirs, is_ours));
-        json.end("}");
-    }
-}
-
 impl Job<'_> {
     /// As it is sent.
     pub fn json(&self) -> Vec<u8> {
@@ -202,8 +147,8 @@ impl Job<'_> {
         let fixed = &definition.fixed;
         let (of_pod, of_job) = (&definition.template()["metadata"], &definition.metadata_of_job);
         let uuid = job.uuid.to_string();
-        let labels = Ours::new(labels(&uuid, queue, stack, &of_pod["labels"]));
-        let annotations = Ours::new(annotations(job, &uuid, definition.name(), &of_pod["annotations"]));
+        let labels = Ours::new(metadata::labels(&uuid, queue, stack, &of_pod["labels"]));
+        let annotations = Ours::new(metadata::annotations(job, &uuid, definition.name(), &of_pod["annotations"]));
 
         // Room for any Job of usual length.
         let mut json = Writer::with_capacity(8 * 1024);
@@ -301,60 +246,20 @@ fn verbatim(text: &str) -> Cow<'_, str> {
     if text.contains('$') { text.replace('$', "$$").into() } else { text.into() }
 }
 
-/// What the definition says itself wins, except for the labels that we find the Job by.
-fn labels<'a>(uuid: &'a str, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
-    // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
-    let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE_LABEL].is_null());
-    let found_by =
-        [(MANAGED_BY_LABEL, MANAGER.into()), (STACK_LABEL, (&*stack.id).into()), (JOB_UUID_LABEL, uuid.into())];
-    found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, queue.into()))).collect()
-}
-
-/// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
-/// definition says itself wins.
-fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
-    let mut annotations = vec![
-        (DEFINITION_ANNOTATION, definition.into()),
-        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
-        ("karpenter.sh/do-not-disrupt", "true".into()),
-    ];
-    let of_event = [
-        ("buildkite.com/pipeline", &job.pipeline),
-        ("buildkite.com/branch", &job.branch),
-        ("buildkite.com/commit", &job.commit),
-        ("buildkite.com/step-key", &job.step_key),
-    ];
-    annotations.extend(of_event.into_iter().filter_map(|(key, value)| {
-        let value = value.as_deref()?;
-        Some((key, value[..value.floor_char_boundary(MAX_ANNOTATION_BYTES)].into()))
-    }));
-    if let (Some(organization), Some(pipeline), Some(number)) = (&job.organization, &job.pipeline, job.build_number) {
-        let build = format!("https://buildkite.com/{organization}/{pipeline}/builds/{number}");
-        // A link that is cut leads nowhere.
-        if build.len() <= MAX_ANNOTATION_BYTES {
-            annotations.push(("buildkite.com/job-url", format!("{build}#{uuid}").into()));
-            annotations.push(("buildkite.com/build-url", build.into()));
-        }
-    }
-    annotations.retain(|(name, _)| own[*name].is_null());
-    annotations
-}
-
-fn is_label_value(value: &str) -> bool {
-    let ends = [value.as_bytes().first(), value.as_bytes().last()];
-    value.len() <= 63 && ends.into_iter().flatten().all(u8::is_ascii_alphanumeric)
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::batch::v1;
+    use serde_json::json;
 
     use super::*;
     use crate::{
         buildkite::event::fixtures::scheduled,
-        pod::definition::{
-            MARKS_OF_CONTROLLERS,
-            fixtures::{definition, template},
+        pod::{
+            definition::{
+                MARKS_OF_CONTROLLERS,
+                fixtures::{definition, template},
+            },
+            metadata::{MAX_ANNOTATION_BYTES, STACK_LABEL},
         },
         stack::fixtures::{stack, tags},
     };

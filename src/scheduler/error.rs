@@ -8,7 +8,7 @@ use crate::{
     cause, definitions, job_token, kubernetes,
     pod::{
         definition::{OtherPipelines, Unmet},
-        job::JOB_UUID_LABEL,
+        metadata::JOB_UUID_LABEL,
     },
     report::{Deferral, Failure},
     stacks_api,

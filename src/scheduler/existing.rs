@@ -5,19 +5,14 @@ use uuid::Uuid;
 use super::{Error, Scheduler};
 use crate::{
     deadline::Deadline,
-    kubernetes::{Cluster, objects},
-    pod::job::{self, JOB_UUID_LABEL},
+    kubernetes::{Cluster, jobs},
+    pod::{job, metadata::JOB_UUID_LABEL},
     text::excerpt,
 };
 
 impl Scheduler {
     /// The Job that has the name, if an earlier delivery of the same event created it: then it has our label for the job.
-    pub(super) async fn existing(
-        &self,
-        cluster: &Cluster,
-        uuid: Uuid,
-        deadline: Deadline,
-    ) -> Result<objects::Job, Error> {
+    pub(super) async fn existing(&self, cluster: &Cluster, uuid: Uuid, deadline: Deadline) -> Result<jobs::Job, Error> {
         let name = job::name(uuid);
         let found = match cluster.job(&name, deadline).await {
             Ok(found) => found,

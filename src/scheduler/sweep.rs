@@ -10,7 +10,7 @@ use super::{AT_ONCE, Begun, Error, Placed, Scheduler};
 use crate::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules},
     deadline::Deadline,
-    kubernetes::{self, Cluster, Listed, objects},
+    kubernetes::{self, Cluster, Listed, jobs},
     report::{Occasion, Outcome},
     stacks_api::StacksApi,
 };
@@ -22,7 +22,7 @@ pub struct InCluster {
     /// Whether the Secret is there.
     pub applied: Result<(), Error>,
     /// The stack's Jobs.
-    pub jobs: Result<Listed<objects::Job>, kubernetes::Error>,
+    pub jobs: Result<Listed<jobs::Job>, kubernetes::Error>,
 }
 
 impl Scheduler {

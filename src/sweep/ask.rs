@@ -15,7 +15,7 @@ use crate::{
         stacks::{MAX_UUIDS, Stacks, WaitingJob},
     },
     deadline::Deadline,
-    kubernetes::{self, Listed, events::Events, objects},
+    kubernetes::{self, Listed, events::Events, jobs},
     report::{self, QueueReport},
     scheduler::Scheduler,
     stacks_api::{self, StacksApi},
@@ -118,7 +118,7 @@ impl Sweep<'_> {
         &self,
         due: Option<Timestamp>,
         queues: Vec<Queue>,
-        jobs: Known<Listed<objects::Job>>,
+        jobs: Known<Listed<jobs::Job>>,
         report: &mut report::Sweep,
         deadline: Deadline,
     ) -> Result<Seen<'_>, Unavailable> {

@@ -13,7 +13,10 @@ use super::{
     seen::Seen,
 };
 use crate::{
-    kubernetes::objects::{Condition, ContainerStatus, Pod},
+    kubernetes::{
+        jobs::Condition,
+        pods::{ContainerStatus, Pod},
+    },
     pod::{attempt::Attempt, job},
     text::{excerpt, message},
 };

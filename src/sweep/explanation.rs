@@ -13,9 +13,9 @@ use super::{
 use crate::{
     kubernetes::{
         events::Event,
-        objects::{ContainerStatus, Pod},
+        pods::{ContainerStatus, Pod},
     },
-    pod::job::{self, DEFINITION_ANNOTATION},
+    pod::{job, metadata::DEFINITION_ANNOTATION},
     text::excerpt,
 };
 

@@ -13,11 +13,15 @@ use super::{
 };
 use crate::{
     buildkite::{job::ScheduledJob, state::State, token::JOB_TOKEN_LIFETIME},
-    kubernetes::objects::{ContainerStatus, Job, Pod},
+    kubernetes::{
+        jobs::Job,
+        pods::{ContainerStatus, Pod},
+    },
     pod::{
         attempt::{Attempt, JOB_ANNOTATION},
         definition::AGENT,
-        job::{self, JOB_UUID_LABEL, STACK_LABEL},
+        job,
+        metadata::{JOB_UUID_LABEL, STACK_LABEL},
     },
 };
 

@@ -11,9 +11,10 @@ use super::{finding::Found, seen::Seen};
 use crate::{
     kubernetes::{
         events::Event,
-        objects::{ContainerStatus, Job, Pod},
+        jobs::Job,
+        pods::{ContainerStatus, Pod},
     },
-    pod::{definition::AGENT, job::DEFINITION_ANNOTATION},
+    pod::{definition::AGENT, metadata::DEFINITION_ANNOTATION},
 };
 
 /// How long the Job controller has for a pod, and the scheduler for its node.

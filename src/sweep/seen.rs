@@ -10,10 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::{job::ScheduledJob, rules::AgentQueryRules, state::State},
-    kubernetes::{
-        events::Events,
-        objects::{Job, Pod},
-    },
+    kubernetes::{events::Events, jobs::Job, pods::Pod},
     stack::Stack,
 };
 

@@ -8,7 +8,7 @@ mod world;
 use world::*;
 
 use crate::{
-    pod::job::STACK_LABEL,
+    pod::metadata::{JOB_UUID_LABEL, STACK_LABEL},
     stack::fixtures::tags,
     sweep::{
         plan::{MAX_FINISHES, Step},
@@ -268,7 +268,7 @@ fn a_job_that_is_being_deleted_only_hands_over_its_attempt() {
 
 #[test]
 fn jobs_of_others_are_not_touched() {
-    let of = |change: fn(&mut crate::kubernetes::objects::Job)| {
+    let of = |change: fn(&mut crate::kubernetes::jobs::Job)| {
         World::default().job(kubernetes_job(1, 600), "canceled").change(change)
     };
     check([
@@ -276,7 +276,7 @@ fn jobs_of_others_are_not_touched() {
         ("another stack's", of(|job| drop(job.metadata.labels.insert(STACK_LABEL.to_owned(), "other".to_owned()))), ""),
         ("no stack's", of(|job| drop(job.metadata.labels.remove(STACK_LABEL))), ""),
         ("a copy under another name", of(|job| job.metadata.name.push('2')), ""),
-        ("for no Buildkite job", of(|job| drop(job.metadata.labels.remove(crate::pod::job::JOB_UUID_LABEL))), ""),
+        ("for no Buildkite job", of(|job| drop(job.metadata.labels.remove(JOB_UUID_LABEL))), ""),
     ]);
 }
 

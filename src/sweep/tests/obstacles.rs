@@ -3,7 +3,7 @@
 use serde_json::{Value, from_value, json};
 
 use super::*;
-use crate::kubernetes::objects::Pod;
+use crate::kubernetes::pods::Pod;
 
 /// Job 1, created so many seconds ago, with the pod of `pod`.
 fn with_pod(created: i64, pod: Pod) -> World {

@@ -10,8 +10,8 @@ use serde_json::{Value, from_value, json};
 
 use super::world::*;
 use crate::{
-    kubernetes::objects::{Job, Pod},
-    pod::job::STACK_LABEL,
+    kubernetes::{jobs::Job, pods::Pod},
+    pod::metadata::STACK_LABEL,
     sweep::{
         finding::Finding,
         obstacle::Kind,

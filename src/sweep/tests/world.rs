@@ -8,13 +8,11 @@ use uuid::Uuid;
 
 use crate::{
     buildkite::job::ScheduledJob,
-    kubernetes::{
-        events::Event,
-        objects::{Job, Pod},
-    },
+    kubernetes::{events::Event, jobs::Job, pods::Pod},
     pod::{
         attempt::{ATTEMPT_LABEL, Attempt, FAILED_ATTEMPTS_ANNOTATION, FIRST_CREATED_ANNOTATION, JOB_ANNOTATION},
-        job::{self, JOB_UUID_LABEL, STACK_LABEL},
+        job,
+        metadata::{JOB_UUID_LABEL, STACK_LABEL},
     },
     stack::{Stack, fixtures},
     sweep::{
