@@ -5,11 +5,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::core::params::PatchParams;
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
 use tower::BoxError;
 
 use crate::{
@@ -214,7 +214,7 @@ impl AgentToken {
 
 /// A hash of the parameter's account, region, name and version, since a field manager has at most 128 characters.
 fn field_manager(source: &str) -> String {
-    format!("{MANAGER}:{}", BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(source)[..12]))
+    format!("{MANAGER}:{}", BASE64_URL_SAFE_NO_PAD.encode(&digest(&SHA256, source.as_bytes()).as_ref()[..12]))
 }
 
 fn hint(code: Option<&str>) -> &'static str {

@@ -6,8 +6,8 @@
 
 mod value;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use http::Uri;
-use sha2::{Digest, Sha256};
 
 use crate::{https::CertificateAuthority, stack::Stack, text::excerpt};
 
@@ -160,8 +160,8 @@ fn setting(variable: &str) -> String {
 
 /// Unique in all of AWS, and so in a Buildkite organization; the same after an update of the stack.
 fn stack_id(stack_name: &str, cluster: &str, namespace: &str) -> String {
-    let digest = Sha256::digest(format!("{stack_name}\n{cluster}\n{namespace}"));
-    format!("{:032x}", u128::from_be_bytes(digest[..16].try_into().unwrap_or_default()))
+    let digest = digest(&SHA256, format!("{stack_name}\n{cluster}\n{namespace}").as_bytes());
+    hex::encode(&digest.as_ref()[..16])
 }
 
 /// Settings for the tests of other rooms.

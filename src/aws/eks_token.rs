@@ -9,41 +9,64 @@ use std::{
 };
 
 use aws_credential_types::Credentials;
-use aws_sigv4::{
-    http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign},
-    sign::v4::SigningParams,
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac::{self, HMAC_SHA256, Key},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use http::{HeaderValue, Request};
+use http::HeaderValue;
+use k8s_openapi::jiff::Timestamp;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use tower::BoxError;
 
 /// How long a token is used. The cluster accepts it for 15 minutes, and asks STS about it only when it first sees it.
 pub const MAX_AGE: Duration = Duration::from_mins(10);
 
-/// As the reference client sets it; the cluster checks the date alone.
-const EXPIRES: Duration = Duration::from_mins(1);
+/// In seconds, as the reference client sets it; the cluster checks the date alone.
+const EXPIRES: u32 = 60;
+
+const ALGORITHM: &str = "AWS4-HMAC-SHA256";
+
+/// What a query has in plain text.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The token for a cluster, signed at `now`; it proves the signer to the region's STS.
+///
+/// The names of the steps are AWS': <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
 pub fn token(credentials: &Credentials, region: &str, cluster: &str, now: SystemTime) -> Result<String, BoxError> {
-    let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", dns_suffix(region));
-    let mut settings = SigningSettings::default();
-    settings.signature_location = SignatureLocation::QueryParams;
-    settings.expires_in = Some(EXPIRES);
-    let identity = credentials.clone().into();
-    let params = SigningParams::builder()
-        .identity(&identity)
-        .region(region)
-        .name("sts")
-        .time(now)
-        .settings(settings)
-        .build()?
-        .into();
-    let headers = [("x-k8s-aws-id", cluster)];
-    let signable = SignableRequest::new("GET", &url, headers.into_iter(), SignableBody::Bytes(&[]))?;
-    let (instructions, _) = sign(signable, &params)?.into_parts();
-    let mut request = Request::get(&url).body(())?;
-    instructions.apply_to_request_http1x(&mut request);
-    Ok(format!("k8s-aws-v1.{}", BASE64_URL_SAFE_NO_PAD.encode(request.uri().to_string())))
+    let time = Timestamp::try_from(now)?.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let date = &time[..8];
+    let scope = format!("{date}/{region}/sts/aws4_request");
+    let host = format!("sts.{region}.{}", dns_suffix(region));
+    let credential = format!("{}/{scope}", credentials.access_key_id());
+    let session_token = credentials.session_token().map(|token| format!("&X-Amz-Security-Token={}", encoded(token)));
+
+    // In the order of the names, so that it is canonical as it is.
+    let query = format!(
+        "Action=GetCallerIdentity&Version=2011-06-15&X-Amz-Algorithm={ALGORITHM}&X-Amz-Credential={}&X-Amz-Date={time}\
+        &X-Amz-Expires={EXPIRES}{}&X-Amz-SignedHeaders=host%3Bx-k8s-aws-id",
+        encoded(&credential),
+        session_token.unwrap_or_default(),
+    );
+    let headers = format!("host:{host}\nx-k8s-aws-id:{cluster}\n\nhost;x-k8s-aws-id");
+    let canonical_request = format!("GET\n/\n{query}\n{headers}\n{}", hash(""));
+    let string_to_sign = format!("{ALGORITHM}\n{time}\n{scope}\n{}", hash(&canonical_request));
+
+    let secret = Key::new(HMAC_SHA256, format!("AWS4{}", credentials.secret_access_key()).as_bytes());
+    let signing_key = [date, region, "sts", "aws4_request"]
+        .into_iter()
+        .fold(secret, |key, part| Key::new(HMAC_SHA256, hmac::sign(&key, part.as_bytes()).as_ref()));
+    let signature = hex::encode(hmac::sign(&signing_key, string_to_sign.as_bytes()));
+    let url = format!("https://{host}/?{query}&X-Amz-Signature={signature}");
+    Ok(format!("k8s-aws-v1.{}", BASE64_URL_SAFE_NO_PAD.encode(url)))
+}
+
+fn encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, RESERVED)
+}
+
+fn hash(text: &str) -> String {
+    hex::encode(digest(&SHA256, text.as_bytes()))
 }
 
 /// The domain of a region's partition: <https://github.com/kubernetes-sigs/aws-iam-authenticator>, `pkg/endpoints`.
@@ -136,9 +159,9 @@ mod tests {
     fn the_known_answer() {
         let expected = "https://sts.eu-west-1.amazonaws.com/?Action=GetCallerIdentity&Version=2011-06-15\
             &X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20260115%2Feu-west-1%2Fsts%2Faws4_request\
-            &X-Amz-Date=20260115T100005Z&X-Amz-Expires=60&X-Amz-SignedHeaders=host%3Bx-k8s-aws-id\
-            &X-Amz-Signature=11207f3a76fd6dc7f8a6e07db764b281f11503cdf60544c49c670810989db47b\
-            &X-Amz-Security-Token=example%2Fsession%2Btoken%3D%3D";
+            &X-Amz-Date=20260115T100005Z&X-Amz-Expires=60&X-Amz-Security-Token=example%2Fsession%2Btoken%3D%3D\
+            &X-Amz-SignedHeaders=host%3Bx-k8s-aws-id\
+            &X-Amz-Signature=11207f3a76fd6dc7f8a6e07db764b281f11503cdf60544c49c670810989db47b";
         let token = token(&credentials(SESSION_TOKEN), REGION, CLUSTER, now()).unwrap();
         assert_eq!(url(&token), expected);
     }
