@@ -355,9 +355,9 @@ mod tests {
         advance(Duration::from_millis(1)).await;
         let began = Instant::now();
         for name in ["a", "b", "c"] {
-            assert_eq!(get(&definitions, name, &api_server).await.unwrap_err().kind(), "Timeout");
+            assert_eq!(get(&definitions, name, &api_server).await.unwrap_err().kind(), "ClusterUnavailable");
         }
-        assert_eq!(began.elapsed().as_secs(), 10);
+        assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
         assert_eq!(image(&definitions, "node", &api_server).await, "node:1");
     }
 

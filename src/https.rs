@@ -1,8 +1,8 @@
 //! The one TLS stack: rustls with aws-lc-rs, HTTP/1.1, for AWS and for the API server alike.
 //!
 //! Neither the SDK's client nor kube's is used. The SDK's reads the system's certificates file by file when it is made, half of
-//! a cold start. kube's repeats requests for minutes, logs every failure, and brings along all other ways to log in to a
-//! cluster, a tenth of the binary.
+//! a cold start. kube's repeats requests for minutes, logs every failure, hands each request to another task, and brings along all
+//! other ways to log in to a cluster, a tenth of the binary.
 
 use std::{cell::RefCell, fs, str::FromStr, sync::Arc, time::Duration};
 

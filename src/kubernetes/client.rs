@@ -2,7 +2,7 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,12 +11,10 @@ use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, USER_AGENT, WARNING},
 };
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use k8s_openapi::jiff::Timestamp;
-use kube::{
-    client::{Body, middleware::BaseUriLayer},
-    core::Status,
-};
-use tower::{BoxError, Service, ServiceBuilder, service_fn};
+use kube::core::Status;
+use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
     aws::eks_token::Signer,
@@ -49,108 +47,80 @@ pub(super) struct Unsigned(#[source] BoxError);
 #[error("the function's clock is {} s {} that of the API server", .0.unsigned_abs(), if *.0 < 0 { "ahead of" } else { "behind" })]
 pub(super) struct WrongClock(i64);
 
-/// On a request: a failure to connect is final, since the API server may be at another endpoint by now.
-#[derive(Clone, Copy)]
-pub(super) struct MayHaveMoved;
-
-/// On a request: where the client puts the headers of its answer.
-#[derive(Clone, Default)]
-pub(super) struct Headers(Arc<Mutex<HeaderMap>>);
-
-impl Headers {
-    fn set(&self, headers: &HeaderMap) {
-        headers.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Has the answer to a request leave them here.
-    pub(super) fn of<E>(&self, request: Result<Request<Vec<u8>>, E>) -> Result<Request<Vec<u8>>, E> {
-        request.map(|mut request| {
-            request.extensions_mut().insert(self.clone());
-            request
-        })
-    }
-
-    /// What the API server accepts and finds questionable.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        let headers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        headers.get_all(WARNING).iter().filter_map(|header| warning(header.to_str().ok()?)).collect()
-    }
-
-    /// The API server's clock.
-    pub(super) fn date(&self) -> Option<Timestamp> {
-        https::date(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// A client for one API server. Its requests carry their [`Deadline`] as an extension.
-pub fn connect(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<kube::Client, BoxError> {
-    Ok(over(https::client(authority, Plain::Refused)?, endpoint, signer))
-}
-
-/// The same over any HTTP service, such as a test's.
-pub fn over<H, B>(http: H, endpoint: &Uri, signer: Signer) -> kube::Client
-where
-    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send>,
-    H: Clone + Send + Sync + 'static,
-    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
-{
-    let (signer, quiet) = (Arc::new(signer), Quiet::default());
-    let service = ServiceBuilder::new()
-        .layer(BaseUriLayer::new(endpoint.clone()))
-        .service(service_fn(move |request| send(http.clone(), Arc::clone(&signer), quiet.clone(), request)));
-    // Every request has its namespace in its path.
-    kube::Client::new(service, "")
-}
-
-/// Repeats are safe: a Job has its name, and a Secret is applied. A 401 is repeated once with a new token: the API server may have
-/// forgotten ours, or its clock may be ahead.
-async fn send<H, B>(
-    http: H,
+/// A client of one API server. Clones share its connections and its token.
+#[derive(Clone)]
+pub struct Client {
+    http: BoxCloneSyncService<Request<Full<Bytes>>, Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>,
+    endpoint: Uri,
     signer: Arc<Signer>,
     quiet: Quiet,
-    request: Request<Body>,
-) -> Result<Response<Body>, BoxError>
-where
-    H: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>> + Clone,
-    B: http_body::Body<Error: Into<BoxError>>,
-{
-    let deadline = *request.extensions().get::<Deadline>().ok_or("the request has no deadline")?;
-    let (mut parts, body) = request.into_parts();
-    let body = body.collect_bytes().await?;
-    parts.headers.insert(USER_AGENT, HeaderValue::from_static(https::AGENT));
-    let may_have_moved = parts.extensions.remove::<MayHaveMoved>().is_some();
-    let headers = parts.extensions.remove::<Headers>();
-    let mut token_is_new = false;
-    loop {
-        let attempt = |time| {
-            let mut request = Request::from_parts(parts.clone(), Body::from(body.clone()));
-            let (http, signer) = (http.clone(), Arc::clone(&signer));
-            async move {
-                let authorization = signer.authorization(clock::wall());
+}
+
+impl Client {
+    /// Trusts `authority` alone. No request yet.
+    pub fn new(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<Self, BoxError> {
+        Ok(Self::over(https::client(authority, Plain::Refused)?, endpoint, signer))
+    }
+
+    /// The same over any HTTP service, such as a test's.
+    pub fn over<H, B>(http: H, endpoint: &Uri, signer: Signer) -> Self
+    where
+        H: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>,
+        H: Clone + Send + Sync + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let http = http.map_response(|response| response.map(|body| body.map_err(Into::into).boxed_unsync()));
+        Self {
+            http: BoxCloneSyncService::new(http.map_err(Into::into)),
+            endpoint: endpoint.clone(),
+            signer: Arc::new(signer),
+            quiet: Quiet::default(),
+        }
+    }
+
+    /// The answer to a request for a path, whatever its status.
+    ///
+    /// Repeats are safe: a Job has its name, and a Secret is applied. A 401 is repeated once with a new token: the API server may have
+    /// forgotten ours, or its clock may be ahead. If the API server `may_have_moved`, a failure to connect is final.
+    pub(super) async fn send(
+        &self,
+        request: Request<Vec<u8>>,
+        may_have_moved: bool,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, BoxError> {
+        let (mut parts, body) = request.map(Bytes::from).into_parts();
+        let mut uri = self.endpoint.clone().into_parts();
+        uri.path_and_query = parts.uri.into_parts().path_and_query;
+        parts.uri = Uri::from_parts(uri)?;
+        parts.headers.insert(USER_AGENT, HeaderValue::from_static(https::AGENT));
+        let mut token_is_new = false;
+        loop {
+            let attempt = async |time| {
+                let mut request = Request::from_parts(parts.clone(), Full::new(body.clone()));
+                let authorization = self.signer.authorization(clock::wall());
                 let authorization = authorization.map_err(|error| Final(Unsigned(error).into()))?;
                 request.headers_mut().insert(AUTHORIZATION, authorization);
-                https::send(http, request, time).await.map_err(|error| match error {
+                https::send(self.http.clone(), request, time).await.map_err(|error| match error {
                     error if may_have_moved && https::is_connect(&error) => Final(error).into(),
                     error => error,
                 })
-            }
-        };
-        let response = retry::send(&API, &quiet, deadline, attempt).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            if let Some(headers) = &headers {
-                headers.set(response.headers());
-            }
-            return Ok(response.map(Body::from));
-        }
-        if mem::replace(&mut token_is_new, true) {
-            return match wrong_clock(response.headers(), clock::wall()) {
-                Some(wrong) => Err(wrong.into()),
-                None => Ok(response.map(Body::from)),
             };
+            let response = retry::send(&API, &self.quiet, deadline, attempt).await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            if mem::replace(&mut token_is_new, true) {
+                return wrong_clock(response.headers(), clock::wall()).map_or(Ok(response), |wrong| Err(wrong.into()));
+            }
+            tracing::debug!("the API server refuses the EKS token; retry with a new one");
+            self.signer.expire();
         }
-        tracing::debug!("the API server refuses the EKS token; retry with a new one");
-        signer.expire();
     }
+}
+
+/// What the API server accepts and finds questionable.
+pub(super) fn warnings(headers: &HeaderMap) -> Vec<String> {
+    headers.get_all(WARNING).iter().filter_map(|header| warning(header.to_str().ok()?)).collect()
 }
 
 /// Two writers met at an object that the API server updates beside ours, such as a `ResourceQuota`. A conflict of field managers, and
@@ -191,8 +161,11 @@ fn wrong_clock(headers: &HeaderMap, now: SystemTime) -> Option<WrongClock> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use aws_credential_types::Credentials;
     use http::header::DATE;
+    use tower::service_fn;
 
     use super::*;
 
@@ -200,20 +173,20 @@ mod tests {
     async fn refused(date: Option<&'static str>) -> (Result<StatusCode, BoxError>, Vec<HeaderValue>) {
         let tokens = Arc::new(Mutex::new(Vec::new()));
         let sent = Arc::clone(&tokens);
-        let server = service_fn(move |request: Request<Body>| {
+        let server = service_fn(move |request: Request<Full<Bytes>>| {
             let token = request.headers()[AUTHORIZATION].clone();
             sent.lock().unwrap_or_else(PoisonError::into_inner).push(token);
             let response = Response::builder().status(401);
             let response = date.into_iter().fold(response, |response, date| response.header(DATE, date));
-            async move { Ok::<_, BoxError>(response.body(Body::empty()).unwrap()) }
+            async move { Ok::<_, BoxError>(response.body(Full::<Bytes>::default()).unwrap()) }
         });
         let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
-        let signer = Arc::new(Signer::new(credentials, "us-east-1", "example-cluster"));
-        let request =
-            Request::get("/").extension(Deadline::after(Duration::from_secs(30))).body(Body::empty()).unwrap();
-        let answer = send(server, signer, Quiet::default(), request).await.map(|answer| answer.status());
+        let signer = Signer::new(credentials, "us-east-1", "example-cluster");
+        let client = Client::over(server, &Uri::from_static("https://example"), signer);
+        let request = Request::get("/").body(Vec::new()).unwrap();
+        let answer = client.send(request, false, Deadline::after(Duration::from_secs(30))).await;
         let tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (answer, tokens)
+        (answer.map(|answer| answer.status()), tokens)
     }
 
     #[tokio::test]

@@ -8,7 +8,8 @@ use std::{
 };
 
 use aws_credential_types::Credentials;
-use http::{HeaderValue, Request, Uri, header};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Event, Pod, PodTemplate},
@@ -22,12 +23,12 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tower::BoxError;
 use uuid::Uuid;
 
 use super::{
-    client::{self, Headers, MayHaveMoved},
+    client::{Client, warnings},
     error::{Error, role_selector},
     events, jobs,
     list::Listed,
@@ -52,7 +53,7 @@ const JOBS_PER_PAGE: u32 = 500;
 /// The cluster and the namespace that this function creates Jobs in.
 #[derive(Clone)]
 pub struct Cluster {
-    client: kube::Client,
+    client: Client,
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) stack_id: String,
@@ -60,7 +61,7 @@ pub struct Cluster {
     pub(super) endpoint: Uri,
     /// Where Jobs are created. Strict: the API server refuses a field that it does not know, and does not drop it. kube's `PostParams`
     /// cannot say that.
-    new_jobs: String,
+    new_jobs: Uri,
     certificate_authority: CertificateAuthority,
     /// When EKS last said so; `None` if the settings do.
     located: Option<Arc<Mutex<Instant>>>,
@@ -69,7 +70,7 @@ pub struct Cluster {
 /// A Job that was created.
 #[derive(Debug, Default)]
 pub struct Created {
-    answer: String,
+    answer: Bytes,
     /// What the API server accepts and finds questionable, such as a pod that `PodSecurity` will refuse.
     pub warnings: Vec<String>,
 }
@@ -77,7 +78,7 @@ pub struct Created {
 impl Created {
     /// As the API server has it, if the answer can be read: the Job is there in any case.
     pub fn job(&self) -> Option<jobs::Job> {
-        serde_json::from_str(&self.answer).ok()
+        serde_json::from_slice(&self.answer).ok()
     }
 }
 
@@ -105,17 +106,19 @@ impl Cluster {
             return Ok(known.clone());
         }
         let signer = Signer::new(credentials.clone(), &config.region, &config.cluster);
-        let client = client::connect(&endpoint, authority.clone(), signer).map_err(Error::Client)?;
+        let client = Client::new(&endpoint, authority.clone(), signer).map_err(Error::Client)?;
         let located = located.then(|| Arc::new(Mutex::new(clock::monotonic())));
         Ok(Self { certificate_authority: authority, located, ..Self::new(client, endpoint, config) })
     }
 
     /// A cluster behind any client, such as a test's.
-    pub fn new(client: kube::Client, endpoint: Uri, config: &Config) -> Self {
+    pub fn new(client: Client, endpoint: Uri, config: &Config) -> Self {
         let jobs = Job::url_path(&(), Some(&config.stack.namespace));
         Self {
             client,
-            new_jobs: format!("{jobs}?fieldValidation=Strict&fieldManager={}", metadata::MANAGER),
+            new_jobs: format!("{jobs}?fieldValidation=Strict&fieldManager={}", metadata::MANAGER)
+                .parse()
+                .expect("a namespace is a part of a path"),
             name: config.cluster.clone(),
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
@@ -153,31 +156,29 @@ impl Cluster {
 
     /// Creates a Job. The answer has no more than its metadata.
     pub async fn create_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
-        self.post_job(job, "", metadata_only, deadline).await
+        self.post_job(job, self.new_jobs.clone(), metadata_only, deadline).await
     }
 
     /// Creates a Job. The answer has all of it, with what admission made of it.
     pub async fn create_whole_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
-        self.post_job(job, "", |request| request, deadline).await
+        self.post_job(job, self.new_jobs.clone(), |request| request, deadline).await
     }
 
     /// Whether the API server would create the Job, and its warnings.
     pub async fn try_job(&self, job: &job::Job<'_>, deadline: Deadline) -> Result<Created, Error> {
-        self.post_job(job, "&dryRun=All", metadata_only, deadline).await
+        self.post_job(job, format!("{}&dryRun=All", self.new_jobs), metadata_only, deadline).await
     }
 
     async fn post_job(
         &self,
         job: &job::Job<'_>,
-        query: &str,
+        uri: impl TryInto<Uri, Error: Into<http::Error>>,
         answer: impl FnOnce(Posted) -> Posted,
         deadline: Deadline,
     ) -> Result<Created, Error> {
-        let request = Request::post(format!("{}{query}", self.new_jobs));
-        let headers = Headers::default();
-        let request = request.header(header::CONTENT_TYPE, "application/json").extension(headers.clone());
-        let answer = self.send(answer(request.body(job.json())), deadline).await?;
-        Ok(Created { answer, warnings: headers.warnings() })
+        let request = Request::post(uri).header(header::CONTENT_TYPE, "application/json");
+        let response = self.send(answer(request.body(job.json())), deadline).await?;
+        Ok(Created { warnings: warnings(response.headers()), answer: response.into_body() })
     }
 
     /// A Job that exists.
@@ -237,28 +238,27 @@ impl Cluster {
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
     ) -> Result<T, Error> {
-        let text = self.send(request, deadline).await?;
-        serde_json::from_str(&text).map_err(|error| self.explain(kube::Error::SerdeError(error)))
+        self.parse(&self.send(request, deadline).await?)
     }
 
+    pub(super) fn parse<T: DeserializeOwned>(&self, response: &Response<Bytes>) -> Result<T, Error> {
+        let garbage = |source| Error::Garbage { endpoint: self.endpoint.clone(), source };
+        serde_json::from_slice(response.body()).map_err(|error| garbage(error.into()))
+    }
+
+    /// The answer, if it is a success.
     pub(super) async fn send(
         &self,
         request: Result<Request<Vec<u8>>, impl Into<BoxError>>,
         deadline: Deadline,
-    ) -> Result<String, Error> {
-        let mut request = request.map_err(|error| Error::Client(error.into()))?;
-        let late = || Error::Timeout { endpoint: self.endpoint.clone() };
+    ) -> Result<Response<Bytes>, Error> {
+        let request = request.map_err(|error| Error::Client(error.into()))?;
         if deadline.left().is_zero() {
-            return Err(late());
+            return Err(Error::Timeout { endpoint: self.endpoint.clone() });
         }
-        request.extensions_mut().insert(deadline);
-        if self.may_have_moved() {
-            request.extensions_mut().insert(MayHaveMoved);
-        }
-        match timeout_at(deadline.instant(), self.client.request_text(request)).await {
-            Ok(answer) => answer.map_err(|error| self.explain(error)),
-            Err(_) => Err(late()),
-        }
+        let response = self.client.send(request, self.may_have_moved(), deadline).await;
+        let response = response.map_err(|error| self.explain_failure(error))?;
+        if response.status().is_success() { Ok(response) } else { Err(self.explain_refusal(&response)) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What went wrong between us and the API server, in words that name the correction.
 
-use http::Uri;
+use bytes::Bytes;
+use http::{Response, Uri};
 use kube::core::Status;
 use tower::BoxError;
 
@@ -28,7 +29,7 @@ pub enum Error {
         "the API server at {endpoint} shows a certificate that is not trusted; compare KubernetesApiServerEndpoint and \
          KubernetesCertificateAuthorityData with the output of `aws eks describe-cluster --name {cluster}`"
     )]
-    Certificate { endpoint: Uri, cluster: String, source: rustls::Error },
+    Certificate { endpoint: Uri, cluster: String, source: Box<rustls::Error> },
     /// No connection, or none that lasted until the answer, in all attempts.
     #[error(
         "cannot reach the API server at {endpoint} (check the endpoint, and that the function's network leads there)"
@@ -39,7 +40,7 @@ pub enum Error {
     Timeout { endpoint: Uri },
     /// Not an answer of an API server.
     #[error("the answer of the API server at {endpoint} cannot be read")]
-    Garbage { endpoint: Uri, source: Box<kube::Error> },
+    Garbage { endpoint: Uri, source: BoxError },
     /// 429 and 5xx in all attempts.
     #[error("the API server cannot serve the request now: {code} {message}")]
     Overloaded { code: u16, message: String },
@@ -144,19 +145,10 @@ pub fn role_selector(job_tokens: bool) -> &'static str {
 }
 
 impl Cluster {
-    pub(super) fn explain(&self, error: kube::Error) -> Error {
-        match error {
-            kube::Error::Api(status) => self.explain_status(status),
-            kube::Error::Service(error) => self.explain_failure(error),
-            kube::Error::HyperError(error) => self.explain_failure(error.into()),
-            error => Error::Garbage { endpoint: self.endpoint.clone(), source: Box::new(error) },
-        }
-    }
-
-    fn explain_failure(&self, error: BoxError) -> Error {
+    pub(super) fn explain_failure(&self, error: BoxError) -> Error {
         let endpoint = self.endpoint.clone();
         if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
-            Error::Certificate { endpoint, cluster: self.name.clone(), source: source.clone() }
+            Error::Certificate { endpoint, cluster: self.name.clone(), source: Box::new(source.clone()) }
         } else if let Some(skew) = cause::<WrongClock>(&*error) {
             Error::WrongClock { cluster: self.name.clone(), skew: skew.to_string() }
         } else if cause::<Unsigned>(&*error).is_some() {
@@ -168,12 +160,19 @@ impl Cluster {
         }
     }
 
-    fn explain_status(&self, mut status: Box<Status>) -> Error {
-        // A proxy before the API server may answer a page, which kube then takes for the message.
+    pub(super) fn explain_refusal(&self, response: &Response<Bytes>) -> Error {
+        // A proxy before the API server may answer a page.
+        let page = || {
+            let text = String::from_utf8_lossy(response.body());
+            Status::failure(text.trim(), "").with_code(response.status().as_u16())
+        };
+        let mut status: Status = serde_json::from_slice(response.body()).unwrap_or_else(|_| page());
         status.message = message(&status.message).into_owned();
         match status.code {
-            // JSON of something else, which kube takes for an empty status.
-            0 => Error::Garbage { endpoint: self.endpoint.clone(), source: Box::new(kube::Error::Api(status)) },
+            0 => {
+                let source = format!("{} with JSON that is not a Status", response.status());
+                Error::Garbage { endpoint: self.endpoint.clone(), source: source.into() }
+            }
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role corrects those.
             403 if status.message.contains(": User \"") && status.message.contains("\" cannot ") => {
@@ -184,7 +183,7 @@ impl Cluster {
                 Error::NoNamespace { namespace: self.namespace.clone() }
             }
             code @ (429 | 500..) => Error::Overloaded { code, message: status.message },
-            _ => Error::Rejected(status),
+            _ => Error::Rejected(Box::new(status)),
         }
     }
 }
@@ -198,7 +197,7 @@ mod tests {
 
     use crate::{deadline::Deadline, kubernetes::fake::ApiServer, text::chain};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_fields_of_an_invalid_object_are_named_and_those_of_another_refusal_are_not() {
         for (code, expected) in [(422, 1), (400, 1), (403, 0), (409, 0)] {
             let causes = json!([{"reason": "FieldValueInvalid", "message": "Invalid value", "field": "spec.a"}]);
@@ -211,7 +210,7 @@ mod tests {
     }
 
     /// The answer of a proxy before the API server.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn json_that_is_not_a_status_is_not_a_refusal() {
         for status in [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE] {
             let cluster = ApiServer::answering(status, json!({"error": "upstream"})).cluster();

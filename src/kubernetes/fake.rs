@@ -8,13 +8,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use aws_credential_types::Credentials;
+use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri};
-use kube::client::Body;
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tower::service_fn;
 
-use super::Cluster;
-use crate::config::fixtures::config;
+use super::{Client, Cluster};
+use crate::{aws::eks_token::Signer, config::fixtures::config};
 
 /// Clones share one record.
 #[derive(Clone, Default)]
@@ -31,6 +33,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
     pub(crate) method: String,
+    /// Path and query.
     pub(crate) uri: String,
     pub(crate) body: Value,
 }
@@ -74,24 +77,28 @@ impl ApiServer {
 
     pub(crate) fn cluster(&self) -> Cluster {
         let server = self.clone();
-        let service = service_fn(move |request: Request<Body>| {
+        let service = service_fn(move |request: Request<Full<Bytes>>| {
             let server = server.clone();
             async move {
                 let (parts, body) = request.into_parts();
-                let body = body.collect_bytes().await.map_err(io::Error::other)?;
+                let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
-                let sent = Sent { method: parts.method.to_string(), uri: parts.uri.to_string(), body };
+                let uri = parts.uri.path_and_query().unwrap().to_string();
+                let sent = Sent { method: parts.method.to_string(), uri, body };
                 let answer = {
                     let mut state = server.state();
                     state.requests.push(sent);
                     state.answer.clone()
                 };
                 let Some((status, body)) = answer else { return pending().await };
-                let body = Body::from(body.to_string().into_bytes());
+                let body = Full::<Bytes>::from(body.to_string());
                 Ok::<_, io::Error>(Response::builder().status(status).body(body).unwrap())
             }
         });
-        Cluster::new(kube::Client::new(service, "default"), Uri::from_static("https://example"), &config(&[]))
+        let endpoint = Uri::from_static("https://example");
+        let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
+        let signer = Signer::new(credentials, "us-east-1", "example-cluster");
+        Cluster::new(Client::over(service, &endpoint, signer), endpoint, &config(&[]))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

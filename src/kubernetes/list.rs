@@ -7,8 +7,8 @@ use kube::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{client::Headers, cluster::Cluster, error::Error};
-use crate::deadline::Deadline;
+use super::{cluster::Cluster, error::Error};
+use crate::{deadline::Deadline, https::date};
 
 /// A list, all that is needed of it.
 #[derive(Debug)]
@@ -49,10 +49,10 @@ impl Cluster {
         let requests = Request::new(K::url_path(&(), Some(&self.namespace)));
         let mut listed = Listed { items: Vec::new(), now: None };
         loop {
-            let headers = Headers::default();
-            let Page { metadata, items } = self.read(headers.of(requests.list(&page)), deadline).await?;
+            let response = self.send(requests.list(&page), deadline).await?;
+            let Page { metadata, items } = self.parse(&response)?;
             listed.items.extend(items.into_iter().filter(&is_needed));
-            listed.now = listed.now.or_else(|| headers.date());
+            listed.now = listed.now.or_else(|| date(response.headers()));
             match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => return Ok(listed),

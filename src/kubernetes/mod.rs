@@ -11,7 +11,7 @@ mod secrets;
 pub use agent_scheduler_core::kubernetes::{events, jobs, pods};
 
 pub use self::{
-    client::{ATTEMPT_TIMEOUT, over},
+    client::{ATTEMPT_TIMEOUT, Client},
     cluster::{Cluster, Created},
     error::{Error, SUBJECT, role_selector},
     list::Listed,

@@ -18,13 +18,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    client::Headers,
     cluster::{Cluster, metadata_only},
     error::Error,
     jobs,
 };
 use crate::{
     deadline::Deadline,
+    https::date,
     pod::metadata::{QUEUE_LABEL, STACK_LABEL},
 };
 
@@ -71,10 +71,9 @@ impl Cluster {
         struct Version {
             git_version: String,
         }
-        let headers = Headers::default();
-        let request = Request::get("/version").extension(headers.clone()).body(Vec::new());
-        let Version { git_version } = self.read(request, deadline).await?;
-        Ok((git_version, headers.date()))
+        let response = self.send(Request::get("/version").body(Vec::new()), deadline).await?;
+        let Version { git_version } = self.parse(&response)?;
+        Ok((git_version, date(response.headers())))
     }
 
     /// As whom the API server knows the function.

@@ -3,6 +3,7 @@
 //! The requests go through our client, with its signature, its retries and its timeouts, to a service without a socket.
 
 use std::{
+    cell::Cell,
     future::pending,
     io,
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -15,7 +16,7 @@ use agent_scheduler::{
     deadline::Deadline,
     definitions::Definitions,
     https::CertificateAuthority,
-    kubernetes::{Cluster, over},
+    kubernetes::{Client, Cluster},
     pod::job,
     report::Failure,
     scheduler::Error,
@@ -28,11 +29,12 @@ use aws_smithy_runtime_api::client::{
 };
 use aws_smithy_types::body::SdkBody;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, RETRY_AFTER},
 };
-use kube::client::Body;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::{
     runtime,
@@ -50,6 +52,11 @@ const TIME: Duration = Duration::from_secs(58);
 
 /// How long the server takes for each answer.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// Of the request that is being made.
+    static DEADLINE: Cell<Option<Deadline>> = const { Cell::new(None) };
+}
 
 /// `data` is one answer or several, separated by `---`: a status, headers, an empty line, a body; or `reset` or `silence` in place
 /// of an answer. The last one repeats.
@@ -89,7 +96,9 @@ async fn ask(data: &[u8]) {
 /// A different one for each request: that is how the server distinguishes a retry from a new request.
 async fn deadline() -> Deadline {
     advance(Duration::from_millis(1)).await;
-    Deadline::after(TIME)
+    let deadline = Deadline::after(TIME);
+    DEADLINE.set(Some(deadline));
+    deadline
 }
 
 /// Every error has a type of README's table, and a text for the log without the token.
@@ -118,22 +127,22 @@ fn endpoint() -> Uri {
 }
 
 /// A client whose server gives these answers in turn.
-fn client(data: &[u8]) -> kube::Client {
+fn client(data: &[u8]) -> Client {
     let server = Arc::new(Mutex::new(Server { answers: answers(data), last: None }));
-    let service = service_fn(move |request: Request<Body>| {
+    let service = service_fn(move |request: Request<Full<Bytes>>| {
         let answer = server.lock().unwrap_or_else(PoisonError::into_inner).answer(&request);
         async move {
             // An endless list ends at the deadline.
             sleep(ANSWER_TIME).await;
             match answer {
-                Answer::Response(response) => Ok(response.map(Body::from)),
+                Answer::Response(response) => Ok(response.map(Full::<Bytes>::from)),
                 Answer::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
                 Answer::Silence => pending().await,
             }
         }
     });
     let signer = Signer::new(credentials(), "us-east-1", "example-cluster");
-    over(service, &endpoint(), signer)
+    Client::over(service, &endpoint(), signer)
 }
 
 enum Answer {
@@ -162,13 +171,13 @@ struct Answered {
 }
 
 impl Server {
-    fn answer(&mut self, request: &Request<Body>) -> Answer {
+    fn answer(&mut self, request: &Request<Full<Bytes>>) -> Answer {
         assert_eq!(request.uri().host(), endpoint().host(), "{}", request.uri());
         assert!(
             request.headers().get(AUTHORIZATION).is_some_and(HeaderValue::is_sensitive),
             "the request is not signed"
         );
-        let deadline = request.extensions().get::<Deadline>().expect("each request has its deadline").instant();
+        let deadline = DEADLINE.get().expect("each request has its deadline").instant();
         let is_next_page = request.uri().query().is_some_and(|query| query.contains("&continue="));
         let now = Instant::now();
         assert!(now < deadline, "a request {:?} after its deadline", now - deadline);

@@ -4,7 +4,8 @@ use std::{fs, str};
 
 use agent_scheduler::https::{self, CertificateAuthority, Plain};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use kube::client::Body;
+use bytes::Bytes;
+use http_body_util::Full;
 
 use crate::{check_text, config, files};
 
@@ -26,7 +27,7 @@ fn read(value: &str) {
         Ok(authority) => {
             assert!(!authority.0.is_empty());
             assert_eq!(configured.expect("it is valid").certificate_authority.as_ref(), Some(&authority));
-            https::client::<Body>(authority, Plain::Refused).expect("any authority gives a client");
+            https::client::<Full<Bytes>>(authority, Plain::Refused).expect("any authority gives a client");
         }
         // The same as no value.
         Err(_) if value.is_empty() => assert_eq!(configured.expect("it is valid").certificate_authority, None),
