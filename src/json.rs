@@ -65,16 +65,17 @@ impl Writer {
         } else {
             self.begin(name, "\"");
             self.end(text);
-            self.end("\"");
+            self.0.push(b'"');
         }
     }
 
     /// A field whose value follows: an object or a list, which `start` begins.
     pub fn begin(&mut self, name: &str, start: &str) {
         self.separate();
-        for part in ["\"", name, "\":", start] {
-            self.end(part);
-        }
+        self.0.push(b'"');
+        self.end(name);
+        self.0.extend(*b"\":");
+        self.end(start);
     }
 
     /// The end of objects and lists.

@@ -199,16 +199,15 @@ enum Source<'a> {
 }
 
 /// What the agent's container sets. A variable of ours takes the place of the definition's variable of that name, so that what
-/// refers to it still does.
+/// refers to it still does. No definition has a name twice.
 fn env(json: &mut Writer, theirs: &[(String, String)], ours: &[(&str, Source)]) {
-    let place = |ours: &str| theirs.iter().position(|(name, _)| name == ours);
-    for (at, (_, variable)) in theirs.iter().enumerate() {
-        match ours.iter().find(|(name, _)| place(name) == Some(at)) {
+    for (theirs, variable) in theirs {
+        match ours.iter().find(|(name, _)| name == theirs) {
             Some((name, source)) => set(json, name, source),
             None => json.part(variable),
         }
     }
-    for (name, source) in ours.iter().filter(|(name, _)| place(name).is_none()) {
+    for (name, source) in ours.iter().filter(|(ours, _)| theirs.iter().all(|(name, _)| name != ours)) {
         set(json, name, source);
     }
 }

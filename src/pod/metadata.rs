@@ -76,11 +76,12 @@ pub(super) fn labels<'a>(uuid: &'a str, queue: Option<&'a str>, stack: &'a Stack
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
 pub(super) fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
-    let mut annotations = vec![
+    let mut annotations = Vec::with_capacity(9);
+    annotations.extend([
         (DEFINITION_ANNOTATION, definition.into()),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
         ("karpenter.sh/do-not-disrupt", "true".into()),
-    ];
+    ]);
     let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
         ("buildkite.com/branch", &job.branch),
