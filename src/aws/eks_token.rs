@@ -27,7 +27,7 @@ const EXPIRES: u32 = 60;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
-/// What a query has in plain text.
+/// What is encoded in a query: all but RFC 3986's unreserved characters.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The token for a cluster, signed at `now`; it proves the signer to the region's STS.
