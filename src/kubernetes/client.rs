@@ -51,19 +51,19 @@ pub(super) struct WrongClock(i64);
 #[derive(Clone)]
 pub struct Client {
     http: BoxCloneSyncService<Request<Full<Bytes>>, Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>,
-    endpoint: Uri,
+    pub(super) endpoint: Uri,
     signer: Arc<Signer>,
     quiet: Quiet,
 }
 
 impl Client {
     /// Trusts `authority` alone. No request yet.
-    pub fn new(endpoint: &Uri, authority: CertificateAuthority, signer: Signer) -> Result<Self, BoxError> {
+    pub fn new(endpoint: Uri, authority: CertificateAuthority, signer: Signer) -> Result<Self, BoxError> {
         Ok(Self::over(https::client(authority, Plain::Refused)?, endpoint, signer))
     }
 
     /// The same over any HTTP service, such as a test's.
-    pub fn over<H, B>(http: H, endpoint: &Uri, signer: Signer) -> Self
+    pub fn over<H, B>(http: H, endpoint: Uri, signer: Signer) -> Self
     where
         H: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>,
         H: Clone + Send + Sync + 'static,
@@ -72,7 +72,7 @@ impl Client {
         let http = http.map_response(|response| response.map(|body| body.map_err(Into::into).boxed_unsync()));
         Self {
             http: BoxCloneSyncService::new(http.map_err(Into::into)),
-            endpoint: endpoint.clone(),
+            endpoint,
             signer: Arc::new(signer),
             quiet: Quiet::default(),
         }
@@ -182,7 +182,7 @@ mod tests {
         });
         let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
         let signer = Signer::new(credentials, "us-east-1", "example-cluster");
-        let client = Client::over(server, &Uri::from_static("https://example"), signer);
+        let client = Client::over(server, Uri::from_static("https://example"), signer);
         let request = Request::get("/").body(Vec::new()).unwrap();
         let answer = client.send(request, false, Deadline::after(Duration::from_secs(30))).await;
         let tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner).clone();

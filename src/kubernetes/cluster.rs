@@ -58,7 +58,6 @@ pub struct Cluster {
     pub(super) namespace: String,
     pub(super) stack_id: String,
     pub(super) role_selector: &'static str,
-    pub(super) endpoint: Uri,
     /// Where Jobs are created. Strict: the API server refuses a field that it does not know, and does not drop it. kube's `PostParams`
     /// cannot say that.
     new_jobs: Uri,
@@ -106,13 +105,13 @@ impl Cluster {
             return Ok(known.clone());
         }
         let signer = Signer::new(credentials.clone(), &config.region, &config.cluster);
-        let client = Client::new(&endpoint, authority.clone(), signer).map_err(Error::Client)?;
+        let client = Client::new(endpoint, authority.clone(), signer).map_err(Error::Client)?;
         let located = located.then(|| Arc::new(Mutex::new(clock::monotonic())));
-        Ok(Self { certificate_authority: authority, located, ..Self::new(client, endpoint, config) })
+        Ok(Self { certificate_authority: authority, located, ..Self::new(client, config) })
     }
 
     /// A cluster behind any client, such as a test's.
-    pub fn new(client: Client, endpoint: Uri, config: &Config) -> Self {
+    pub fn new(client: Client, config: &Config) -> Self {
         let jobs = Job::url_path(&(), Some(&config.stack.namespace));
         Self {
             client,
@@ -123,7 +122,6 @@ impl Cluster {
             namespace: config.stack.namespace.clone(),
             stack_id: config.stack.id.clone(),
             role_selector: role_selector(config.job_tokens),
-            endpoint,
             certificate_authority: CertificateAuthority(Vec::new()),
             located: None,
         }
@@ -137,11 +135,15 @@ impl Cluster {
 
     /// Whether both are one and the same, found once.
     pub fn is(&self, other: &Self) -> bool {
-        self.is_at(&other.endpoint, &other.certificate_authority)
+        self.is_at(other.endpoint(), &other.certificate_authority)
     }
 
     fn is_at(&self, endpoint: &Uri, authority: &CertificateAuthority) -> bool {
-        self.endpoint == *endpoint && self.certificate_authority == *authority
+        self.endpoint() == endpoint && self.certificate_authority == *authority
+    }
+
+    pub(super) fn endpoint(&self) -> &Uri {
+        &self.client.endpoint
     }
 
     /// The namespace of Jobs and Secret.
@@ -242,7 +244,7 @@ impl Cluster {
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self, response: &Response<Bytes>) -> Result<T, Error> {
-        let garbage = |source| Error::Garbage { endpoint: self.endpoint.clone(), source };
+        let garbage = |source| Error::Garbage { endpoint: self.endpoint().clone(), source };
         serde_json::from_slice(response.body()).map_err(|error| garbage(error.into()))
     }
 
@@ -254,7 +256,7 @@ impl Cluster {
     ) -> Result<Response<Bytes>, Error> {
         let request = request.map_err(|error| Error::Client(error.into()))?;
         if deadline.left().is_zero() {
-            return Err(Error::Timeout { endpoint: self.endpoint.clone() });
+            return Err(Error::Timeout { endpoint: self.endpoint().clone() });
         }
         let response = self.client.send(request, self.may_have_moved(), deadline).await;
         let response = response.map_err(|error| self.explain_failure(error))?;

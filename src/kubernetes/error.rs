@@ -146,7 +146,7 @@ pub fn role_selector(job_tokens: bool) -> &'static str {
 
 impl Cluster {
     pub(super) fn explain_failure(&self, error: BoxError) -> Error {
-        let endpoint = self.endpoint.clone();
+        let endpoint = self.endpoint().clone();
         if let Some(source @ rustls::Error::InvalidCertificate(_)) = cause(&*error) {
             Error::Certificate { endpoint, cluster: self.name.clone(), source: Box::new(source.clone()) }
         } else if let Some(skew) = cause::<WrongClock>(&*error) {
@@ -171,7 +171,7 @@ impl Cluster {
         match status.code {
             0 => {
                 let source = format!("{} with JSON that is not a Status", response.status());
-                Error::Garbage { endpoint: self.endpoint.clone(), source: source.into() }
+                Error::Garbage { endpoint: self.endpoint().clone(), source: source.into() }
             }
             401 => Error::Unauthorized { cluster: self.name.clone() },
             // A quota and an admission webhook answer 403 too, and no role corrects those.

@@ -95,10 +95,9 @@ impl ApiServer {
                 Ok::<_, io::Error>(Response::builder().status(status).body(body).unwrap())
             }
         });
-        let endpoint = Uri::from_static("https://example");
         let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
         let signer = Signer::new(credentials, "us-east-1", "example-cluster");
-        Cluster::new(Client::over(service, &endpoint, signer), endpoint, &config(&[]))
+        Cluster::new(Client::over(service, Uri::from_static("https://example"), signer), &config(&[]))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

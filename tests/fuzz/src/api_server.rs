@@ -69,7 +69,7 @@ pub fn run(data: &[u8]) {
 async fn ask(data: &[u8]) {
     let config = config(&[]).expect("these variables are valid");
     let (job, stack) = (pod_definition::scheduled(), &config.stack);
-    let cluster = || Cluster::new(client(data), endpoint(), &config);
+    let cluster = || Cluster::new(client(data), &config);
     let of_cluster = |error| Error::Cluster(Arc::new(error));
 
     check_error(cluster().pod_templates(deadline().await).await.map_err(of_cluster));
@@ -142,7 +142,7 @@ fn client(data: &[u8]) -> Client {
         }
     });
     let signer = Signer::new(credentials(), "us-east-1", "example-cluster");
-    Client::over(service, &endpoint(), signer)
+    Client::over(service, endpoint(), signer)
 }
 
 enum Answer {
