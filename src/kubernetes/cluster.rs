@@ -244,8 +244,8 @@ impl Cluster {
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self, response: &Response<Bytes>) -> Result<T, Error> {
-        let garbage = |source| Error::Garbage { endpoint: self.endpoint().clone(), source };
-        serde_json::from_slice(response.body()).map_err(|error| garbage(error.into()))
+        serde_json::from_slice(response.body())
+            .map_err(|error| Error::Garbage { endpoint: self.endpoint().clone(), source: error.into() })
     }
 
     /// The answer, if it is a success.

@@ -5,17 +5,6 @@ use serde::Deserialize;
 
 use super::jobs::{Condition, count};
 
-/// Where a pod runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct PodSpec {
-    /// Its node, once it has one.
-    pub node_name: Option<String>,
-    /// How many gates it has. While it has one, the scheduler leaves it.
-    #[serde(deserialize_with = "count")]
-    pub scheduling_gates: usize,
-}
-
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -52,6 +41,17 @@ pub struct OwnerReference {
     pub uid: String,
     /// The owner is the one that made the object.
     pub controller: bool,
+}
+
+/// Where a pod runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Its node, once it has one.
+    pub node_name: Option<String>,
+    /// How many gates it has. While it has one, the scheduler leaves it.
+    #[serde(deserialize_with = "count")]
+    pub scheduling_gates: usize,
 }
 
 /// What the kubelet and the scheduler say of a pod.
