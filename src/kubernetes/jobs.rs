@@ -125,7 +125,14 @@ impl Job {
 
     /// The condition of that type, if it is true.
     pub fn condition(&self, type_: &str) -> Option<&Condition> {
-        self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
+        Condition::find(&self.status.conditions, type_)
+    }
+}
+
+impl Condition {
+    /// The one of that type, if it is true.
+    pub(super) fn find<'a>(conditions: &'a [Self], type_: &str) -> Option<&'a Self> {
+        conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
     }
 }
 

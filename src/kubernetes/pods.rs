@@ -133,7 +133,7 @@ impl Pod {
 
     /// The condition of that type, if it is true.
     pub fn condition(&self, type_: &str) -> Option<&Condition> {
-        self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
+        Condition::find(&self.status.conditions, type_)
     }
 
     /// None of its containers runs any more, or will.

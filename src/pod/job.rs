@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     attempt::{self, Attempt},
     definition::{AGENT, PodDefinition, variable},
-    metadata::{self, Ours},
+    metadata,
 };
 use crate::{
     buildkite::job::ScheduledJob,
@@ -147,8 +147,8 @@ impl Job<'_> {
         let fixed = &definition.fixed;
         let (of_pod, of_job) = (&definition.template()["metadata"], &definition.metadata_of_job);
         let uuid = job.uuid.to_string();
-        let labels = Ours::new(metadata::labels(&uuid, queue, stack, &of_pod["labels"]));
-        let annotations = Ours::new(metadata::annotations(job, &uuid, definition.name(), &of_pod["annotations"]));
+        let labels = metadata::labels(&uuid, queue, stack, &of_pod["labels"]);
+        let annotations = metadata::annotations(job, &uuid, definition.name(), &of_pod["annotations"]);
 
         // Room for any Job of usual length.
         let mut json = Writer::with_capacity(8 * 1024);

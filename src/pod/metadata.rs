@@ -38,10 +38,10 @@ pub(super) struct Ours<'a> {
     json: Vec<u8>,
 }
 
-pub(super) type Field<'a> = (&'static str, Cow<'a, str>);
+type Field<'a> = (&'static str, Cow<'a, str>);
 
 impl<'a> Ours<'a> {
-    pub(super) fn new(fields: Vec<Field<'a>>) -> Self {
+    fn new(fields: Vec<Field<'a>>) -> Self {
         let mut json = Writer::with_capacity(1024);
         for (name, value) in &fields {
             json.text(name, value);
@@ -65,23 +65,22 @@ impl<'a> Ours<'a> {
 }
 
 /// What the definition says itself wins, except for the labels that we find the Job by.
-pub(super) fn labels<'a>(uuid: &'a str, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Vec<Field<'a>> {
+pub(super) fn labels<'a>(uuid: &'a str, queue: Option<&'a str>, stack: &'a Stack, own: &Value) -> Ours<'a> {
     // A queue key may be longer than a label, or end in `-`: then the Job goes without that label.
     let queue = queue.filter(|queue| is_label_value(queue) && own[QUEUE_LABEL].is_null());
     let found_by =
         [(MANAGED_BY_LABEL, MANAGER.into()), (STACK_LABEL, (&*stack.id).into()), (JOB_UUID_LABEL, uuid.into())];
-    found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, queue.into()))).collect()
+    Ours::new(found_by.into_iter().chain(queue.map(|queue| (QUEUE_LABEL, queue.into()))).collect())
 }
 
 /// What leads from the Job back to its build, as far as the event says, and what keeps its node from being removed. What the
 /// definition says itself wins.
-pub(super) fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a str, own: &Value) -> Vec<Field<'a>> {
-    let mut annotations = Vec::with_capacity(9);
-    annotations.extend([
+pub(super) fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a str, own: &Value) -> Ours<'a> {
+    let mut annotations = vec![
         (DEFINITION_ANNOTATION, definition.into()),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false".into()),
         ("karpenter.sh/do-not-disrupt", "true".into()),
-    ]);
+    ];
     let of_event = [
         ("buildkite.com/pipeline", &job.pipeline),
         ("buildkite.com/branch", &job.branch),
@@ -101,7 +100,7 @@ pub(super) fn annotations<'a>(job: &'a ScheduledJob, uuid: &str, definition: &'a
         }
     }
     annotations.retain(|(name, _)| own[*name].is_null());
-    annotations
+    Ours::new(annotations)
 }
 
 fn is_label_value(value: &str) -> bool {

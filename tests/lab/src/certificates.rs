@@ -56,10 +56,11 @@ impl Certificates {
         if !names.contains(&ip.to_string()) {
             names.push(ip.to_string());
         }
-        let root =
-            |name| Authority::self_signed(authority(name), &AUTHORITY_KEY).expect("an authority can sign itself");
+        let root = |name| {
+            Authority::self_signed(authority_params(name), &AUTHORITY_KEY).expect("an authority can sign itself")
+        };
         let authority = root("lab");
-        let intermediate = Authority::signed_by(self::authority("intermediate"), &AUTHORITY_KEY, &authority)
+        let intermediate = Authority::signed_by(authority_params("intermediate"), &AUTHORITY_KEY, &authority)
             .expect("an authority can sign another");
         Self { other: root("other"), authority, intermediate, names, ca_file: OnceLock::new() }
     }
@@ -149,7 +150,7 @@ fn params(names: Vec<String>) -> CertificateParams {
     params
 }
 
-fn authority(name: &str) -> CertificateParams {
+fn authority_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, format!("{name} authority {}", Uuid::new_v4()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
